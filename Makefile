@@ -1,0 +1,44 @@
+# make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate
+# make test        set up, run the tests (make test-slow: the long ones too)
+# make lint        ruff
+# make clean       remove the virtual environment and the caches (runs/ stays)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS ?= dev
+
+.PHONY: demo test test-slow lint setup clean
+
+demo: setup
+	@$(BIN)/python -m train configs/shapes.py all --run demo $(DEMO)
+	@$(BIN)/dalle2 evaluate runs/demo
+	@echo
+	@echo "Look at runs/demo/samples.png. Then draw what you like:"
+	@echo "  $(BIN)/dalle2 generate runs/demo \"a large purple cross on a white background\" --count 4 --out samples"
+	@echo "  $(BIN)/dalle2 describe runs/demo"
+	@echo "  $(BIN)/python -m train describe configs/shapes.py"
+
+test: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/python -m pytest -m "not slow" -q --durations=8
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow -q --durations=8
+
+lint: setup
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "make: there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12 demo" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -c 'import platform; print(platform.python_version())'); Python 3.11 or newer is needed: make PYTHON=python3.12 demo" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@started=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(EXTRAS)]" && echo "set up in $$(( $$(date +%s) - started )) s"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache

@@ -1,0 +1,30 @@
+"""What a trained stage on disk is, and reading and writing it.
+
+    runs/NAME/STAGE/
+        stage.json              what the stage is: module and fields, process, tokenizer, data, versions (`stage`)
+        checkpoints/<step>/     orbax: params, ema, optimizer, progress; iterator.json; CHECKSUMS (`store`)
+        samples/, metrics.jsonl, events...
+
+The folder is self-contained: `load_stage` needs no config file and reads no optimizer state. orbax is imported when a
+checkpoint is read or written, not before.
+"""
+
+from dalle2_jax.checkpoint.errors import CheckpointError
+from dalle2_jax.checkpoint.rebuild import rebuild, to_json
+from dalle2_jax.checkpoint.stage import LoadedStage, load_params, load_stage, read_stage, write_stage
+from dalle2_jax.checkpoint.store import CheckpointWriter, Restored, checkpoint_steps, restore_latest
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointWriter",
+    "LoadedStage",
+    "Restored",
+    "checkpoint_steps",
+    "load_params",
+    "load_stage",
+    "read_stage",
+    "rebuild",
+    "restore_latest",
+    "to_json",
+    "write_stage",
+]

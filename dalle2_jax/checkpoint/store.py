@@ -1,0 +1,262 @@
+"""A stage's checkpoints: written by orbax in the background, checked when they are read.
+
+A training state is a plain dict. Each of its entries that is a tree (`params`, `ema`, `optimizer`) becomes a part of
+its own on disk, so that a later stage reads the EMA alone; its bare arrays (`step`, `key`, ...) go together into
+`progress`.
+"""
+
+import json
+import logging
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle2_jax.checkpoint.errors import CheckpointError
+from dalle2_jax.checkpoint.files import CHECKSUMS, read_json, verify, write_atomically, write_checksums
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoints"
+EXTRAS = "extras.json"
+PROGRESS = "progress"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `restore_latest` found, with one sentence for each damaged checkpoint that it passed over."""
+
+    step: int
+    state: dict[str, Any]
+    iterator: Any
+    metadata: dict[str, Any]
+    damaged: tuple[str, ...]
+
+
+def checkpoint_steps(stage_dir: str | Path) -> list[int]:
+    """The steps of the finished checkpoints in a stage's folder, oldest first; damage is not looked for."""
+    directory = Path(stage_dir) / CHECKPOINTS
+    if not directory.is_dir():
+        return []
+    return sorted(
+        int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / CHECKSUMS).is_file()
+    )
+
+
+def checkpoint_path(stage_dir: str | Path, step: int) -> Path:
+    """The folder of the checkpoint of one step."""
+    return Path(stage_dir) / CHECKPOINTS / str(step)
+
+
+class CheckpointWriter:
+    """Writes checkpoints in the background and keeps the last `keep`.
+
+    It is a context manager, because a save that nobody waits for is lost when the program ends:
+
+        with CheckpointWriter(stage_dir) as writer:
+            writer.save(step, state, iterator=iterator.get_state(), metadata={"seconds": 12.0})
+
+    `save` returns as soon as the arrays are copied from the devices, so the state may be donated to the next step at
+    once.
+    """
+
+    def __init__(self, stage_dir: str | Path, keep: int = 2):
+        if keep < 1:
+            raise ValueError(f"at least one checkpoint has to be kept, not {keep}")
+        # Here and not at the first save, which would hold up training for a second.
+        from orbax.checkpoint import v1  # noqa: F401
+
+        self.stage_dir, self.keep = Path(stage_dir).resolve(), keep
+        self.directory = self.stage_dir / CHECKPOINTS
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+        if jax.process_index() == 0:
+            self._remove_unfinished()
+
+    def _remove_unfinished(self) -> None:
+        for path in sorted(self.directory.iterdir()):
+            if path.is_dir() and not (path / CHECKSUMS).is_file() and not path.name.endswith(".damaged"):
+                logger.warning("removing %s, a save that was interrupted", path)
+                shutil.rmtree(path)
+
+    def save(
+        self, step: int, state: dict[str, Any], iterator: Any = None, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Starts to save; waits first for a save that is still under way, and raises what that one raised.
+
+        Args:
+            state: a dict of arrays and trees of arrays, sharded as they are.
+            iterator: JSON, the data iterator's state; every process passes its own.
+            metadata: JSON.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        path = self.directory / str(step)
+        if jax.process_index() == 0 and path.exists():
+            _remove(path)
+        extras = {"step": step, "iterators": _gather_json(iterator), "metadata": metadata or {}}
+        response = ocp.save_checkpointables_async(path, _parts(state))
+        self._pending = self._worker.submit(self._finish, path, response, extras)
+
+    def _finish(self, path: Path, response: Any, extras: dict[str, Any]) -> None:
+        response.result()
+        if jax.process_index() != 0:
+            return
+        write_atomically(path / EXTRAS, json.dumps(extras))
+        write_checksums(path)
+        for step in checkpoint_steps(self.stage_dir)[: -self.keep]:
+            _remove(self.directory / str(step))
+
+    def wait(self) -> None:
+        """Returns when the last save is whole on the disk; raises what it raised."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        try:
+            pending.result()
+        except OSError as error:
+            raise CheckpointError(f"a checkpoint could not be written below {self.directory}: {error}") from error
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background thread."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _remove(path: Path) -> None:
+    # Without its checksums it counts as unfinished, whatever interrupts the rest.
+    (path / CHECKSUMS).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def _is_tree(value: Any) -> bool:
+    return not jax.tree_util.all_leaves([value])
+
+
+def _parts(state: dict[str, Any]) -> dict[str, Any]:
+    parts = {name: value for name, value in state.items() if _is_tree(value)}
+    return {**parts, PROGRESS: {name: value for name, value in state.items() if not _is_tree(value)}}
+
+
+def _gather_json(value: Any) -> list[Any]:
+    """Every process's JSON on every process, in the order of the processes."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(text)))
+    padded = np.pad(text, (0, int(lengths.max()) - len(text)))
+    rows = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def restore_latest(stage_dir: str | Path, abstract_state: dict[str, Any]) -> Restored | None:
+    """The newest checkpoint that is whole, or None if there is no finished one.
+
+    Damaged checkpoints are set aside (renamed to `<step>.damaged`) once an older one has been read in their place.
+
+    Args:
+        abstract_state: the state as ShapeDtypeStructs with shardings.
+
+    Raises:
+        CheckpointError: if there are finished checkpoints but every one is damaged, or the state has another structure.
+    """
+    damaged: dict[Path, str] = {}
+    steps = checkpoint_steps(stage_dir)
+    for step in reversed(steps):
+        path = checkpoint_path(stage_dir, step)
+        try:
+            verify(path)
+        except CheckpointError as error:
+            damaged[path] = f"the checkpoint {path} is damaged: {error}"
+            continue
+        state = _load_parts(path, _parts(abstract_state))
+        extras = read_json(path / EXTRAS)
+        _set_aside(damaged)
+        progress = state.pop(PROGRESS)
+        return Restored(
+            step, {**state, **progress}, _own_iterator(path, extras), extras["metadata"], tuple(damaged.values())
+        )
+    if steps:
+        raise CheckpointError(
+            f"{'; '.join(damaged.values())}; no checkpoint is left to fall back to: "
+            f"delete {stage_dir} to train the stage anew"
+        )
+    return None
+
+
+def _own_iterator(path: Path, extras: dict[str, Any]) -> Any:
+    states = extras["iterators"]
+    if len(states) != jax.process_count():
+        raise CheckpointError(
+            f"the checkpoint {path} was written by {len(states)} processes and is read by {jax.process_count()}; "
+            "go on with as many as before"
+        )
+    return states[jax.process_index()]
+
+
+def _set_aside(damaged: dict[Path, str]) -> None:
+    if jax.process_index() != 0:
+        return
+    for path in damaged:
+        target = path.with_name(f"{path.name}.damaged")
+        if target.exists():
+            shutil.rmtree(target)
+        path.rename(target)
+
+
+def _load_parts(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
+    from orbax.checkpoint import v1 as ocp
+
+    try:
+        return ocp.load_checkpointables(path.resolve(), abstract)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"the checkpoint {path} does not hold the state that was asked for: {reason}") from error
+
+
+def load_part(stage_dir: str | Path, name: str) -> tuple[Any, int]:
+    """One part (`"params"`, `"ema"`) of the newest whole checkpoint, and its step; nothing else is read.
+
+    Returns:
+        A tree of numpy arrays, and the checkpoint's step.
+
+    Raises:
+        CheckpointError: if there is no finished checkpoint, or the part is damaged in all of them.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    steps = checkpoint_steps(stage_dir)
+    if not steps:
+        raise CheckpointError(f"{stage_dir} holds no finished checkpoint")
+    damaged = []
+    for step in reversed(steps):
+        path = checkpoint_path(stage_dir, step)
+        try:
+            verify(path, only=(name,))
+        except CheckpointError as error:
+            damaged.append(f"the checkpoint {path} is damaged: {error}")
+            continue
+        for sentence in damaged:
+            logger.warning("%s; using step %d instead", sentence, step)
+        found = ocp.checkpointables_metadata(path.resolve()).metadata
+        if name not in found:
+            raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found[name])
+        return _load_parts(path, {name: abstract})[name], step
+    raise CheckpointError(f"{'; '.join(damaged)}; no checkpoint is left to fall back to")

@@ -1,0 +1,87 @@
+"""CLIP's picture encoder: a vision transformer with a class token and norms before and after the blocks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.layers.transformer import LayerNorm, Transformer
+
+
+class VisionTransformer(nn.Module):
+    """The ViT of CLIP (its paper's section 2.4; OpenAI's clip/model.py).
+
+    Fields:
+      image_size: height and width of the pictures.
+      patch_size: height and width of a patch; must divide `image_size`.
+      width, depth, heads, mlp_ratio, activation, epsilon, remat, dtype, param_dtype: as in `Transformer`.
+      mean, std: per channel, for pictures in [0, 1]; public CLIPs have their own, the default leaves [-1, 1] as it is.
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    epsilon: float = 1e-5
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    remat: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        """Encodes pictures.
+
+        Args:
+          pictures: float `[batch, image_size, image_size, 3]` in [-1, 1].
+
+        Returns:
+          `[batch, width]`, the normalised final state of the class token.
+
+        Raises:
+          ValueError: if the pictures have another size or are not floats, or `patch_size` does not divide `image_size`.
+        """
+        x = self._patches(pictures)
+        init = nn.initializers.normal
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        # A convolution whose stride is its kernel is a matrix product over flattened patches.
+        x = nn.Dense(
+            self.width, use_bias=False, kernel_init=init(x.shape[-1] ** -0.5), name="patch_embedding", **dtypes
+        )(x)
+        position_init = init(self.width**-0.5)
+        class_token = self.param("class_token", position_init, (self.width,), self.param_dtype)
+        positions = self.param("positions", position_init, (x.shape[1] + 1, self.width), self.param_dtype)
+        class_token = jnp.broadcast_to(class_token.astype(x.dtype), (x.shape[0], 1, self.width))
+        x = jnp.concatenate([class_token, x], axis=1) + positions.astype(x.dtype)[None]
+        x = LayerNorm(epsilon=self.epsilon, param_dtype=self.param_dtype, name="norm_before")(x)
+        x = Transformer(
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            mlp_ratio=self.mlp_ratio,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            remat=self.remat,
+            name="transformer",
+            **dtypes,
+        )(x)
+        return LayerNorm(epsilon=self.epsilon, param_dtype=self.param_dtype, name="norm_after")(x[:, 0])
+
+    def _patches(self, pictures: jax.Array) -> jax.Array:
+        """Normalised pictures as `[batch, patches, patch_size * patch_size * 3]`, rows first, channels last."""
+        size, patch = self.image_size, self.patch_size
+        if size % patch:
+            raise ValueError(f"image size {size} does not divide by patch size {patch}; choose a patch size that does")
+        if pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3):
+            raise ValueError(f"CLIP needs pictures [batch, {size}, {size}, 3], got {list(pictures.shape)}; resize them")
+        if not jnp.issubdtype(pictures.dtype, jnp.floating):
+            raise ValueError(f"CLIP needs float pictures in [-1, 1], got {pictures.dtype}; scale them first")
+        mean = jnp.asarray(self.mean, jnp.float32).reshape(1, 1, 1, 3)
+        std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
+        x = (pictures.astype(jnp.float32) * 0.5 + (0.5 - mean)) / std
+        side = size // patch
+        x = x.reshape(-1, side, patch, side, patch, 3)
+        return jnp.swapaxes(x, 2, 3).reshape(-1, side * side, patch * patch * 3).astype(self.dtype)

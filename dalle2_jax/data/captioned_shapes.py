@@ -1,0 +1,174 @@
+"""The data set `captioned_shapes`, drawn on the spot by a TFDS builder that needs no TensorFlow.
+
+    prepare("data_cache", "one_object")                      # captioned_shapes/one_object/1.0.0 under the folder
+    tfds.data_source("captioned_shapes/one_object", split="train", data_dir="data_cache")
+
+Features: `image` (64 px PNG), `captions` (the full one first, then partial ones), `scene` (JSON of a `Scene`).
+`HELD_OUT_PAIRS` of (shape, color) are shown and named in the split `unseen` and nowhere else. Every example is a
+function of (seed, split, index), and each split runs evenly through all its combinations of shape, color, size and
+background.
+"""
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dalle2_jax.data import scene as scenes
+
+IMAGE_SIZE = 64
+SPLITS = ("train", "validation", "test", "unseen")
+
+
+@dataclasses.dataclass(kw_only=True)
+class CaptionedShapesConfig(tfds.core.BuilderConfig):
+    """`two_objects` is the share of pictures with two objects and a relation; the counts are examples a split."""
+
+    two_objects: float = 0.0
+    train: int = 12000
+    validation: int = 512
+    test: int = 512
+    unseen: int = 256
+    captions: int = 3
+    seed: int = 0
+
+
+CONFIGS = {
+    "one_object": CaptionedShapesConfig(name="one_object", description="One shape near the centre."),
+    "mixed": CaptionedShapesConfig(
+        name="mixed", description="One shape, or two and how they stand to each other.", two_objects=0.5, train=24000
+    ),
+}
+
+
+def configured(config: str, **changes: int) -> CaptionedShapesConfig:
+    """The builder config of that name, or a variant with other counts or seed that is kept in a folder of its own."""
+    if config not in CONFIGS:
+        raise ValueError(f"captioned_shapes has no config {config!r}; it has {', '.join(CONFIGS)}")
+    base = CONFIGS[config]
+    allowed = (*SPLITS, "captions", "seed")
+    for name, value in changes.items():
+        if name not in allowed:
+            raise ValueError(f"captioned_shapes has no setting {name!r}; it has {', '.join(allowed)}")
+        if value < (0 if name == "seed" else 1):
+            raise ValueError(f"captioned_shapes cannot have {name}={value}; use a larger number")
+    changes = {name: changes[name] for name in allowed if name in changes and changes[name] != getattr(base, name)}
+    if not changes:
+        return base
+    suffix = "".join(f"_{name}{value}" for name, value in changes.items())
+    return dataclasses.replace(base, name=config + suffix, **changes)
+
+
+def example(config: CaptionedShapesConfig, split: str, index: int) -> tuple[scenes.Scene, list[str]]:
+    """The scene of one example and its captions, the full one first."""
+    number = SPLITS.index(split)
+    pairs = scenes.HELD_OUT_PAIRS if split == "unseen" else scenes.SEEN_PAIRS
+    rng = np.random.default_rng((config.seed, number, 0, index))
+    # Blocks of all combinations, each block in its own order.
+    combinations = list(itertools.product(pairs, scenes.SIZES, scenes.BACKGROUNDS))
+    block, position = divmod(index, len(combinations))
+    order = np.random.default_rng((config.seed, number, 1, block)).permutation(len(combinations))
+    (shape, color), size, background = combinations[order[position]]
+    if rng.random() < config.two_objects:
+        others = [pair for pair in pairs if pair != (shape, color)]
+        other = (*others[rng.integers(len(others))], scenes.SIZES[rng.integers(len(scenes.SIZES))])
+        relation = scenes.RELATIONS[rng.integers(len(scenes.RELATIONS))]
+        scene = scenes.place_two(rng, background, relation, [(shape, color, size), other])
+    else:
+        scene = scenes.place_one(rng, background, shape, color, size)
+    return scene, [scenes.full_caption(scene), *scenes.partial_captions(rng, scene, config.captions)]
+
+
+def _png(picture: np.ndarray) -> io.BytesIO:
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    file.seek(0)
+    return file
+
+
+class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
+    """Pictures of one or two coloured shapes on a background, captioned by a small grammar."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = list(CONFIGS.values())
+    url_infos = None  # nothing is downloaded; TFDS would import importlib_resources to look for checksums
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                # An encoded file as the value: TFDS would need TensorFlow to encode an array.
+                "image": tfds.features.Image(shape=(IMAGE_SIZE, IMAGE_SIZE, 3), encoding_format="png"),
+                "captions": tfds.features.Sequence(tfds.features.Text()),
+                "scene": tfds.features.Text(),
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str):
+        for index in range(getattr(self.builder_config, split)):
+            scene, captions = example(self.builder_config, split, index)
+            picture = _png(scenes.draw(scene, IMAGE_SIZE))
+            yield index, {"image": picture, "captions": captions, "scene": scene.to_json()}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path):
+    """Lets one process at a time prepare under `folder`, where the system has file locks."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with open(folder / ".captioned_shapes.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Keeps TFDS from speaking of downloads and custom configs."""
+    from tensorflow_datasets.core.utils import tqdm_utils
+
+    shown, logger = getattr(tqdm_utils, "_active", True), logging.getLogger("absl")
+    level = logger.level
+    tqdm_utils.display_progress_bar(False)
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm_utils.display_progress_bar(shown)
+        logger.setLevel(level)
+
+
+def prepare(data_dir: str, config: str = "one_object", **changes: int) -> CaptionedShapes:
+    """The prepared builder; draws the data set under `data_dir` first where it is not there yet.
+
+    `changes` are other counts a split (`train=64`), `captions` or `seed`. What an interrupted preparation left behind
+    is removed. Raises ValueError for an unknown config or setting.
+    """
+    builder_config = configured(config, **changes)
+    root = Path(data_dir).expanduser()
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone(root), _quiet():
+        builder = CaptionedShapes(data_dir=str(root), config=builder_config, file_format="array_record")
+        folder = Path(builder.data_dir)
+        if not (folder / "dataset_info.json").exists():
+            for left in (folder, *folder.parent.glob(f"{folder.name}.incomplete*")):
+                shutil.rmtree(left, ignore_errors=True)
+            total = sum(getattr(builder_config, split) for split in SPLITS)
+            print(f"drawing captioned_shapes/{builder_config.name}: {total} pictures", file=sys.stderr, flush=True)
+            builder.download_and_prepare()
+    return builder

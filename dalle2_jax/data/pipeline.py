@@ -1,0 +1,245 @@
+"""From a data set's name to batches: shuffled ones that can be resumed exactly, and fixed ones for evaluation.
+
+data = Data(name="captioned_shapes", config="one_object")
+tokenizer = Tokenizer.train(all_captions(data, data.train_split), 512, 32)
+batches = train_iterator(data, data.train_split, tokenizer, batch_size=128, seed=0)
+batch = next(batches)   # {"image": uint8 [b, h, w, 3], "tokens": int32 [b, n], "mask": bool [b, n], "index": int32 [b]}
+"""
+
+import dataclasses
+import json
+import os
+import warnings
+
+import numpy as np
+
+from dalle2_jax.data.scene import Scene
+from dalle2_jax.data.source import Source, open_records
+from dalle2_jax.data.transforms import resize
+from dalle2_jax.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which pictures and captions to train on: plain values only, so that a config file says it and a stage records it.
+
+    `config` None is the data set's first. Environment variable DALLE2_DATA_DIR goes before `data_dir`. `image_size`
+    resizes on the host. `cache` decodes a split into memory once; without it pictures are decoded as they are needed.
+    `caption_probability_full` is how often training takes a picture's first caption; otherwise it draws another one.
+    `counts` (train, validation, test, unseen) and `seed` are settings of captioned_shapes alone.
+    """
+
+    name: str = "captioned_shapes"
+    config: str | None = None
+    data_dir: str = "data_cache"
+    train_split: str = "train"
+    validation_split: str = "validation"
+    test_split: str = "test"
+    unseen_split: str = "unseen"
+    image_size: int | None = None
+    cache: bool = True
+    caption_probability_full: float = 0.5
+    counts: tuple[int, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 <= self.caption_probability_full <= 1:
+            raise ValueError(f"caption_probability_full is {self.caption_probability_full}; it must lie in 0 to 1")
+        if self.counts is not None and len(self.counts) != 4:
+            raise ValueError("counts names four numbers of pictures: train, validation, test, unseen")
+
+    @property
+    def folder(self) -> str:
+        return os.environ.get("DALLE2_DATA_DIR") or self.data_dir
+
+
+def open_source(data: Data, split: str) -> Source:
+    """The examples of one split, in a fixed order; draws captioned_shapes on its first use.
+
+    Raises ValueError, naming what there is, for a data set, config or split that does not exist.
+    """
+    changes = {}
+    if data.name == "captioned_shapes":
+        counts = data.counts or ()
+        changes = dict(zip(("train", "validation", "test", "unseen"), counts, strict=False))
+        changes["seed"] = data.seed
+    opened = open_records(data.name, data.config, split, data.folder, changes)
+    return Source(data.name, split, *opened, image_size=data.image_size, cache=data.cache)
+
+
+def all_captions(data: Data, split: str, source: Source | None = None) -> list[str]:
+    """Every caption of a split, for training a tokenizer."""
+    source = source or open_source(data, split)
+    return [caption for captions in source.captions() for caption in captions]
+
+
+def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """As `Tokenizer.encode`, but with one warning for all the captions that are too long."""
+    with warnings.catch_warnings(record=True) as cut:
+        warnings.simplefilter("always")
+        tokens, mask = tokenizer.encode(captions)
+    if cut:
+        longer = f"{len(cut)} of {len(captions)} captions are longer than {tokenizer.context_length} tokens and are cut"
+        warnings.warn(longer, stacklevel=3)
+    return tokens, mask
+
+
+class _Gather:
+    """Turns {"index", "draws"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, image_size: int | None, full: float):
+        self.source, self.tokenizer, self.image_size, self.full = source, tokenizer, image_size, full
+        if not source.cache:
+            return
+        self.pictures = source.pictures() if image_size is None else resize(source.pictures(), image_size)
+        captions = source.captions()
+        numbers: dict[str, int] = {}
+        flat = [numbers.setdefault(caption, len(numbers)) for group in captions for caption in group]
+        self.caption = np.asarray(flat, np.int32)  # of each (picture, caption), its number among the distinct ones
+        self.count = np.asarray([len(group) for group in captions])
+        self.start = np.cumsum(self.count) - self.count
+        self.tokens, self.mask = _encode(tokenizer, list(numbers))
+
+    def _choose(self, draws: np.ndarray, count: np.ndarray) -> np.ndarray:
+        others = 1 + np.floor(draws[:, 1] * (count - 1)).astype(np.int64)
+        return np.where((draws[:, 0] < self.full) | (count == 1), 0, others)
+
+    def __call__(self, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        index, draws = drawn["index"], drawn["draws"]
+        if self.source.cache:
+            caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
+            image, tokens, mask = self.pictures[index], self.tokens[caption], self.mask[caption]
+        else:
+            image, captions = self.source.examples(index)
+            image = image if self.image_size is None else resize(image, self.image_size)
+            chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tokens, mask = self.tokenizer.encode([group[i] for group, i in zip(captions, chosen, strict=True)])
+        return {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
+
+
+class TrainIterator:
+    """Endless batches; `set_state` of what `get_state` gave (JSON-able) goes on exactly, in any process."""
+
+    def __init__(self, batches, examples: int):
+        self._batches, self._examples = iter(batches), examples
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._batches)
+
+    def get_state(self) -> dict:
+        return {"examples": self._examples, "position": json.loads(json.dumps(self._batches.get_state()))}
+
+    def set_state(self, state: dict) -> None:
+        if state.get("examples") != self._examples:
+            raise ValueError(
+                f"the saved position is of a split of {state.get('examples')} pictures, this one has {self._examples}"
+            )
+        self._batches.set_state(state["position"])
+
+    def close(self) -> None:
+        if hasattr(self._batches, "close"):
+            self._batches.close()
+
+
+def train_iterator(
+    data: Data,
+    split: str,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    image_size: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    source: Source | None = None,
+) -> TrainIterator:
+    """Shuffled batches without end: {"image" uint8, "tokens" int32, "mask" bool, "index" int32}.
+
+    `batch_size` is that of all processes together; each gets every `process_count`-th row of the same batch, so that
+    what is learned does not depend on how many there are. Raises ValueError for a batch larger than the split or one
+    that does not divide by the processes. `source` spares opening the split again.
+    """
+    import grain
+
+    source = source or open_source(data, split)
+    if batch_size > len(source):
+        raise ValueError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} pictures")
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
+    mine = slice(process_index, None, process_count)
+
+    def draw(number: int, index: np.ndarray) -> dict[str, np.ndarray]:
+        draws = np.random.default_rng((seed, number)).random((batch_size, 2))
+        return {"index": np.asarray(index)[mine], "draws": draws[mine]}
+
+    gather = _Gather(source, tokenizer, image_size, data.caption_probability_full)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    batches = order.batch(batch_size, drop_remainder=True).map_with_index(draw).map(gather)
+    options = grain.ReadOptions(num_threads=1 if source.cache else 8, prefetch_buffer_size=4 if source.cache else 8)
+    return TrainIterator(batches.to_iter_dataset(options), len(source))
+
+
+def evaluation_batches(
+    data: Data,
+    split: str,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    count: int | None = None,
+    *,
+    image_size: int | None = None,
+    with_captions: bool = False,
+    with_scenes: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+    source: Source | None = None,
+) -> list[dict]:
+    """The first `count` examples of a split (all by default) with their full captions, in fixed batches.
+
+    The last batch is smaller where `batch_size` does not divide `count`. `with_captions` adds "captions" (list of str)
+    and `with_scenes` "scenes" (list of `Scene`) to each batch. Raises ValueError where the split has fewer examples.
+    """
+    source = source or open_source(data, split)
+    count = len(source) if count is None else count
+    if not 1 <= count <= len(source):
+        raise ValueError(f"{count} examples are asked of {data.name} ({split}), which has {len(source)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    batches = []
+    for start in range(0, count, batch_size):
+        index = np.arange(start, min(start + batch_size, count))[process_index::process_count]
+        image, captions = source.examples(index)
+        captions = [group[0] for group in captions]
+        tokens, mask = _encode(tokenizer, captions)
+        image = image if image_size is None else resize(image, image_size)
+        batch = {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
+        if with_captions:
+            batch["captions"] = captions
+        if with_scenes:
+            batch["scenes"] = source.scenes(index)
+        batches.append(batch)
+    return batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Pictures uint8 [n, h, w, 3] with their full captions, and their scenes where the data set records them."""
+
+    pictures: np.ndarray
+    captions: list[str]
+    scenes: list[Scene] | None
+
+
+def evaluation_examples(data: Data, split: str, count: int, *, source: Source | None = None) -> Examples:
+    """The first `count` examples of a split (all, where it has fewer), untokenized.
+
+    Splits of captioned_shapes run evenly through their combinations, so these do too.
+    """
+    source = source or open_source(data, split)
+    index = range(min(count, len(source)))
+    pictures, captions = source.examples(index)
+    scenes = source.scenes(index) if source.has_scenes else None
+    return Examples(pictures, [group[0] for group in captions], scenes)

@@ -1,0 +1,146 @@
+"""Random access to the pictures and captions of one split of any TFDS builder, without TensorFlow."""
+
+import difflib
+import functools
+import io
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from dalle2_jax.data.scene import Scene
+from dalle2_jax.data.transforms import resize, to_square_rgb
+
+CAPTION_NAMES = ("captions", "caption", "text", "label")
+
+
+class Source:
+    """The examples of one split; made by `dalle2_jax.data.open_source`.
+
+    `records` is a TFDS data source whose pictures are left encoded, `image` the picture's feature, `caption` the
+    feature that captions come from, and `class_names` its classes where that is a label. With `cache` everything is
+    decoded into memory at first use.
+    """
+
+    def __init__(self, name, split, records, image, caption, class_names=None, image_size=None, cache=True):
+        self.name, self.split, self.image_size, self.cache = name, split, image_size, cache
+        self._records, self._image, self._caption, self._class_names = records, image, caption, class_names
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def has_scenes(self) -> bool:
+        return self.name == "captioned_shapes"
+
+    def _decode(self, record) -> np.ndarray:
+        from PIL import Image
+
+        picture = Image.open(io.BytesIO(record[self._image]))
+        if picture.mode not in ("L", "RGB", "RGBA"):
+            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        picture = to_square_rgb(np.asarray(picture))
+        return picture if self.image_size is None else resize(picture[None], self.image_size)[0]
+
+    def _texts(self, record) -> tuple[str, ...]:
+        value = record[self._caption]
+        if self._class_names is not None:
+            return (self._class_names[int(value)].replace("_", " "),)
+        if isinstance(value, dict):
+            value = value["text"]
+        texts = [value] if isinstance(value, bytes | str) else list(value)
+        texts = [item["text"] if isinstance(item, dict) else item for item in texts]
+        texts = [item.decode() if isinstance(item, bytes) else str(item) for item in texts]
+        texts = tuple(text for text in texts if text.strip())
+        if not texts:
+            raise ValueError(f"an example of {self.name} ({self.split}) has no caption")
+        return texts
+
+    def _stack(self, records) -> np.ndarray:
+        pictures = [self._decode(record) for record in records]
+        sizes = {picture.shape[0] for picture in pictures}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"the pictures of {self.name} have several sizes ({min(sizes)} to {max(sizes)} px); set data.image_size"
+            )
+        return np.stack(pictures)
+
+    @functools.cached_property
+    def _all(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        pictures, captions = [], []
+        for start in range(0, len(self), 1024):  # keeps few undecoded records at a time
+            records = self._records.__getitems__(list(range(start, min(start + 1024, len(self)))))
+            pictures.append(self._stack(records))
+            captions.extend(self._texts(record) for record in records)
+        return np.concatenate(pictures), captions
+
+    def _fetch(self, indices: Sequence[int]):
+        return self._records.__getitems__([int(i) for i in indices])
+
+    def pictures(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Pictures uint8 [len(indices), h, w, 3], of the whole split by default."""
+        if self.cache:
+            return self._all[0] if indices is None else self._all[0][np.asarray(indices, np.int64)]
+        return self._stack(self._fetch(range(len(self)) if indices is None else indices))
+
+    def captions(self, indices: Sequence[int] | None = None) -> list[tuple[str, ...]]:
+        """The captions of each example, the full one first."""
+        indices = range(len(self)) if indices is None else indices
+        if self.cache:
+            return [self._all[1][int(i)] for i in indices]
+        return [self._texts(record) for record in self._fetch(indices)]
+
+    def examples(self, indices: Sequence[int]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        """`pictures` and `captions` of the same examples, read once."""
+        if self.cache:
+            return self.pictures(indices), self.captions(indices)
+        records = self._fetch(indices)
+        return self._stack(records), [self._texts(record) for record in records]
+
+    def scenes(self, indices: Sequence[int] | None = None) -> list[Scene]:
+        """What is drawn in each picture, for data sets that know it; ValueError for others."""
+        if not self.has_scenes:
+            raise ValueError(f"the data set {self.name} does not record scenes; captioned_shapes does")
+        records = self._fetch(range(len(self)) if indices is None else indices)
+        return [Scene.from_json(record["scene"].decode()) for record in records]
+
+
+def open_records(name: str, config: str | None, split: str, data_dir: str, changes: dict[str, int]):
+    """(TFDS data source with undecoded pictures, image feature, caption feature, class names or None) of one split."""
+    import tensorflow_datasets as tfds
+
+    if name == "captioned_shapes":
+        from dalle2_jax.data.captioned_shapes import prepare
+
+        builder = prepare(data_dir, config or "one_object", **changes)
+    else:
+        builder = _prepared(tfds, name if config is None else f"{name}/{config}", data_dir)
+    if split.split("[")[0] not in builder.info.splits:
+        raise ValueError(f"the data set {name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    features = builder.info.features
+    image = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
+    caption = next((key for key in CAPTION_NAMES if key in features), None)
+    if image is None or caption is None:
+        raise ValueError(
+            f"the data set {name} needs a picture and one of {', '.join(CAPTION_NAMES)}; it has {', '.join(features)}"
+        )
+    class_names = features[caption].names if isinstance(features[caption], tfds.features.ClassLabel) else None
+    records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
+    return records, image, caption, class_names
+
+
+def _prepared(tfds, name: str, data_dir: str):
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name, ["captioned_shapes", *tfds.list_builders()], 3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; captioned_shapes needs no download"
+        raise ValueError(f"there is no data set {name!r}{hint}") from error
+    if not builder.is_prepared():
+        print(f"preparing {name} under {data_dir}", file=sys.stderr, flush=True)
+        try:
+            builder.download_and_prepare()
+        except Exception as error:  # whatever a download or a builder may raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"the data set {name} could not be prepared under {data_dir} ({reason})") from error
+    return builder

@@ -1,0 +1,40 @@
+"""Changes of pictures on the host: to RGB, to a square, to another size."""
+
+import numpy as np
+
+
+def to_square_rgb(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h, w] or [h, w, 1, 3 or 4] to its central square, uint8 [s, s, 3]; what is transparent turns white."""
+    picture = picture[..., None] if picture.ndim == 2 else picture
+    if picture.shape[-1] == 4:
+        alpha = picture[..., 3:].astype(np.float32) / 255
+        picture = np.rint(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    if picture.shape[-1] == 1:
+        picture = picture.repeat(3, axis=-1)
+    height, width, _ = picture.shape
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def resize(pictures: np.ndarray, size: int) -> np.ndarray:
+    """Square pictures uint8 [batch, s, s, 3] to uint8 [batch, size, size, 3].
+
+    By area averaging where `size` divides s, otherwise by Pillow's bicubic filter, which averages when it shrinks.
+    """
+    batch, side = pictures.shape[:2]
+    if side == size:
+        return pictures
+    out = np.empty((batch, size, size, 3), np.uint8)
+    if side % size == 0:
+        factor = side // size
+        area = factor * factor
+        for start in range(0, batch, 256):  # keeps the intermediate sums small
+            blocks = pictures[start : start + 256].reshape(-1, size, factor, size, factor, 3)
+            out[start : start + 256] = (blocks.sum((2, 4), dtype=np.uint32) + area // 2) // area
+        return out
+    from PIL import Image
+
+    for row, picture in enumerate(pictures):
+        out[row] = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+    return out

@@ -1,0 +1,9 @@
+"""From an image embedding, and optionally its caption, to a picture: the decoder and the upsamplers (Sec. 2.1)."""
+
+from dalle2_jax.decoder.blur import gaussian_blur
+from dalle2_jax.decoder.caption import CaptionEncoder
+from dalle2_jax.decoder.decoder import Decoder
+from dalle2_jax.decoder.sample import sample_decoder, sample_upsampler
+from dalle2_jax.decoder.upsampler import Upsampler, random_crop
+
+__all__ = ["CaptionEncoder", "Decoder", "Upsampler", "gaussian_blur", "random_crop", "sample_decoder", "sample_upsampler"]

@@ -1,0 +1,88 @@
+"""Upsamplers: unconditional, convolutions only, trained on crops and run at full size (Sec. 2.1, App. C)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.layers.unet import UNet
+
+RESIZE_METHODS = ("nearest", "bilinear", "bicubic")
+
+
+class Upsampler(nn.Module):
+    """A denoiser of large pictures that sees a small one, resized and concatenated to x_t as in ADM and GLIDE.
+
+    Nothing in it depends on the size: with `attention_resolutions=()` and `middle_attention=False` the U-Net is fully
+    convolutional, and what was trained on crops of a quarter of the width runs on whole pictures.
+
+    Fields:
+        unet: the U-Net; it sees six channels, and gives `unet.out_channels`.
+        resize: how the small picture is brought to x_t's size: "nearest", "bilinear" or "bicubic".
+    """
+
+    unet: UNet
+    resize: str = "bilinear"
+
+    def __call__(
+        self, x_t: jax.Array, timesteps: jax.Array, low_resolution: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Predicts from `x_t` [batch, height, width, 3] and `low_resolution` [batch, height', width', 3] in [-1, 1].
+
+        Returns float32 [batch, height, width, unet.out_channels].
+
+        Raises:
+            ValueError: if `resize` is unknown, the shapes do not fit, or the U-Net refuses the size.
+        """
+        if self.resize not in RESIZE_METHODS:
+            raise ValueError(f"Upsampler.resize must be one of {', '.join(RESIZE_METHODS)}, not {self.resize!r}.")
+        if low_resolution.ndim != 4 or low_resolution.shape[0] != x_t.shape[0]:
+            raise ValueError(
+                f"the upsampler's low_resolution must be [batch, height, width, channels] with the batch of x_t "
+                f"{x_t.shape}, not {low_resolution.shape}."
+            )
+        return self.unet(
+            jnp.concatenate([x_t, self.enlarge(low_resolution, x_t.shape[1:3]).astype(x_t.dtype)], axis=-1),
+            timesteps,
+            deterministic=deterministic,
+        )
+
+    def enlarge(self, low_resolution: jax.Array, size: tuple[int, int]) -> jax.Array:
+        """Resizes [batch, height', width', channels] to `size` (height, width) the way the network sees it."""
+        batch, _, _, channels = low_resolution.shape
+        return jax.image.resize(low_resolution, (batch, *size, channels), self.resize)
+
+
+def random_crop(
+    key: jax.Array, picture: jax.Array, low_resolution: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Cuts the same random square, another for every example, out of a picture and out of its small version.
+
+    `picture` is [batch, height, width, channels], `low_resolution` [batch, height/r, width/r, channels] for a whole r,
+    and `size` the crop's side in pixels of `picture`, a multiple of r (the paper: a quarter of the width). Corners fall
+    on whole pixels of the small picture. Returns ([batch, size, size, channels], [batch, size/r, size/r, channels]) in
+    the dtypes that came. Can be jitted with `size` static.
+
+    Raises:
+        ValueError: if the ratio of the two pictures is not one whole number, or `size` does not fit it or the picture.
+    """
+    batch, height, width, channels = picture.shape
+    low_batch, low_height, low_width, low_channels = low_resolution.shape
+    ratio = height // low_height
+    if low_batch != batch or low_height * ratio != height or low_width * ratio != width:
+        raise ValueError(
+            f"random_crop wants a low_resolution of picture's shape {picture.shape} with height and width divided by "
+            f"one whole number, not {low_resolution.shape}."
+        )
+    if size % ratio or not 0 < size <= min(height, width):
+        raise ValueError(
+            f"random_crop's size must be a multiple of {ratio} and at most {min(height, width)}, not {size}."
+        )
+    low_size = size // ratio
+    limits = jnp.array([low_height - low_size + 1, low_width - low_size + 1])
+    corners = jax.random.randint(key, (batch, 2), 0, limits[None, :])
+
+    def cut(image: jax.Array, corner: jax.Array, side: int) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (side, side, image.shape[-1]))
+
+    pictures = jax.vmap(lambda image, corner: cut(image, corner, size))(picture, corners * ratio)
+    return pictures, jax.vmap(lambda image, corner: cut(image, corner, low_size))(low_resolution, corners)

@@ -1,0 +1,240 @@
+"""The Gaussian diffusion process: q(x_t | x_0), its posterior, and what a network's output says about x_0.
+
+`Process` is a frozen dataclass of plain fields, so it is hashable (a static argument of `jax.jit`), comparable and goes
+to JSON; its tables are float64 numpy, computed on first use, and enter jax as float32. `i` is always an index into the
+chain (`0 .. steps-1`, int32 `[batch]` or a scalar); `timestep_map[i]` is the timestep that a network is shown.
+"""
+
+import dataclasses
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle2_jax.diffusion import schedule as schedules
+
+PREDICTIONS = ("epsilon", "x0", "v")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+
+
+class Prediction(NamedTuple):
+    """What a network's output says about a step, float32 of x_t's shape; mean and variance are p(x_{t-1} | x_t)'s."""
+
+    x_0: jax.Array
+    epsilon: jax.Array
+    mean: jax.Array
+    log_variance: jax.Array
+
+
+def gather(table: np.ndarray, i: jax.Array | int, like: jax.Array) -> jax.Array:
+    """Entries `i` (scalar or [batch]) of a float64 table, as float32 that broadcasts against `like` [batch, ...]."""
+    values = jnp.asarray(table.astype(np.float32))[jnp.asarray(i)]
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim)) if values.ndim else values
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A discrete-time Gaussian diffusion process, and how the network that reverses it is read.
+
+    Attributes:
+      schedule: "cosine" (IDDPM) or "linear" (DDPM).
+      timesteps: T, the length of the process as trained.
+      prediction: what the network predicts: "epsilon" (DDPM), "x0" (the prior of DALL-E 2) or
+        "v" = sqrt(abar) epsilon - sqrt(1 - abar) x_0 (Salimans & Ho 2022).
+      variance: of p(x_{t-1} | x_t): "fixed_small" (beta~), "fixed_large" (beta), or "learned_range" (IDDPM Eq. 15), for
+        which the network's output has twice the channels of x_t, the variance's second.
+      clip: predicted x_0 are clamped to [-clip, clip]; None: they are not.
+      respacing: the part of the timesteps that is visited (`schedule.respace`); None: all.
+    """
+
+    schedule: str = "cosine"
+    timesteps: int = 1000
+    prediction: str = "epsilon"
+    variance: str = "learned_range"
+    clip: float | None = 1.0
+    respacing: str | None = None
+
+    def __post_init__(self):
+        choices = {"schedule": tuple(schedules.SCHEDULES), "prediction": PREDICTIONS, "variance": VARIANCES}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Process.{name} is {getattr(self, name)!r}; it must be one of {allowed}")
+        if isinstance(self.timesteps, bool) or not isinstance(self.timesteps, int) or self.timesteps < 1:
+            raise ValueError(f"Process.timesteps is {self.timesteps!r}; it must be an integer of at least 1")
+        is_number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
+        if self.clip is not None and not (is_number and self.clip > 0):
+            raise ValueError(f"Process.clip is {self.clip!r}; it must be a positive number, or None for no clamp")
+        if self.respacing is not None:
+            schedules.respace(self.respacing, self.timesteps)
+
+    def respaced(self, spec: str | None) -> "Process":
+        """The same process with only the timesteps that `spec` keeps (of the original T); None: all of them."""
+        return dataclasses.replace(self, respacing=spec)
+
+    # Tables: float64 numpy [steps], except timestep_map (int32).
+
+    @cached_property
+    def timestep_map(self) -> np.ndarray:
+        """The original timestep of each step of the chain, int32 [steps], ascending."""
+        kept = range(self.timesteps) if self.respacing is None else schedules.respace(self.respacing, self.timesteps)
+        return np.asarray(kept, np.int32)
+
+    @property
+    def steps(self) -> int:
+        """The length of the chain."""
+        return len(self.timestep_map)
+
+    @cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """abar_i: the share of the variance of x_i that is signal."""
+        return np.cumprod(1 - schedules.betas(self.schedule, self.timesteps))[self.timestep_map]
+
+    @cached_property
+    def alphas_cumprod_previous(self) -> np.ndarray:
+        """abar of the step before, 1 at the first."""
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @cached_property
+    def alphas(self) -> np.ndarray:
+        """alpha_i = abar_i / abar_{i-1}."""
+        return self.alphas_cumprod / self.alphas_cumprod_previous
+
+    @cached_property
+    def betas(self) -> np.ndarray:
+        """beta'_i = 1 - abar_i / abar_{i-1} (IDDPM Eq. 19): the schedule's own betas where nothing is skipped."""
+        return 1 - self.alphas
+
+    @cached_property
+    def sqrt_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_one_minus_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 - self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recip_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 / self.alphas_cumprod)
+
+    @cached_property
+    def sqrt_recipm1_alphas_cumprod(self) -> np.ndarray:
+        return np.sqrt(1 / self.alphas_cumprod - 1)
+
+    @cached_property
+    def posterior_mean_coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """The weights of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0) (DDPM Eq. 7)."""
+        abar, previous = self.alphas_cumprod, self.alphas_cumprod_previous
+        return np.sqrt(previous) * self.betas / (1 - abar), np.sqrt(self.alphas) * (1 - previous) / (1 - abar)
+
+    @cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """beta~_i, the variance of q(x_{t-1} | x_t, x_0) (DDPM Eq. 7); 0 at the first step."""
+        return self.betas * (1 - self.alphas_cumprod_previous) / (1 - self.alphas_cumprod)
+
+    @cached_property
+    def posterior_log_variance(self) -> np.ndarray:
+        """log beta~_i with beta~_0 := beta~_1, so that it is finite (a chain of one step has no beta~_1: beta_0)."""
+        return np.log(self._with_first(self.posterior_variance))
+
+    @cached_property
+    def log_betas(self) -> np.ndarray:
+        return np.log(self.betas)
+
+    @cached_property
+    def fixed_large_log_variance(self) -> np.ndarray:
+        """log beta_i with beta~_1 in the first place, where beta_0 would be poor for the likelihood (DDPM's code)."""
+        return np.log(self._with_first(self.betas))
+
+    def _with_first(self, variances: np.ndarray) -> np.ndarray:
+        first = self.posterior_variance[1] if self.steps > 1 else self.betas[0]
+        return np.append(first, variances[1:])
+
+    # The process, for x of any rank: pictures [batch, height, width, channels] or embeddings [batch, width].
+
+    def original_timesteps(self, i: jax.Array) -> jax.Array:
+        """The timesteps int32 that a network is shown at the steps `i` of the chain."""
+        return jnp.asarray(self.timestep_map)[i]
+
+    def q_sample(self, x_0: jax.Array, i: jax.Array, noise: jax.Array) -> jax.Array:
+        """q(x_t | x_0) = N(sqrt(abar) x_0, (1 - abar) I), drawn with the standard normal `noise` (DDPM Eq. 4)."""
+        x_0, noise = _float32(x_0, noise)
+        signal, sigma = gather(self.sqrt_alphas_cumprod, i, x_0), gather(self.sqrt_one_minus_alphas_cumprod, i, x_0)
+        return signal * x_0 + sigma * noise
+
+    def q_posterior(self, x_0: jax.Array, x_t: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(mean, variance, log variance) of q(x_{t-1} | x_t, x_0) (DDPM Eq. 6-7), each of x_t's shape.
+
+        At the first step the variance is 0 and its logarithm that of the second step.
+        """
+        x_0, x_t = _float32(x_0, x_t)
+        from_x_0, from_x_t = self.posterior_mean_coefficients
+        mean = gather(from_x_0, i, x_t) * x_0 + gather(from_x_t, i, x_t) * x_t
+        variance = jnp.broadcast_to(gather(self.posterior_variance, i, x_t), x_t.shape)
+        return mean, variance, jnp.broadcast_to(gather(self.posterior_log_variance, i, x_t), x_t.shape)
+
+    def target(self, x_0: jax.Array, noise: jax.Array, i: jax.Array) -> jax.Array:
+        """What the network should predict at the step `i`, given x_0 and the noise that `q_sample` added."""
+        x_0, noise = _float32(x_0, noise)
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "x0":
+            return x_0
+        signal, sigma = gather(self.sqrt_alphas_cumprod, i, x_0), gather(self.sqrt_one_minus_alphas_cumprod, i, x_0)
+        return signal * noise - sigma * x_0
+
+    def split(self, output: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """A network's output as float32 (prediction, variance channels or None); ValueError if the shape is wrong."""
+        channels = x_t.shape[-1]
+        expected = 2 * channels if self.variance == "learned_range" else channels
+        if output.shape != (*x_t.shape[:-1], expected):
+            raise ValueError(
+                f"the denoiser returned shape {output.shape} for x_t of shape {x_t.shape}; "
+                f"variance={self.variance!r} needs {expected} channels"
+            )
+        output = output.astype(jnp.float32)
+        if self.variance == "learned_range":
+            return output[..., :channels], output[..., channels:]
+        return output, None
+
+    def predict(self, output: jax.Array, x_t: jax.Array, i: jax.Array) -> Prediction:
+        """Read a network's `output` at x_t: the x_0 it implies (clamped), that x_0's epsilon, and p(x_{t-1} | x_t).
+
+        The mean is q_posterior's at the predicted x_0; epsilon is the one that leads from x_t to the clamped x_0.
+        """
+        (x_t,) = _float32(x_t)
+        prediction, variance_channels = self.split(output, x_t)
+        x_0, epsilon = self._x_0_and_epsilon(prediction, x_t, i)
+        if self.clip is not None:
+            x_0 = jnp.clip(x_0, -self.clip, self.clip)
+            epsilon = self.epsilon_from_x_0(x_0, x_t, i)
+        mean, _, _ = self.q_posterior(x_0, x_t, i)
+        return Prediction(x_0, epsilon, mean, self._log_variance(variance_channels, x_t, i))
+
+    def epsilon_from_x_0(self, x_0: jax.Array, x_t: jax.Array, i: jax.Array) -> jax.Array:
+        """The epsilon that makes x_t of x_0: (x_t - sqrt(abar) x_0) / sqrt(1 - abar)."""
+        signal, sigma = gather(self.sqrt_alphas_cumprod, i, x_t), gather(self.sqrt_one_minus_alphas_cumprod, i, x_t)
+        return (x_t - signal * x_0) / sigma
+
+    def _x_0_and_epsilon(self, prediction: jax.Array, x_t: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self.prediction == "x0":
+            return prediction, self.epsilon_from_x_0(prediction, x_t, i)
+        if self.prediction == "epsilon":
+            scale, noise_scale = self.sqrt_recip_alphas_cumprod, self.sqrt_recipm1_alphas_cumprod
+            return gather(scale, i, x_t) * x_t - gather(noise_scale, i, x_t) * prediction, prediction
+        signal, sigma = gather(self.sqrt_alphas_cumprod, i, x_t), gather(self.sqrt_one_minus_alphas_cumprod, i, x_t)
+        return signal * x_t - sigma * prediction, sigma * x_t + signal * prediction
+
+    def _log_variance(self, variance_channels: jax.Array | None, x_t: jax.Array, i: jax.Array) -> jax.Array:
+        small = gather(self.posterior_log_variance, i, x_t)
+        if self.variance == "learned_range":
+            # IDDPM Eq. 15: interpolate between the bounds in the log domain; outputs in [-1, 1] span them.
+            fraction = (variance_channels + 1) / 2
+            return fraction * gather(self.log_betas, i, x_t) + (1 - fraction) * small
+        log_variance = small if self.variance == "fixed_small" else gather(self.fixed_large_log_variance, i, x_t)
+        return jnp.broadcast_to(log_variance, x_t.shape)
+
+
+def _float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(array).astype(jnp.float32) for array in arrays)

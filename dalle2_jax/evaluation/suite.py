@@ -1,0 +1,148 @@
+"""Everything `dalle2 evaluate` measures of a run on captioned shapes: the oracle, retrieval, the prior, the upsampler.
+
+Each figure is over held-out captions, one picture a caption, from a fixed seed, with no choice among pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle2_jax.data.pipeline import Data, evaluation_examples
+from dalle2_jax.evaluation.oracle import score
+from dalle2_jax.evaluation.prior_suite import prior_suite
+from dalle2_jax.evaluation.retrieval import recall_at
+from dalle2_jax.layers.pictures import resize, to_float, to_uint8
+from dalle2_jax.unclip import DALLE2, Generated
+
+ATTRIBUTES = ("color", "background", "shape", "size", "all")
+Report = dict[str, Any]
+
+
+def psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of uint8 pictures, over the mean squared error of the whole batch."""
+    error = np.mean((pictures.astype(np.float64) - reference.astype(np.float64)) ** 2)
+    return float(10 * np.log10(255.0**2 / max(error, 1e-12)))
+
+
+def oracle_accuracies(pictures: np.ndarray, scenes: list[Any]) -> dict[str, float]:
+    """The oracle's fractions for one-object scenes: colour, background, shape, size, and all four at once."""
+    fractions = score(pictures, scenes)
+    return {name: float(fractions[name]) for name in ATTRIBUTES}
+
+
+def upsampler_against_bicubic(model: DALLE2, key: jax.Array, pictures: np.ndarray) -> dict[str, float]:
+    """PSNR of the whole chain of upsamplers on real small pictures, beside bicubic enlargement of the same."""
+    small = resize(to_float(jnp.asarray(pictures)), model.decoder.info["image_size"])
+    large = np.asarray(to_uint8(resize(to_float(jnp.asarray(pictures)), model.image_size)))
+    bicubic = to_uint8(resize(small, model.image_size, "cubic"))
+    enlarged = small
+    for index in range(len(model.upsamplers)):
+        keys = jax.random.split(jax.random.fold_in(key, index), len(pictures))
+        enlarged = model.upsample(keys, enlarged, index=index)
+    ours, theirs = psnr(np.asarray(to_uint8(enlarged)), large), psnr(np.asarray(bicubic), large)
+    return {"psnr": ours, "psnr_bicubic": theirs, "gain_db": ours - theirs}
+
+
+def evaluate(
+    model: DALLE2,
+    data: Data,
+    *,
+    count: int = 240,
+    unseen_count: int = 192,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Report, dict[str, Any]]:
+    """Measures `model` on `data` (captioned_shapes, one_object); returns the report and what `samples.png` shows.
+
+    The second value holds `examples` (of the test split, with pictures, captions and scenes) and `generated`.
+    `oracle_embedding_only` withholds the caption from the decoder; `oracle_other_embedding` scores those same pictures
+    against other captions of the split, which is drawing from another caption's embedding, and `chance` is what the
+    captions' own attributes share with those.
+    """
+    key = jax.random.key(seed)
+    names = ("test", "embedding_only", "unseen", "upsampler")
+    keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
+    test = evaluation_examples(data, data.test_split, count)
+    unseen = evaluation_examples(data, data.unseen_split, unseen_count)
+    count, unseen_count = len(test.captions), len(unseen.captions)
+
+    say(f"drawing {count} captions of the {data.test_split} split")
+    generated = model.generate(keys["test"], test.captions, return_stages=True)
+    report: Report = {"captions": count, "seed": seed, "oracle": oracle_accuracies(generated.pictures, test.scenes)}
+
+    say(f"drawing {count} captions with the caption withheld from the decoder")
+    embedding_only = model.generate(
+        keys["embedding_only"],
+        test.captions,
+        caption_to_decoder=False,
+        image_embeddings=generated.image_embeddings,
+    )
+    report["oracle_embedding_only"] = oracle_accuracies(embedding_only, test.scenes)
+    order = np.random.default_rng(seed).permutation(count)
+    others = [test.scenes[i] for i in np.roll(order, 1)[np.argsort(order)]]
+    report["oracle_other_embedding"] = oracle_accuracies(embedding_only, others)
+    report["chance"] = _shared_attributes(test.scenes, others)
+
+    say(f"drawing {unseen_count} captions of pairs that no stage has seen")
+    unseen_generated = model.generate(keys["unseen"], unseen.captions, return_stages=True)
+    report["oracle_unseen_pairs"] = oracle_accuracies(unseen_generated.pictures, unseen.scenes)
+    report["captions_unseen_pairs"] = unseen_count
+    report["oracle_real_pictures"] = oracle_accuracies(test.pictures, test.scenes)
+
+    say("measuring retrieval, the prior and the upsampler")
+    true = np.asarray(model.encode_image(test.pictures))
+    text = generated.text_embeddings
+    report["retrieval"] = {**recall_at(true, text, test.captions, 1), **recall_at(true, text, test.captions, 5)}
+    report["prior"] = prior_suite(generated.image_embeddings, true, text)
+    if model.upsamplers:
+        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.pictures[:64])
+    return report, {"test": test, "generated": generated, "unseen": unseen, "unseen_generated": unseen_generated}
+
+
+def _shared_attributes(scenes: list[Any], others: list[Any]) -> dict[str, float]:
+    def attributes(scene: Any) -> dict[str, str]:
+        thing = scene.objects[0]
+        return {"color": thing.color, "background": scene.background, "shape": thing.shape, "size": thing.size}
+
+    pairs = [(attributes(a), attributes(b)) for a, b in zip(scenes, others, strict=True)]
+    shared = {name: float(np.mean([a[name] == b[name] for a, b in pairs])) for name in ATTRIBUTES[:-1]}
+    return {**shared, "all": float(np.mean([a == b for a, b in pairs]))}
+
+
+def format_report(report: Report) -> str:
+    """The report as lines to read."""
+    lines = []
+    for name, title in (
+        ("oracle", f"{report['captions']} test captions"),
+        ("oracle_embedding_only", "caption withheld"),
+        ("oracle_other_embedding", "another's embedding"),
+        ("chance", "(chance for that)"),
+        ("oracle_unseen_pairs", f"{report['captions_unseen_pairs']} unseen pairs"),
+    ):
+        figures = "  ".join(f"{attribute} {report[name][attribute]:.2f}" for attribute in ATTRIBUTES)
+        lines.append(f"{title:>20}  {figures}")
+    retrieval = report["retrieval"]
+    lines.append(
+        f"{'CLIP retrieval':>20}  caption -> picture R@1 {retrieval['text_to_image_r1']:.2f} R@5 "
+        f"{retrieval['text_to_image_r5']:.2f}   picture -> caption R@1 {retrieval['image_to_text_r1']:.2f} R@5 "
+        f"{retrieval['image_to_text_r5']:.2f}"
+    )
+    prior = report["prior"]
+    for name, range_text in prior["healthy_ranges"].items():
+        verdict = "healthy" if prior["healthy"][name] else "NOT healthy"
+        lines.append(f"{'prior ' + name:>30}  {prior[name]:+.3f}  {verdict} (healthy: {range_text})")
+    if "upsampler" in report:
+        figures = report["upsampler"]
+        lines.append(
+            f"{'upsampler':>20}  {figures['psnr']:.1f} dB, bicubic {figures['psnr_bicubic']:.1f} dB, "
+            f"gain {figures['gain_db']:+.1f} dB"
+        )
+    return "\n".join(lines)
+
+
+__all__ = ["Generated", "Report", "evaluate", "format_report", "oracle_accuracies", "psnr", "upsampler_against_bicubic"]

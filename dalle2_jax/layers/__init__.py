@@ -1,0 +1,1 @@
+"""Flax building blocks: attention, transformer, convolution, embedding and the U-Net."""

@@ -1,0 +1,105 @@
+"""Multi-head attention, and the one place where an attention kernel is chosen."""
+
+import functools
+import logging
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+logger = logging.getLogger(__name__)
+
+
+def dot_product_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """softmax(q k / sqrt(head_dim)) v, with the softmax in float32.
+
+    Uses cuDNN's flash attention for bfloat16 and float16 on CUDA where the shapes allow it, and XLA otherwise; each
+    choice is logged once.
+
+    Args:
+      query: `[batch, queries, heads, head_dim]`.
+      key: `[batch, keys, heads, head_dim]`.
+      value: `[batch, keys, heads, head_dim]`.
+      mask: bool, broadcastable to `[batch, heads, queries, keys]`; True means that the query sees the key.
+      is_causal: whether query `i` sees only keys up to `i`, on top of `mask`.
+
+    Returns:
+      `[batch, queries, heads, head_dim]` in the dtype of `value`.
+    """
+    masked = mask is not None
+    implementation = _implementation(str(query.dtype), query.shape[1], key.shape[1], query.shape[-1], masked)
+    if masked and implementation == "cudnn":
+        mask = jnp.broadcast_to(mask, (query.shape[0], mask.shape[1], query.shape[1], key.shape[1]))
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=is_causal, implementation=implementation
+    ).astype(value.dtype)
+
+
+@functools.cache
+def _implementation(dtype: str, queries: int, keys: int, head_dim: int, masked: bool) -> str:
+    allowed = (
+        dtype in ("bfloat16", "float16")
+        and head_dim % 8 == 0
+        and head_dim <= 128
+        # cuDNN takes a mask as a bias, whose backward pass asks for even lengths.
+        and not (masked and (queries % 2 or keys % 2))
+    )
+    name = "cudnn" if allowed and _on_cuda() else "xla"
+    logger.info("attention of %d queries over %d keys, head size %d, %s: %s", queries, keys, head_dim, dtype, name)
+    return name
+
+
+def _on_cuda() -> bool:
+    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
+
+
+class MultiHeadAttention(nn.Module):
+    """Self-attention with one fused projection for queries, keys and values.
+
+    The output of `qkv` is laid out `[3, heads, head_dim]`. Kernels start as in CLIP's code: normal, with a standard
+    deviation of width^-1/2, times `out_scale` for the output projection.
+
+    Fields:
+      heads: number of heads; must divide the width.
+      is_causal: whether position `i` sees only positions up to `i`.
+      out_scale: factor on the initial output kernel (deep stacks shrink their residual branches).
+      dtype: of the computation. param_dtype: of the parameters.
+    """
+
+    heads: int
+    is_causal: bool = False
+    out_scale: float = 1.0
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Attends within `x`.
+
+        Args:
+          x: `[batch, tokens, width]`.
+          mask: bool, broadcastable to `[batch, heads, tokens, tokens]`; True means that the query sees the key.
+
+        Returns:
+          `[batch, tokens, width]`.
+
+        Raises:
+          ValueError: if the width does not divide by `heads`.
+        """
+        batch, tokens, width = x.shape
+        if width % self.heads:
+            raise ValueError(f"width {width} does not divide into {self.heads} heads; choose heads that divide it")
+        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
+        scale = width**-0.5
+        qkv = dense(3 * width, kernel_init=nn.initializers.normal(scale), name="qkv")(x)
+        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
+        y = dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal)
+        y = y.reshape(batch, tokens, width)
+        return dense(width, kernel_init=nn.initializers.normal(scale * self.out_scale), name="out")(y)

@@ -1,0 +1,36 @@
+"""Embeddings of numbers and the normalisation of embeddings: small functions without parameters, all in float32."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def timestep_embedding(timesteps: jax.Array, width: int, max_period: float = 10000.0) -> jax.Array:
+    """Sinusoids of the timesteps, as in DDPM, with GLIDE's layout: all cosines, then all sines.
+
+    Frequency `i` of `width / 2` is `max_period ** (-i / (width / 2))`.
+
+    Args:
+      timesteps: `[batch]`, integer or float.
+      width: size of the embedding, even.
+      max_period: the longest wavelength, over 2 pi.
+
+    Returns:
+      float32 `[batch, width]`.
+
+    Raises:
+      ValueError: if `width` is odd.
+    """
+    if width % 2:
+        raise ValueError(f"a timestep embedding needs an even width, got {width}")
+    half = width // 2
+    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def unit_norm(x: jax.Array) -> jax.Array:
+    """Scales the last axis to length one, in float32; a zero vector stays zero and has a finite gradient."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))

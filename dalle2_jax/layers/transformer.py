@@ -1,0 +1,150 @@
+"""The pre-norm transformer that CLIP, the prior and the decoder's caption encoder share."""
+
+import functools
+
+import flax.linen as nn
+import jax
+
+from dalle2_jax.layers.attention import MultiHeadAttention
+
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis, computed in float32 and returned in float32.
+
+    Fields:
+      epsilon: added to the variance; 1e-5 is PyTorch's, which public weights expect.
+      param_dtype: of scale and bias.
+    """
+
+    epsilon: float = 1e-5
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises `x` `[..., width]`."""
+        x = x.astype("float32")
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype).astype("float32")
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), self.param_dtype).astype("float32")
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt((x * x).mean(axis=-1, keepdims=True) + self.epsilon)
+        shape = (1,) * (x.ndim - 1) + scale.shape
+        return x * scale.reshape(shape) + bias.reshape(shape)
+
+
+class Block(nn.Module):
+    """One layer: x + attention(norm(x)), then x + MLP(norm(x)). Fields are those of `Transformer`, which scans it."""
+
+    heads: int
+    is_causal: bool
+    mlp_ratio: float
+    activation: str
+    epsilon: float
+    dropout: float
+    residual_scale: float
+    deterministic: bool
+    dtype: str
+    param_dtype: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, None]:
+        """Maps `x` `[batch, tokens, width]` to the same shape, under `mask`, broadcastable to the attention's."""
+        width = x.shape[-1]
+        hidden = round(width * self.mlp_ratio)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        norm = functools.partial(LayerNorm, epsilon=self.epsilon, param_dtype=self.param_dtype)
+        drop = functools.partial(nn.Dropout, rate=self.dropout, deterministic=self.deterministic)
+        init = nn.initializers.normal
+
+        y = norm(name="attention_norm")(x).astype(self.dtype)
+        y = MultiHeadAttention(
+            heads=self.heads, is_causal=self.is_causal, out_scale=self.residual_scale, name="attention", **dtypes
+        )(y, mask)
+        x = x + drop(name="attention_dropout")(y)
+
+        y = norm(name="mlp_norm")(x).astype(self.dtype)
+        y = nn.Dense(hidden, kernel_init=init((2 * width) ** -0.5), name="mlp_in", **dtypes)(y)
+        y = ACTIVATIONS[self.activation](y)
+        y = nn.Dense(width, kernel_init=init(width**-0.5 * self.residual_scale), name="mlp_out", **dtypes)(y)
+        x = x + drop(name="mlp_dropout")(y)
+        return x, None
+
+
+class Transformer(nn.Module):
+    """A stack of pre-norm blocks without a final norm, scanned over the layers so that it compiles once.
+
+    The parameters lie stacked under `blocks` with a leading axis of `depth`, with and without `remat`. Initial weights
+    are those of CLIP's code: attention width^-1/2, MLP (2 width)^-1/2, and the outputs of both branches
+    width^-1/2 (2 depth)^-1/2.
+
+    Fields:
+      width, depth, heads: size of the states, number of layers, heads a layer.
+      is_causal: whether position `i` sees only positions up to `i`.
+      mlp_ratio: hidden size of the MLP over the width.
+      activation: "gelu" (exact), "quick_gelu" (OpenAI's CLIP), "gelu_tanh", "relu" or "silu".
+      epsilon: of the layer norms.
+      dropout: rate on the output of both branches.
+      remat: whether a layer's activations are computed again in the backward pass.
+      dtype: of the computation. param_dtype: of the parameters. Norms and softmax are float32.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    is_causal: bool = False
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    epsilon: float = 1e-5
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
+        """Runs the stack.
+
+        Args:
+          x: `[batch, tokens, width]`.
+          mask: bool `[batch, tokens]`, True for the tokens that may be attended to.
+          deterministic: False turns dropout on; it then needs the `dropout` key.
+
+        Returns:
+          `[batch, tokens, width]` in `dtype`.
+
+        Raises:
+          ValueError: if `x` is not of `width`, `width` does not divide by `heads`, or `activation` is unknown.
+        """
+        if x.shape[-1] != self.width:
+            raise ValueError(f"a transformer of width {self.width} got states of width {x.shape[-1]}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+        )(
+            heads=self.heads,
+            is_causal=self.is_causal,
+            mlp_ratio=self.mlp_ratio,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            dropout=self.dropout,
+            residual_scale=(2 * self.depth) ** -0.5,
+            deterministic=deterministic,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="blocks",
+        )
+        x, _ = blocks(x.astype(self.dtype), None if mask is None else mask[:, None, None, :])
+        return x

@@ -1,0 +1,140 @@
+"""Where arrays live: the device mesh, and partition rules by parameter path.
+
+Models are written for one device and know nothing of this file. A training step is one `jax.jit` over a mesh with
+three axes: `data` (copies of the model), `fsdp` (each parameter split over the axis, gathered when it is used) and
+`tensor` (for rules that split a matrix product). The batch is split over `data` and `fsdp` together. With `fsdp =
+tensor = 1` this is plain data parallelism, what `jax.pmap` was for.
+
+    mesh = make_mesh(fsdp=4)
+    shardings = partition(jax.eval_shape(init, key), mesh)
+    params = jax.jit(init, out_shardings=shardings)(key)
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+Rules = tuple[tuple[str, str | PartitionSpec], ...]
+
+DEFAULT_RULES: Rules = ((".*", "fsdp"),)
+
+# Below this many elements a split parameter costs more in communication than it saves in memory.
+SMALLEST_SPLIT = 2**16
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over `devices` (all by default); one of the sizes may be -1, which takes the devices that are left.
+
+    The axes are Auto axes: `jax.make_mesh` makes Explicit ones by default, under which the reshapes of a U-Net's
+    attention are type errors.
+
+    Raises:
+        ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    free = [name for name, size in sizes.items() if size == -1]
+    wrong = [name for name, size in sizes.items() if size != -1 and size < 1]
+    if wrong or len(free) > 1:
+        raise ValueError(f"mesh sizes are positive, with at most one -1, but are {sizes}")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    if math.prod(sizes.values()) != len(devices):
+        asked = " x ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(
+            f"a mesh of {asked} does not fit {len(devices)} devices: its sizes must multiply to that number"
+        )
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def replicate(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its leading axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts a batch is split on this mesh."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """Raises ValueError, naming both numbers, if a batch cannot be split evenly over the mesh and its micro-batches."""
+    if accumulation < 1 or batch_size % accumulation:
+        raise ValueError(f"a batch of {batch_size} does not divide into {accumulation} accumulated micro-batches")
+    micro, parts = batch_size // accumulation, batch_parts(mesh)
+    if micro % parts:
+        name = f"a batch of {batch_size}" if accumulation == 1 else f"a micro-batch of {micro}"
+        raise ValueError(
+            f"{name} does not divide over the {parts} devices of the mesh's data axes: use a multiple of {parts}"
+        )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`decoder/blocks/kernel` for a key path of `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int = SMALLEST_SPLIT) -> Any:
+    """One NamedSharding for each leaf of `tree` (arrays or their shapes), by the first rule whose pattern its path
+    holds.
+
+    A rule is (regular expression, what to do): `"replicated"`, `"fsdp"` (split the largest axis that the mesh's fsdp
+    size divides; leaves with fewer than `smallest` elements, or without such an axis, are replicated), or a
+    PartitionSpec. A leaf that no rule matches is replicated. Optimizer moments carry their parameter's path and so
+    follow its rule.
+
+    Raises:
+        ValueError: if a rule is unknown, or a PartitionSpec names an axis that the mesh lacks or does not fit the
+            shape.
+    """
+    compiled = [(re.compile(pattern), rule) for pattern, rule in rules]
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        rule = next((rule for pattern, rule in compiled if pattern.search(name)), "replicated")
+        if isinstance(rule, PartitionSpec):
+            _check_spec(name, leaf.shape, rule, mesh)
+            return NamedSharding(mesh, rule)
+        if rule == "fsdp":
+            return NamedSharding(mesh, _fsdp_spec(leaf.shape, mesh.shape["fsdp"], smallest))
+        if rule == "replicated":
+            return replicate(mesh)
+        raise ValueError(f"the partition rule {rule!r} is neither 'replicated', 'fsdp' nor a PartitionSpec")
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _fsdp_spec(shape: tuple[int, ...], parts: int, smallest: int) -> PartitionSpec:
+    candidates = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
+    if parts == 1 or math.prod(shape) < smallest or not candidates:
+        return PartitionSpec()
+    largest = max(candidates, key=lambda axis: shape[axis])
+    return PartitionSpec(*(None,) * largest, "fsdp")
+
+
+def _check_spec(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
+    if len(spec) > len(shape):
+        raise ValueError(f"the partition {spec} has more axes than {name}, whose shape is {shape}")
+    for size, axes in zip(shape, spec, strict=False):
+        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        unknown = [axis for axis in axes if axis not in mesh.shape]
+        if unknown:
+            raise ValueError(
+                f"the partition {spec} of {name} names the axis {unknown[0]!r}; the mesh has {tuple(mesh.shape)}"
+            )
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            raise ValueError(f"{name} has an axis of {size}, which does not divide over {parts} devices by {spec}")

@@ -1,0 +1,250 @@
+"""DALLE2: the assembled cascade. Captions go in, pictures come out.
+
+    model = DALLE2.load("runs/demo")
+    pictures = model.generate(jax.random.key(0), ["a small red circle on a gray background"])
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
+from dalle2_jax.decoder import sample_decoder, sample_upsampler
+from dalle2_jax.diffusion import Sampling
+from dalle2_jax.layers.pictures import resize, to_float, to_uint8
+from dalle2_jax.prior import sample_prior
+from dalle2_jax.tokenizer import Tokenizer
+
+_STATIC = ("module", "process", "sampling", "size")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _encode_text(params, tokens, mask, *, module):
+    return module.apply({"params": params}, tokens, mask, method="encode_text")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _encode_image(params, pictures, *, module):
+    pictures = resize(to_float(pictures), module.vision.image_size)
+    return module.apply({"params": params}, pictures, method="encode_image")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _prior(keys, params, text_embedding, text, mask, *, module, process, sampling):
+    return sample_prior(keys, module, params, process, sampling, text_embedding, text, mask)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _decode(keys, params, embedding, text, mask, keep_text, *, module, process, sampling):
+    return sample_decoder(keys, module, params, process, sampling, embedding, text, mask, keep_text)
+
+
+@partial(jax.jit, static_argnames=_STATIC)
+def _upsample(keys, params, low_resolution, *, module, process, sampling, size):
+    return sample_upsampler(keys, module, params, process, sampling, low_resolution, size)
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What each stage contributed to a batch of pictures.
+
+    image_embeddings: unit norm `[b, z]`, from the prior. decoded: uint8 `[b, h, w, 3]`, from the decoder. upsampled: a
+    tuple of uint8 pictures, one an upsampler. pictures: the last of these.
+    """
+
+    captions: tuple[str, ...]
+    text_embeddings: np.ndarray
+    image_embeddings: np.ndarray
+    decoded: np.ndarray
+    upsampled: tuple[np.ndarray, ...]
+
+    @property
+    def pictures(self) -> np.ndarray:
+        return self.upsampled[-1] if self.upsampled else self.decoded
+
+
+@dataclass(frozen=True)
+class DALLE2:
+    """CLIP, prior, decoder and upsamplers of one run, with the tokenizer they were trained with."""
+
+    clip: LoadedStage
+    prior: LoadedStage
+    decoder: LoadedStage
+    upsamplers: tuple[LoadedStage, ...]
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, run: str | Path, *, ema: bool = True) -> DALLE2:
+        """Reads the finished or latest checkpoints of `run`; needs no config file and no training code.
+
+        ema: read the averaged parameters (the default) rather than the raw ones. Raises CheckpointError where the run or
+        one of its stages is missing or damaged.
+        """
+        run = Path(run)
+        if not run.is_dir():
+            raise CheckpointError(f"there is no run at {run}; train one with `python -m train configs/shapes.py all`")
+        stages = [load_stage(path.parent, ema=ema) for path in sorted(run.glob("*/stage.json"))]
+        by_kind: dict[str, list[LoadedStage]] = {}
+        for stage in stages:
+            by_kind.setdefault(stage.kind, []).append(stage)
+        for kind in ("clip", "prior", "decoder"):
+            if len(by_kind.get(kind, [])) != 1:
+                found = ", ".join(stage.name for stage in stages) or "none"
+                raise CheckpointError(f"{run} needs exactly one {kind} stage to generate pictures; its stages are: {found}")
+        upsamplers = tuple(sorted(by_kind.get("upsampler", []), key=lambda stage: stage.info["image_size"]))
+        size = by_kind["decoder"][0].info["image_size"]
+        for upsampler in upsamplers:
+            if upsampler.info["low_size"] != size:
+                raise CheckpointError(
+                    f"the stage {upsampler.name} of {run} enlarges {upsampler.info['low_size']} px pictures but the stage "
+                    f"before it makes {size} px; train them with matching sizes"
+                )
+            size = upsampler.info["image_size"]
+        tokenizer = Tokenizer.from_json(by_kind["clip"][0].info["tokenizer"])
+        return cls(by_kind["clip"][0], by_kind["prior"][0], by_kind["decoder"][0], upsamplers, tokenizer)
+
+    @property
+    def image_size(self) -> int:
+        """The side of the final pictures."""
+        return (self.upsamplers[-1] if self.upsamplers else self.decoder).info["image_size"]
+
+    def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> tuple[jax.Array, jax.Array, Any, Any]:
+        """CLIP's caption embeddings, unit norm `[b, z]`; then its text states, the tokens and their mask."""
+        tokens, mask = self.tokenizer.encode(list(captions), strict=strict)
+        embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
+        return embedding, states, jnp.asarray(tokens), jnp.asarray(mask)
+
+    def encode_image(self, pictures: np.ndarray) -> jax.Array:
+        """CLIP's image embeddings, unit norm `[b, z]`, of uint8 pictures `[b, h, h, 3]`."""
+        return _encode_image(self.clip.params, pictures, module=self.clip.module)
+
+    def draw_embeddings(
+        self, keys: jax.Array, captions: Sequence[str], *, strict: bool = False, **changes: Any
+    ) -> jax.Array:
+        """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, guidance_scale, ...)."""
+        text_embedding, states, tokens, mask = self.encode_text(captions, strict=strict)
+        text = tokens if self.prior.module.vocabulary_size is not None else states
+        return _prior(
+            keys,
+            self.prior.params,
+            text_embedding,
+            text,
+            mask,
+            module=self.prior.module,
+            process=self.prior.info["process"],
+            sampling=dataclasses.replace(self.prior.info["sampling"], **changes),
+        )
+
+    def decode(
+        self,
+        keys: jax.Array,
+        image_embeddings: jax.Array,
+        captions: Sequence[str] | None = None,
+        *,
+        strict: bool = False,
+        **changes: Any,
+    ) -> jax.Array:
+        """The decoder's pictures, float32 `[b, h, w, 3]` in [-1, 1]; captions None leaves the embedding to speak alone."""
+        count = image_embeddings.shape[0]
+        module, text, mask = self.decoder.module, None, None
+        if module.text is not None or module.text_width is not None:
+            _, states, tokens, mask = self.encode_text(captions or ["nothing"] * count, strict=strict)
+            text = tokens if module.text is not None else states
+        return _decode(
+            keys,
+            self.decoder.params,
+            image_embeddings,
+            text,
+            mask,
+            jnp.full(count, captions is not None),
+            module=module,
+            process=self.decoder.info["process"],
+            sampling=dataclasses.replace(self.decoder.info["sampling"], **changes),
+        )
+
+    def upsample(self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, **changes: Any) -> jax.Array:
+        """Enlarges `[b, h, w, 3]` in [-1, 1] with upsampler number `index`; returns the same range."""
+        stage = self.upsamplers[index]
+        return _upsample(
+            keys,
+            stage.params,
+            pictures,
+            module=stage.module,
+            process=stage.info["process"],
+            sampling=dataclasses.replace(stage.info["sampling"], **changes),
+            size=stage.info["image_size"],
+        )
+
+    def generate(
+        self,
+        key: jax.Array,
+        captions: Sequence[str],
+        *,
+        guidance_scale: float | None = None,
+        prior: dict[str, Any] | None = None,
+        decoder: dict[str, Any] | None = None,
+        upsampler: dict[str, Any] | None = None,
+        caption_to_decoder: bool = True,
+        image_embeddings: jax.Array | None = None,
+        batch_size: int = 64,
+        strict: bool = False,
+        return_stages: bool = False,
+    ) -> np.ndarray | Generated:
+        """Pictures of `captions`, uint8 `[b, h, w, 3]`.
+
+        key: one key, from which a caption's key is its place in the batch, or one key a caption `[b]`, with which a
+        picture comes out the same alone and in any batch. guidance_scale: the decoder's. prior, decoder, upsampler: fields
+        of a stage's Sampling to change, such as `{"steps": "25"}`. caption_to_decoder: False lets only the image embedding
+        speak. image_embeddings: unit norm `[b, z]`, instead of the prior's. strict: a caption that is too long is an error
+        rather than a warning. return_stages: return Generated, with each stage's part.
+        """
+        captions = [captions] if isinstance(captions, str) else list(captions)
+        if not captions:
+            raise ValueError("there is no caption to draw; give at least one")
+        self.tokenizer.encode(captions, strict=strict)
+        keys = jax.random.split(key, len(captions)) if key.ndim == 0 else key
+        if keys.shape[0] != len(captions):
+            raise ValueError(f"{keys.shape[0]} keys were given for {len(captions)} captions; give one key, or one a caption")
+        decoder = dict(decoder or {})
+        if guidance_scale is not None:
+            decoder["guidance_scale"] = float(guidance_scale)
+        parts = []
+        for start in range(0, len(captions), batch_size):
+            chosen = np.arange(start, min(start + batch_size, len(captions)))
+            # A short last batch is filled up, so that one compiled program serves every batch.
+            filled = np.resize(chosen, min(batch_size, len(captions)))
+            embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[filled]
+            part = self._generate_batch(
+                keys[filled],
+                [captions[i] for i in filled],
+                embeddings,
+                caption_to_decoder,
+                prior or {},
+                decoder,
+                upsampler or {},
+            )
+            parts.append(jax.tree.map(lambda value, n=len(chosen): np.asarray(value[:n]), part))
+        text, image, decoded, upsampled = jax.tree.map(lambda *values: np.concatenate(values), *parts)
+        generated = Generated(tuple(captions), text, image, decoded, upsampled)
+        return generated if return_stages else generated.pictures
+
+    def _generate_batch(self, keys, captions, image_embeddings, caption_to_decoder, prior, decoder, upsampler):
+        stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(self.upsamplers)))(keys)
+        text_embeddings = self.encode_text(captions)[0]
+        if image_embeddings is None:
+            image_embeddings = self.draw_embeddings(stage_keys[:, 0], captions, **prior)
+        pictures = self.decode(stage_keys[:, 1], image_embeddings, captions if caption_to_decoder else None, **decoder)
+        decoded, upsampled = to_uint8(pictures), []
+        for index in range(len(self.upsamplers)):
+            pictures = self.upsample(stage_keys[:, 2 + index], pictures, index=index, **upsampler)
+            upsampled.append(to_uint8(pictures))
+        return text_embeddings, image_embeddings, decoded, tuple(upsampled)

@@ -1,0 +1,106 @@
+"""Attention against a plain numpy formula in float64, and the choice of the kernel."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dalle2_jax.layers import attention
+from dalle2_jax.layers.attention import MultiHeadAttention, dot_product_attention
+
+
+def _expected(query, key, value, mask):
+    logits = np.einsum("bqhd,bkhd->bhqk", query, key, dtype=np.float64) / np.sqrt(query.shape[-1])
+    logits = np.where(mask, logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return np.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def _random(*shape):
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_against_numpy(is_causal, padded):
+    query, key, value = _random(2, 6, 3, 8), _random(2, 6, 3, 8) + 1, _random(2, 6, 3, 8) - 1
+    mask = np.ones((2, 1, 1, 6), bool)
+    if padded:
+        mask[1, ..., 4:] = False
+    full = np.broadcast_to(mask, (2, 3, 6, 6))
+    if is_causal:
+        full = full & np.tril(np.ones((6, 6), bool))
+    result = dot_product_attention(query, key, value, mask=mask if padded else None, is_causal=is_causal)
+    np.testing.assert_allclose(result, _expected(query, key, value, full), atol=1e-5)
+
+
+def test_more_keys_than_queries():
+    query, key, value = _random(2, 4, 2, 8), _random(2, 7, 2, 8), _random(2, 7, 2, 8)
+    expected = _expected(query, key, value, np.ones((2, 2, 4, 7), bool))
+    np.testing.assert_allclose(dot_product_attention(query, key, value), expected, atol=1e-5)
+
+
+def test_softmax_is_float32_for_bfloat16():
+    query, key = jnp.zeros((1, 1, 1, 8), jnp.bfloat16), jnp.zeros((1, 512, 1, 8), jnp.bfloat16)
+    graph = jax.make_jaxpr(dot_product_attention)(query, key, key)
+    exponentials = [line for line in str(graph).splitlines() if "= exp " in line]
+    assert exponentials and all("f32[" in line for line in exponentials)
+    assert dot_product_attention(query, key, key).dtype == jnp.bfloat16
+
+
+def test_a_query_that_sees_no_key_stays_finite():
+    x = _random(1, 3, 1, 8)
+    mask = np.zeros((1, 1, 1, 3), bool)
+    assert np.isfinite(dot_product_attention(x, x, x, mask=mask)).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("bfloat16", 64, 64, 64, False), "cudnn"),
+        (("float16", 64, 80, 64, True), "cudnn"),
+        (("float32", 64, 64, 64, False), "xla"),
+        (("bfloat16", 64, 64, 60, False), "xla"),
+        (("bfloat16", 64, 64, 256, False), "xla"),
+        (("bfloat16", 81, 81, 64, True), "xla"),
+        (("bfloat16", 257, 257, 64, False), "cudnn"),
+    ],
+)
+def test_choice_of_kernel_on_cuda_is_logged_once(monkeypatch, caplog, arguments, expected):
+    monkeypatch.setattr(attention, "_on_cuda", lambda: True)
+    attention._implementation.cache_clear()
+    with caplog.at_level(logging.INFO, logger=attention.logger.name):
+        names = {attention._implementation(*arguments) for _ in range(3)}
+    attention._implementation.cache_clear()
+    assert names == {expected}
+    assert len(caplog.messages) == 1 and caplog.messages[0].endswith(expected)
+
+
+def test_cudnn_is_never_chosen_on_the_cpu():
+    assert attention._implementation("bfloat16", 64, 64, 64, False) == "xla"
+
+
+def test_layout_of_the_fused_projection():
+    module = MultiHeadAttention(heads=2)
+    x = _random(2, 5, 8)
+    params = jax.tree.map(np.asarray, jax.jit(module.init)(jax.random.key(0), x)["params"])
+    params["qkv"]["bias"] = _random(24)
+    qkv = (x @ params["qkv"]["kernel"] + params["qkv"]["bias"]).reshape(2, 5, 3, 2, 4)
+    y = _expected(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], np.ones((2, 2, 5, 5), bool)).reshape(2, 5, 8)
+    expected = y @ params["out"]["kernel"] + params["out"]["bias"]
+    np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x), expected, atol=1e-5)
+
+
+def test_initial_kernels_have_clips_scale():
+    module = MultiHeadAttention(heads=4, out_scale=0.25)
+    params = jax.jit(module.init)(jax.random.key(0, impl="rbg"), jnp.zeros((1, 2, 256)))["params"]
+    np.testing.assert_allclose(np.std(params["qkv"]["kernel"]), 256**-0.5, rtol=0.02)
+    np.testing.assert_allclose(np.std(params["out"]["kernel"]), 256**-0.5 / 4, rtol=0.02)
+
+
+def test_width_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="width 10 does not divide into 4 heads"):
+        MultiHeadAttention(heads=4).init(jax.random.key(0), jnp.zeros((1, 2, 10)))

@@ -1,0 +1,104 @@
+"""Make references/diffusion.npz: losses, bounds and steps of guided-diffusion's GaussianDiffusion on random inputs.
+
+Needs torch and a checkout of github.com/openai/guided-diffusion, which the tests do not:
+`PYTHONPATH=guided-diffusion python tests/parity/make_diffusion.py`. It runs in float64, so that the references carry no
+rounding of their own. Arrays are stored as float32 [batch, height, width, channels].
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from guided_diffusion import gaussian_diffusion
+from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
+from guided_diffusion.respace import SpacedDiffusion, space_timesteps
+
+STEPS = 1000
+SHAPE = (4, 3, 4, 4)
+MEANS = {"epsilon": ModelMeanType.EPSILON, "x0": ModelMeanType.START_X}
+VARIANCES = {
+    "fixed_small": ModelVarType.FIXED_SMALL,
+    "fixed_large": ModelVarType.FIXED_LARGE,
+    "learned_range": ModelVarType.LEARNED_RANGE,
+}
+CASES = [
+    ("cosine", "epsilon", "learned_range", "1000"),
+    ("cosine", "epsilon", "learned_range", "10,10,3,2,2"),
+    ("linear", "epsilon", "learned_range", "ddim25"),
+    ("cosine", "x0", "fixed_small", "64"),
+    ("linear", "epsilon", "fixed_large", "250"),
+    ("linear", "x0", "learned_range", "1000"),
+]
+
+
+def gather(table: np.ndarray, t: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """guided-diffusion's own, without its cast to float32."""
+    return torch.from_numpy(table)[t].reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+
+
+gaussian_diffusion._extract_into_tensor = gather
+
+
+def process(schedule: str, mean: str, variance: str, spacing: str, loss: LossType) -> SpacedDiffusion:
+    return SpacedDiffusion(
+        use_timesteps=space_timesteps(STEPS, spacing),
+        betas=get_named_beta_schedule(schedule, STEPS),
+        model_mean_type=MEANS[mean],
+        model_var_type=VARIANCES[variance],
+        loss_type=loss,
+        rescale_timesteps=False,
+    )
+
+
+def record(references: dict, case: tuple[str, str, str, str], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    hybrid, bound = process(*case, LossType.RESCALED_MSE), process(*case, LossType.RESCALED_KL)
+    x_0 = (torch.randint(0, 256, SHAPE, generator=generator) / 127.5 - 1).double()
+    noise, prediction = torch.randn((2, *SHAPE), generator=generator).double()
+    if case[1] == "x0":
+        prediction = x_0 + 0.3 * prediction
+    output = prediction
+    if case[2] == "learned_range":
+        output = torch.cat([prediction, 3 * torch.rand(SHAPE, generator=generator).double() - 1.5], dim=1)
+    t = torch.tensor([0, 1, hybrid.num_timesteps // 2, hybrid.num_timesteps - 1])
+    shown = []
+
+    def model(x, timesteps):
+        shown.append(timesteps)
+        return output
+
+    stored = {"x_0": x_0, "noise": noise, "output": output, "i": t}
+    terms = hybrid.training_losses(model, x_0, t, noise=noise)
+    stored.update(loss=terms["loss"], mse=terms["mse"], timesteps=shown[0])
+    stored["vlb"] = bound.training_losses(model, x_0, t, noise=noise)["loss"]
+    stored["prior"] = bound._prior_bpd(x_0)
+    stored["x_t"] = x_t = hybrid.q_sample(x_0, t, noise)
+    stored["clamped_term"] = hybrid._vb_terms_bpd(model, x_0, x_t, t)["output"]
+    moments = hybrid.p_mean_variance(model, x_t, t)
+    stored.update(mean=moments["mean"], log_variance=moments["log_variance"], predicted_x_0=moments["pred_xstart"])
+    torch.manual_seed(seed)
+    stored["step_noise"] = torch.randn_like(x_t)
+    for name, step in {
+        "ddpm": lambda: hybrid.p_sample(model, x_t, t),
+        "ddim": lambda: hybrid.ddim_sample(model, x_t, t),
+        "ddim_noisy": lambda: hybrid.ddim_sample(model, x_t, t, eta=0.6),
+    }.items():
+        torch.manual_seed(seed)
+        stored[name] = step()["sample"]
+    for key, value in stored.items():
+        array = value.numpy()
+        array = np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+        references["/".join((*case, key))] = array.astype(np.int32 if array.dtype == np.int64 else np.float32)
+
+
+def main() -> None:
+    references = {}
+    for seed, case in enumerate(CASES):
+        record(references, case, seed)
+    path = Path(__file__).parent / "references" / "diffusion.npz"
+    np.savez_compressed(path, **references)
+    print(f"{path.name}: {len(references)} arrays, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Make references/schedulers.npz: single sampling steps of diffusers' schedulers on random inputs.
+
+Needs torch and diffusers (0.42), which the tests do not: `python tests/parity/make_schedulers.py`. Pictures go in
+and come out as diffusers' [batch, channels, height, width] and are stored as [batch, height, width, channels].
+"""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
+
+STEPS = 1000
+SHAPE = (2, 3, 4, 4)
+KARLO = {"beta_schedule": "squaredcos_cap_v2"}
+
+
+def inputs(seed: int, shape: tuple[int, ...], extra_channels: bool = False) -> list[torch.Tensor]:
+    """(network output, x_t), standard normal; variance channels in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    output, x_t = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    if extra_channels:
+        output = torch.cat([output, 2 * torch.rand(shape, generator=generator) - 1], dim=1)
+    return [output, x_t]
+
+
+def channels_last(array: torch.Tensor | np.ndarray) -> np.ndarray:
+    array = np.asarray(array)
+    return np.moveaxis(array, 1, -1) if array.ndim == 4 else array
+
+
+def noise_of(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The noise that a scheduler draws from a generator with this seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def record(references, name, scheduler, shape, indices, extra_channels=False, scale=1.0, **options) -> None:
+    """Store a scheduler's steps at `indices` of its ascending timesteps, with everything that went into them.
+
+    "result" is made with float64 tables, "published" with the scheduler as it comes.
+    """
+    timesteps = scheduler.timesteps.flip(0)
+    references[f"{name}/timesteps"] = timesteps.numpy().astype(np.int32)
+    references[f"{name}/i"] = np.asarray(indices, np.int32)
+    exact = in_float64(copy.deepcopy(scheduler))
+    stored = {"output": [], "x_t": [], "noise": [], "result": [], "published": []}
+    for seed, i in enumerate(indices):
+        output, x_t = inputs(100 + seed, shape, extra_channels)
+        output = scale * output
+        if isinstance(scheduler, UnCLIPScheduler):
+            options["prev_timestep"] = int(timesteps[i - 1]) if i else -1
+        values = [output, x_t, noise_of(seed, shape)]
+        for which in (exact, scheduler):
+            generator = torch.Generator().manual_seed(seed)
+            values.append(which.step(output, int(timesteps[i]), x_t, generator=generator, **options).prev_sample)
+        for key, value in zip(stored, values, strict=True):
+            stored[key].append(channels_last(value))
+    references.update({f"{name}/{key}": np.stack(values).astype(np.float32) for key, values in stored.items()})
+
+
+def in_float64(scheduler):
+    """The same scheduler with tables of float64.
+
+    The published float32 products cost up to 3e-3 in the first and last steps, where differences of them are divided.
+    """
+    betas = scheduler.betas.double()
+    if scheduler.config.beta_schedule == "linear":
+        betas = torch.linspace(scheduler.config.beta_start, scheduler.config.beta_end, STEPS, dtype=torch.float64)
+    else:
+        abar = torch.cos((torch.arange(STEPS + 1, dtype=torch.float64) / STEPS + 0.008) / 1.008 * torch.pi / 2) ** 2
+        betas = (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+    scheduler.betas, scheduler.alphas = betas, 1 - betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, dim=0)
+    return scheduler
+
+
+def main() -> None:
+    references = {}
+
+    # Karlo's decoder and prior, at the step counts of its pipeline, and its upsamplers' seven steps.
+    decoder = UnCLIPScheduler(variance_type="learned_range", **KARLO)
+    decoder.set_timesteps(25)
+    record(references, "unclip_decoder", decoder, SHAPE, [0, 1, 12, 24], extra_channels=True)
+    prior = UnCLIPScheduler(prediction_type="sample", variance_type="fixed_small_log", clip_sample_range=5.0, **KARLO)
+    prior.set_timesteps(25)
+    record(references, "unclip_prior", prior, (2, 24), [0, 1, 12, 24], scale=4.0)
+    upsampler = UnCLIPScheduler(variance_type="fixed_small_log", **KARLO)
+    upsampler.set_timesteps(7)
+    record(references, "unclip_upsampler", upsampler, SHAPE, [0, 1, 3, 6])
+
+    for prediction in ("epsilon", "sample", "v_prediction"):
+        for schedule, variance in (("linear", "fixed_small"), ("squaredcos_cap_v2", "fixed_large")):
+            ddpm = DDPMScheduler(beta_schedule=schedule, variance_type=variance, prediction_type=prediction)
+            ddpm.set_timesteps(timesteps=list(range(STEPS - 1, -1, -1)))
+            record(references, f"ddpm/{prediction}/{schedule}", ddpm, SHAPE, [0, 1, 500, 900, 999])
+        for eta in (0.0, 0.7):
+            ddim = DDIMScheduler(beta_schedule="linear", prediction_type=prediction, timestep_spacing="leading")
+            ddim.set_timesteps(25)
+            name = f"ddim/{prediction}/{eta}"
+            record(references, name, ddim, SHAPE, [0, 1, 12, 24], eta=eta, use_clipped_model_output=True)
+
+    learned = DDPMScheduler(beta_schedule="linear", variance_type="learned_range")
+    learned.set_timesteps(50)
+    record(references, "ddpm_learned", learned, SHAPE, [0, 1, 25, 49], extra_channels=True)
+
+    path = Path(__file__).parent / "references" / "schedulers.npz"
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **references)
+    print(f"{path.name}: {len(references)} arrays, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

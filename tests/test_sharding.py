@@ -1,0 +1,91 @@
+"""Partition rules on 8 simulated devices, checked against shapes worked out by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from dalle2_jax.sharding import batch_parts, batch_sharding, check_batch, make_mesh, partition, replicate
+
+TREE = {
+    "dense": {"kernel": jax.ShapeDtypeStruct((48, 64), jnp.float32), "bias": jax.ShapeDtypeStruct((64,), jnp.float32)},
+    "odd": jax.ShapeDtypeStruct((3, 5), jnp.float32),
+    "blocks": {"kernel": jax.ShapeDtypeStruct((3, 128, 16), jnp.float32)},
+    "step": jax.ShapeDtypeStruct((), jnp.int32),
+}
+
+
+def test_mesh_takes_all_devices_as_auto_axes():
+    mesh = make_mesh()
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert dict(make_mesh(fsdp=4).shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert dict(make_mesh(data=2, fsdp=-1, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert make_mesh(devices=jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"data": 4}, {"data": -1, "fsdp": -1}, {"fsdp": 0}, {"tensor": 16}])
+def test_mesh_that_does_not_fit(sizes):
+    with pytest.raises(ValueError, match="mesh"):
+        make_mesh(**sizes)
+
+
+def test_fsdp_splits_the_largest_axis_that_divides():
+    found = partition(TREE, make_mesh(data=2, fsdp=4), smallest=1)
+    specs = jax.tree.map(lambda s: s.spec, found)
+    assert specs["dense"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert specs["dense"]["bias"] == PartitionSpec("fsdp")
+    assert specs["blocks"]["kernel"] == PartitionSpec(None, "fsdp")
+    assert specs["odd"] == PartitionSpec() and specs["step"] == PartitionSpec()
+
+
+def test_small_parameters_and_meshes_without_fsdp_are_replicated():
+    assert partition(TREE, make_mesh(fsdp=4), smallest=64 * 48)["dense"]["bias"].spec == PartitionSpec()
+    assert all(s.spec == PartitionSpec() for s in jax.tree.leaves(partition(TREE, make_mesh(), smallest=1)))
+
+
+def test_the_first_rule_that_matches_wins():
+    mesh = make_mesh(fsdp=2, tensor=2)
+    rules = (("dense/kernel$", PartitionSpec(None, "tensor")), ("blocks", "replicated"), ("kernel|bias", "fsdp"))
+    specs = jax.tree.map(lambda s: s.spec, partition(TREE, mesh, rules, smallest=1))
+    assert specs["dense"] == {"kernel": PartitionSpec(None, "tensor"), "bias": PartitionSpec("fsdp")}
+    assert specs["blocks"]["kernel"] == PartitionSpec() and specs["odd"] == PartitionSpec()
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        (PartitionSpec("model"), "model"),
+        (PartitionSpec(None, None, None, "fsdp"), "more axes"),
+        (PartitionSpec("fsdp"), "3"),
+        ("fdsp", "fdsp"),
+    ],
+)
+def test_rules_that_do_not_fit(rule, named):
+    with pytest.raises(ValueError, match=named):
+        partition({"odd": TREE["odd"]}, make_mesh(fsdp=4), (("odd", rule),))
+
+
+def test_arrays_really_lie_where_the_rules_say():
+    mesh = make_mesh(fsdp=8)
+    tree = jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), TREE)
+    placed = jax.device_put(tree, partition(tree, mesh, smallest=1))
+    assert placed["dense"]["kernel"].addressable_shards[0].data.shape == (48, 8)
+    whole = jax.device_put(tree, replicate(mesh))
+    assert whole["dense"]["kernel"].addressable_shards[0].data.shape == (48, 64)
+    batch = jax.device_put(np.zeros((16, 4)), batch_sharding(make_mesh(data=2, fsdp=2, tensor=2)))
+    assert batch.addressable_shards[0].data.shape == (4, 4) and isinstance(batch.sharding, NamedSharding)
+
+
+def test_batch_that_does_not_divide_names_both_numbers():
+    mesh = make_mesh(fsdp=2)
+    assert batch_parts(mesh) == 8
+    check_batch(16, mesh)
+    check_batch(32, mesh, accumulation=4)
+    with pytest.raises(ValueError, match="12.*8"):
+        check_batch(12, mesh)
+    with pytest.raises(ValueError, match="16.*3"):
+        check_batch(16, mesh, accumulation=3)
+    with pytest.raises(ValueError, match="4.*8"):
+        check_batch(16, mesh, accumulation=4)

@@ -1,0 +1,136 @@
+"""python -m train CONFIG STAGE|all [--run NAME] [--dry-run] [path.to.field=value ...]
+python -m train describe CONFIG [path.to.field=value ...]
+"""
+
+import argparse
+import difflib
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train import backend
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_RUNS = Path("runs")
+OURS = (ROOT / "train", ROOT / "configs", ROOT / "dalle2_jax")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Trains the stages of a system, or describes it (python -m train describe CONFIG).",
+    )
+    result.add_argument("config", metavar="CONFIG", help="a file of configs/, such as configs/shapes.py")
+    result.add_argument("stage", metavar="STAGE", help="a stage of the config, or: all")
+    result.add_argument("overrides", metavar="path.to.field=value", nargs="*", help="fields to change")
+    result.add_argument("--run", metavar="NAME", help="the run's folder below --runs-dir (default: the config's name)")
+    result.add_argument("--runs-dir", metavar="DIR", type=Path, default=DEFAULT_RUNS, help="default: runs")
+    result.add_argument("--fsdp", type=int, default=1, metavar="N", help="split parameters over N devices (default: 1)")
+    result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
+    result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
+    result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code. What is wrong with the input is one sentence and code 2."""
+    options = parser().parse_intermixed_args(arguments)
+    try:
+        return _run(options)
+    except ValueError as error:
+        if not is_ours(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def is_ours(error: BaseException) -> bool:
+    """Whether an error was raised by this repository's own code and not somewhere below it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return False
+    raised_in = Path(frames[-1].filename).resolve()
+    return any(raised_in.is_relative_to(folder) for folder in OURS)
+
+
+def _run(options: argparse.Namespace) -> int:
+    describing = options.config == "describe"
+    path = find_config(options.stage if describing else options.config)
+    backend.setup()
+    import jax
+
+    from train.overrides import apply_overrides
+
+    if options.distributed:
+        jax.distributed.initialize()
+    system = apply_overrides(load_config(path, jax.default_backend() != "cpu"), options.overrides)
+    if describing:
+        from train.describe import describe
+
+        return int(describe(system, topology=options.topology) or 0)
+    return _train(options, path, system)
+
+
+def _train(options: argparse.Namespace, path: Path, system: Any) -> int:
+    from dalle2_jax.sharding import make_mesh
+    from train.cascade import plan_stages, train_stages
+
+    names = list(system.stages) if options.stage == "all" else [find_stage(options.stage, system)]
+    run_dir = options.runs_dir / (options.run or system.name)
+    mesh = make_mesh(fsdp=options.fsdp)
+    if options.dry_run:
+        plan_stages(system, names, run_dir, mesh)
+        return 0
+    command = f"python -m train {options.config} {{stage}}" + (f" --run {options.run}" if options.run else "")
+    if options.runs_dir != DEFAULT_RUNS:
+        command += f" --runs-dir {options.runs_dir}"
+    config = {"name": system.name, "text": path.read_text(encoding="utf-8"), "overrides": list(options.overrides)}
+    result = train_stages(system, names, run_dir, mesh, command=command, config=config)
+    return 0 if result.signal is None else 128 + result.signal
+
+
+def find_config(name: str) -> Path:
+    """The config's file; `shapes` and `configs/shapes` are found too.
+
+    Raises:
+        ValueError: naming the nearest one there is.
+    """
+    for path in (Path(name), Path(f"{name}.py"), ROOT / "configs" / f"{name}.py"):
+        if path.suffix == ".py" and path.is_file():
+            return path
+    known = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("_"))
+    near = difflib.get_close_matches(Path(name).stem, known, n=1, cutoff=0)
+    hint = f"; the nearest is configs/{near[0]}.py" if near else ""
+    raise ValueError(f"there is no config {name!r}{hint}")
+
+
+def find_stage(name: str, system: Any) -> str:
+    """The stage's name, checked.
+
+    Raises:
+        ValueError: naming the nearest one there is.
+    """
+    if name in system.stages:
+        return name
+    known = [*system.stages, "all"]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    raise ValueError(f"there is no stage {name!r} in {system.name}: it has {', '.join(known)}; the nearest is {near!r}")
+
+
+def load_config(path: Path, accelerator: bool) -> Any:
+    """The system of a config file: what its function `system(accelerator)` returns."""
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "system", None)):
+        raise ValueError(f"{path} defines no function system(accelerator) and so is not a config")
+    return module.system(accelerator)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

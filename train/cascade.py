@@ -1,0 +1,233 @@
+"""A system's stages in order: each one is given its data, the run's tokenizer and the earlier stages, and trained."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
+from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
+from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
+from dalle2_jax.tokenizer import Tokenizer
+from train.loop import Result, run
+from train.metrics import duration
+from train.resume import finished_record
+from train.state import abstract_state, make_step
+from train.system import Recipe, System
+
+Log = Callable[[str], None]
+
+
+def train_stages(
+    system: System,
+    names: Sequence[str],
+    run_dir: Path,
+    mesh: Mesh,
+    *,
+    command: str,
+    config: Mapping[str, Any] | None = None,
+    log: Log = print,
+) -> Result:
+    """Trains the named stages in order; stops early if one is stopped by a signal.
+
+    Args:
+        run_dir: the run's folder, one folder a stage below it.
+        command: how training is called, for sentences that say what to run first.
+        config: what `stage.json` says of the config (name, text, overrides).
+
+    Raises:
+        ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
+    """
+    feed = _Feed(system, run_dir)
+    result = Result(0, 0.0, True)
+    for name in names:
+        recipe = system.stages[name]
+        needed = {kind: _load_needed(system, name, kind, run_dir, command) for kind in recipe.needs}
+        recipe, frozen = recipe.attach(needed)
+        batch_size, parts = recipe.batch_size, batch_parts(mesh)
+        info = {
+            "config": dict(config or {}),
+            "data": system.data,
+            "tokenizer": feed.tokenizer.to_json(),
+            "built_on": {kind: stage.version for kind, stage in needed.items()},
+            "versions": versions(),
+        }
+        finished = finished_record(run_dir / name, recipe.steps) is not None
+        result = run(
+            recipe,
+            stage_name=name,
+            stage_dir=run_dir / name,
+            batches=lambda size=batch_size, seed=recipe.seed: feed.training(size, seed),
+            validation=[] if finished else feed.validation(batch_size, recipe.validation_batches, parts),
+            frozen=frozen,
+            mesh=mesh,
+            info=info,
+            log=log,
+        )
+        if result.signal is not None:
+            break
+    return result
+
+
+def versions() -> dict[str, str]:
+    """The versions of what trained a stage."""
+    names = ("dalle2-jax", "jax", "flax", "optax", "orbax-checkpoint")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _load_needed(system: System, name: str, kind: str, run_dir: Path, command: str) -> LoadedStage:
+    needed = next((other for other, recipe in system.stages.items() if recipe.kind == kind), None)
+    if needed is None:
+        raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r}, and the config has none")
+    if not checkpoint_steps(run_dir / needed):
+        raise ValueError(f"{name} needs {needed}, which is not trained yet; run first: {command.format(stage=needed)}")
+    info = read_stage(run_dir / needed)
+    if not info.get("finished"):
+        raise ValueError(
+            f"{name} needs {needed}, which has stopped at step {checkpoint_steps(run_dir / needed)[-1]} of "
+            f"{info['steps']}; run first: {command.format(stage=needed)}"
+        )
+    return load_stage(run_dir / needed)
+
+
+class _Feed:
+    """The run's tokenizer and the system's data, opened when they are first asked for."""
+
+    def __init__(self, system: System, run_dir: Path):
+        self.system, self.run_dir = system, run_dir
+        self._sources: dict[str, Any] = {}
+        self._tokenizer: Tokenizer | None = None
+
+    def source(self, split: str) -> Any:
+        if split not in self._sources:
+            self._sources[split] = open_source(self.system.data, split)
+        return self._sources[split]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That of the run's other stages, or one trained on the captions."""
+        if self._tokenizer is None:
+            self._tokenizer = self._recorded() or self._train()
+        return self._tokenizer
+
+    def _recorded(self) -> Tokenizer | None:
+        for name in self.system.stages:
+            directory = self.run_dir / name
+            if not checkpoint_steps(directory):
+                continue
+            tokenizer = Tokenizer.from_json(read_stage(directory)["tokenizer"])
+            if tokenizer.context_length != self.system.context_length:
+                raise ValueError(
+                    f"the tokenizer in {directory} cuts captions at {tokenizer.context_length} tokens and the config "
+                    f"says {self.system.context_length}; choose another --run, or delete {self.run_dir}"
+                )
+            return tokenizer
+        return None
+
+    def _train(self) -> Tokenizer:
+        split = self.system.data.train_split
+        captions = all_captions(self.system.data, split, self.source(split))
+        return Tokenizer.train(captions, self.system.vocabulary_size, self.system.context_length)
+
+    def training(self, batch_size: int, seed: int) -> Any:
+        return train_iterator(
+            self.system.data,
+            self.system.data.train_split,
+            self.tokenizer,
+            batch_size,
+            seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            source=self.source(self.system.data.train_split),
+        )
+
+    def validation(self, batch_size: int, count: int, parts: int) -> list[dict[str, Any]]:
+        """`count` whole batches, or as many examples as the split has, in batches that divide over `parts` devices."""
+        source = self.source(self.system.data.validation_split)
+        size = min(batch_size, len(source) // parts * parts)
+        count = min(count, len(source) // size) if size else 0
+        if not count:
+            return []
+        return evaluation_batches(
+            self.system.data,
+            self.system.data.validation_split,
+            self.tokenizer,
+            size,
+            count * size,
+            with_captions=True,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            source=source,
+        )
+
+
+def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh, log: Log = print) -> None:
+    """A dry run: builds every named stage and those it needs, lowers one training step of each, and writes nothing.
+
+    Raises:
+        ValueError: for whatever would be refused before the first step.
+    """
+    planned: dict[str, LoadedStage] = {}
+    for name, recipe in system.stages.items():
+        recipe, frozen = recipe.attach({kind: _planned(planned, kind, name) for kind in recipe.needs})
+        abstract = abstract_state(recipe, mesh)
+        planned.setdefault(
+            recipe.kind, LoadedStage(name, recipe.kind, recipe.module, abstract["ema"], recipe.describe())
+        )
+        if name not in names:
+            continue
+        check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+        lower_step(system, recipe, abstract, frozen, mesh)
+        count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
+        devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
+        log(
+            f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} pictures on {devices}, "
+            f"in {run_dir / name}{_found(run_dir / name, recipe)}"
+        )
+    log("dry run: nothing was written")
+
+
+def _planned(planned: Mapping[str, LoadedStage], kind: str, name: str) -> LoadedStage:
+    if kind not in planned:
+        raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r} before it, and the config has none")
+    return planned[kind]
+
+
+def _found(directory: Path, recipe: Recipe) -> str:
+    done = finished_record(directory, recipe.steps)
+    if done is not None:
+        return f" (finished, {duration(done['seconds'])})"
+    steps = checkpoint_steps(directory)
+    return f" (goes on from step {steps[-1]})" if steps else ""
+
+
+def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:
+    """One training step of an attached recipe, lowered from shapes alone; no data is read and nothing is allocated."""
+    sizes = [stage.describe().get("image_size", 0) for stage in system.stages.values()]
+    size, length = system.data.image_size or max(sizes), system.context_length
+    split = batch_sharding(mesh)
+
+    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
+
+    batch = {
+        "image": array((size, size, 3), jnp.uint8),
+        "tokens": array((length,), jnp.int32),
+        "mask": array((length,), jnp.bool_),
+        "index": array((), jnp.int32),
+    }
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, partition(frozen, mesh, DEFAULT_RULES)
+    )
+    return make_step(recipe, mesh, abstract).lower(abstract, batch, placed)

@@ -1,0 +1,60 @@
+"""CLIP: pictures and captions tied by a contrastive loss over the global batch (Sec. 2; Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.clip import CLIP, contrastive_loss
+from dalle2_jax.layers.pictures import resize, to_float
+from train.system import Batch, Parameters, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecipe(Recipe):
+    """Trains `module`; shift is the largest random translation of the picture, in pixels of CLIP's own input."""
+
+    kind: ClassVar[str] = "clip"
+
+    module: CLIP
+    shift: int = 0
+
+    def init(self, key: jax.Array) -> Parameters:
+        size, length = self.module.vision.image_size, self.module.text.context_length
+        pictures = jnp.zeros((1, size, size, 3))
+        tokens = jnp.zeros((1, length), jnp.int32)
+        return self.module.init(key, pictures, tokens, jnp.ones((1, length), bool))["params"]
+
+    def _contrast(self, params: Parameters, batch: Batch, pictures: jax.Array):
+        image, text, logit_scale = self.module.apply({"params": params}, pictures, batch["tokens"], batch["mask"])
+        loss, metrics = contrastive_loss(image, text, logit_scale)
+        return loss, {**metrics, "logit_scale": logit_scale}
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
+        pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
+        if self.shift:
+            pictures = random_shift(key, pictures, self.shift)
+        return self._contrast(params, batch, pictures)
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
+        loss, metrics = self._contrast(params, batch, pictures)
+        return {"loss": loss, **metrics}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind, "module": self.module, "image_size": self.module.vision.image_size}
+
+
+def random_shift(key: jax.Array, pictures: jax.Array, limit: int) -> jax.Array:
+    """Moves each picture `[b, h, w, c]` by up to `limit` pixels either way; the border is repeated."""
+    batch, height, width, channels = pictures.shape
+    padded = jnp.pad(pictures, ((0, 0), (limit, limit), (limit, limit), (0, 0)), mode="edge")
+    offsets = jax.random.randint(key, (batch, 2), 0, 2 * limit + 1)
+
+    def crop(picture: jax.Array, offset: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(picture, (offset[0], offset[1], 0), (height, width, channels))
+
+    return jax.vmap(crop)(padded, offsets)

@@ -1,0 +1,119 @@
+"""The decoder: from a CLIP image embedding and a caption to a small picture (Sec. 2.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.clip import CLIP
+from dalle2_jax.decoder import Decoder, sample_decoder
+from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
+from dalle2_jax.layers.pictures import resize, to_float, to_uint8
+from train.system import Batch, Parameters, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderRecipe(Recipe):
+    """Trains `module` with the embedding dropped 10% and the caption 50% of the time, as in the paper.
+
+    loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). embedding_noise: standard deviation of
+    gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's errors; 0 is the paper.
+    """
+
+    kind: ClassVar[str] = "decoder"
+    needs: ClassVar[tuple[str, ...]] = ("clip",)
+
+    module: Decoder
+    process: Process = Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0)
+    sampling: Sampling = Sampling(sampler="ddpm", steps="250", guidance_scale=1.25)
+    loss_kind: str = "hybrid"
+    image_drop: float = 0.1
+    text_drop: float = 0.5
+    embedding_noise: float = 0.0
+    clip: CLIP | None = field(default=None, metadata={"attached": True})
+
+    def attach(self, stages: Mapping[str, Any]) -> tuple[DecoderRecipe, Parameters]:
+        clip = stages["clip"]
+        return dataclasses.replace(self, clip=clip.module), {"clip": clip.params}
+
+    def init(self, key: jax.Array) -> Parameters:
+        size = self.module.unet.image_size
+        embedding = jnp.zeros((1, self.clip.embedding_size))
+        length = self.clip.text.context_length
+        text = None
+        if self.module.text is not None:
+            text = jnp.zeros((1, length), jnp.int32)
+        elif self.module.text_width is not None:
+            text = jnp.zeros((1, length, self.clip.text.width))
+        mask = None if text is None else jnp.ones((1, length), bool)
+        pictures, timesteps = jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32)
+        return self.module.init(key, pictures, timesteps, embedding, text, mask)["params"]
+
+    def _condition(self, batch: Batch, frozen: Parameters) -> dict[str, jax.Array | None]:
+        clip = {"params": frozen["clip"]}
+        pictures = resize(to_float(batch["image"]), self.clip.vision.image_size)
+        image_embedding = self.clip.apply(clip, pictures, method="encode_image")
+        text, mask = None, None
+        if self.module.text is not None:
+            text, mask = batch["tokens"], batch["mask"]
+        elif self.module.text_width is not None:
+            _, text = self.clip.apply(clip, batch["tokens"], batch["mask"], method="encode_text")
+            mask = batch["mask"]
+        return {"image_embedding": image_embedding, "text": text, "text_mask": mask}
+
+    def _loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
+        keys = dict(zip(("image", "text", "noise", "loss", "dropout"), jax.random.split(key, 5), strict=True))
+        condition = jax.lax.stop_gradient(self._condition(batch, frozen))
+        embedding = condition["image_embedding"]
+        if training and self.embedding_noise:
+            noise = jax.random.normal(keys["noise"], embedding.shape) / embedding.shape[-1] ** 0.5
+            embedding = embedding + self.embedding_noise * noise
+            condition["image_embedding"] = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+        shape = embedding.shape[:1]
+        keep_image = jax.random.uniform(keys["image"], shape) >= (self.image_drop if training else 0.0)
+        keep_text = jax.random.uniform(keys["text"], shape) >= (self.text_drop if training else 0.0)
+
+        def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
+            return self.module.apply(
+                {"params": params},
+                x_t,
+                timesteps,
+                **condition,
+                keep_image=keep_image,
+                keep_text=keep_text,
+                deterministic=not training,
+                rngs={"dropout": keys["dropout"]},
+            )
+
+        x_0 = resize(to_float(batch["image"]), self.module.unet.image_size)
+        loss, metrics = diffusion_loss(keys["loss"], denoiser, x_0, self.process, kind=self.loss_kind)
+        return loss.mean(), {name: value.mean() for name, value in metrics.items()}
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
+        return self._loss(params, batch, key, frozen, training=True)
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        loss, metrics = self._loss(params, batch, key, frozen, training=False)
+        return {"loss": loss, **metrics}
+
+    def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
+        """Decodes the embeddings of real pictures, so that it shows the decoder alone."""
+        condition = self._condition(batch, frozen)
+        count = batch["image"].shape[0]
+        keys, kept = jax.random.split(key, count), jnp.ones(count, bool)
+        pictures = sample_decoder(keys, self.module, params, self.process, self.sampling, **condition, keep_text=kept)
+        return to_uint8(pictures)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "process": self.process,
+            "sampling": self.sampling,
+            "image_size": self.module.unet.image_size,
+        }

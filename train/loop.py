@@ -1,0 +1,303 @@
+"""One loop for every stage: steps, logs, validation, previews, checkpoints, resume.
+
+    result = run(recipe, stage_name="prior", stage_dir="runs/demo/prior", batches=make_iterator, validation=held_out)
+
+A stage that was stopped, killed or whose newest checkpoint is damaged goes on from the newest whole checkpoint by
+itself, bit-equal to a run left alone: parameters, optimizer, average, key, step and the data iterator's position all
+come back.
+"""
+
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dalle2_jax.checkpoint import CheckpointWriter, restore_latest, write_stage
+from dalle2_jax.sharding import (
+    DEFAULT_RULES,
+    SMALLEST_SPLIT,
+    Rules,
+    batch_parts,
+    batch_sharding,
+    check_batch,
+    make_mesh,
+    partition,
+    replicate,
+)
+from train.metrics import Clock, History, MetricsWriter, Progress, duration, mean_of
+from train.preview import draw_grid, save_picture
+from train.resume import check_resumable, finished_record
+from train.signals import StopSignals
+from train.state import abstract_state, create_state, make_step
+from train.system import Recipe
+
+HostBatch = Mapping[str, Any]
+
+# In a row; one bad batch is skipped, a run that only skips has diverged.
+MOST_SKIPPED = 50
+# Steps the host may be ahead of the devices.
+MOST_AHEAD = 2
+# Steps between two looks, with several processes, at whether any of them was told to stop.
+STEPS_BETWEEN_AGREEMENTS = 10
+VALIDATION_SEED, PREVIEW_SEED = 1, 2
+PREVIEW_COLUMNS = {"average": "ema", "raw": "params"}
+
+
+class BatchIterator(Protocol):
+    """What the loop asks of the data: host batches, and a position as JSON. grain's iterators are such."""
+
+    def __next__(self) -> HostBatch: ...
+    def get_state(self) -> Any: ...
+    def set_state(self, state: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a stage ended: at which step, after how many seconds in all, and by which signal if it was stopped."""
+
+    step: int
+    seconds: float
+    finished: bool
+    signal: int | None = None
+
+
+def run(
+    recipe: Recipe,
+    *,
+    stage_name: str,
+    stage_dir: str | Path,
+    batches: Callable[[], BatchIterator],
+    validation: Sequence[HostBatch] = (),
+    frozen: Any = None,
+    mesh: Mesh | None = None,
+    rules: Rules = DEFAULT_RULES,
+    smallest_split: int = SMALLEST_SPLIT,
+    info: Mapping[str, Any] | None = None,
+    log: Callable[[str], None] = print,
+    stop_at: int | None = None,
+) -> Result:
+    """Trains one stage to `recipe.steps`, from its newest checkpoint if there is one.
+
+    Args:
+        recipe: attached (see `Recipe.attach`).
+        batches: makes the endless iterator of this process's part of the training batches; numpy arrays of numbers in
+            them go to the devices, the rest (captions) stays on the host.
+        validation: a fixed list of held-out batches; the first one's pictures are also the preview's.
+        frozen: the earlier stages' parameters.
+        mesh: all devices with data parallelism by default.
+        rules, smallest_split: see `sharding.partition`; for parameters, optimizer state and `frozen`.
+        info: what else `stage.json` shall say (config, data, tokenizer, ...).
+        stop_at: stops as if by SIGTERM after this step; for tests.
+
+    Raises:
+        ValueError: for a folder of another stage, a batch that does not divide, or a run that has diverged.
+        CheckpointError: if every checkpoint is damaged.
+    """
+    stage_dir = Path(stage_dir)
+    log = log if jax.process_index() == 0 else _say_nothing
+    mesh = make_mesh() if mesh is None else mesh
+    check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+    record = stage_record(recipe, stage_name, info)
+    check_resumable(stage_dir, record, log)
+    done = finished_record(stage_dir, recipe.steps)
+    if done is not None:
+        log(f"{stage_name} is finished: {done['step']} steps in {duration(done['seconds'])}")
+        return Result(done["step"], done["seconds"], True)
+    with CheckpointWriter(stage_dir) as writer, StopSignals() as signals:
+        stage = _Stage(
+            recipe, stage_name, stage_dir, mesh, rules, smallest_split, frozen, validation, writer, signals, log
+        )
+        record["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(stage.abstract["params"]))
+        result = stage.train(batches, record, stop_at)
+    return result
+
+
+def stage_record(recipe: Recipe, stage_name: str, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What `stage.json` says of a stage before it is trained."""
+    return {
+        "stage": stage_name,
+        **recipe.describe(),
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "optimizer": {name: getattr(recipe.optimizer, name) for name in recipe.optimizer.__dataclass_fields__},
+        "seed": recipe.seed,
+        **(info or {}),
+        "finished": False,
+    }
+
+
+class _Stage:
+    """The parts of one run that its steps share."""
+
+    def __init__(self, recipe, name, directory, mesh, rules, smallest, frozen, validation, writer, signals, log):
+        self.recipe, self.name, self.directory, self.mesh = recipe, name, directory, mesh
+        self.writer, self.signals, self.log = writer, signals, log
+        self.abstract = abstract_state(recipe, mesh, rules, smallest)
+        frozen = {} if frozen is None else frozen
+        self.frozen = jax.device_put(frozen, partition(frozen, mesh, rules, smallest))
+        self.step = make_step(recipe, mesh, self.abstract)
+        self.validation = [self._to_devices(batch) for batch in validation]
+        self.preview_batch = dict(validation[0]) if validation else None
+        self.clock, self.history = Clock(), History()
+        self.progress = Progress(name, recipe.steps, recipe.batch_size, log)
+        whole = replicate(mesh)
+        self._validate = jax.jit(recipe.validate, out_shardings=whole)
+        self._preview = jax.jit(recipe.preview, out_shardings=whole)
+
+    def _to_devices(self, batch: HostBatch, sharding: Any = None) -> dict[str, jax.Array]:
+        sharding = batch_sharding(self.mesh) if sharding is None else sharding
+        arrays = {
+            name: value for name, value in batch.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+        }
+        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in arrays.items()}
+
+    def train(self, batches: Callable[[], BatchIterator], record: dict[str, Any], stop_at: int | None) -> Result:
+        recipe = self.recipe
+        restored = restore_latest(self.directory, self.abstract)
+        if restored is not None:
+            for sentence in restored.damaged:
+                self.log(f"{sentence}; going on from step {restored.step} instead")
+            self.clock.before = float(restored.metadata.get("seconds", 0.0))
+            if restored.step >= recipe.steps:
+                return self._end(record, restored.step)
+            self.log(f"{self.name} goes on from step {restored.step}")
+        first = restored.step if restored else 0
+        self._write_record(record, first, self.clock.before, False)
+        state = restored.state if restored else create_state(recipe, self.abstract)
+        iterator = batches()
+        try:
+            if restored:
+                iterator.set_state(restored.iterator)
+            with MetricsWriter(self.directory, first, enabled=jax.process_index() == 0) as metrics:
+                step, state = self._steps(state, first, iterator, metrics, stop_at)
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+        self.writer.wait()
+        return self._end(record, step)
+
+    def _end(self, record: dict[str, Any], step: int) -> Result:
+        finished, steps = step >= self.recipe.steps, self.recipe.steps
+        seconds = self.clock.seconds()
+        self._write_record(record, step, seconds, finished)
+        number = None
+        if finished:
+            self.log(f"{self.name} is trained: {step} steps in {duration(seconds)}")
+        else:
+            number = self.signals.received or signal.SIGTERM
+            self.log(f"{self.name} stopped and saved at step {step} of {steps}: the same command goes on from there")
+        return Result(step, seconds, finished, number)
+
+    def _write_record(self, record: dict[str, Any], step: int, seconds: float, finished: bool) -> None:
+        if jax.process_index() == 0:
+            ending = {"finished": finished, "step": step, "seconds": round(seconds, 3)}
+            write_stage(self.directory, {**record, **ending})
+
+    def _steps(self, state: Any, step: int, iterator: BatchIterator, metrics: MetricsWriter, stop_at: int | None):
+        recipe, waiting, ready = self.recipe, [], False
+        batch = self._to_devices(next(iterator))
+        while True:
+            state, report = self.step(state, batch, self.frozen)
+            step += 1
+            waiting.append(report)
+            stopping = self._told_to_stop(step) or step == stop_at
+            last = step >= recipe.steps or stopping
+            if last or _due(step, recipe.checkpoint_every):
+                # Before the next batch is fetched, so that the position is the one after this step.
+                self.writer.save(step, state, iterator=iterator.get_state(), metadata={"seconds": self.clock.seconds()})
+            if not last:
+                batch = self._to_devices(next(iterator))
+            if not ready:
+                jax.block_until_ready(report)
+                self.clock.compiled()
+                ready = True
+            if len(waiting) > MOST_AHEAD:
+                jax.block_until_ready(waiting[-1 - MOST_AHEAD])
+            if last or _due(step, recipe.log_every) or len(waiting) >= MOST_SKIPPED:
+                self.history.add(jax.device_get(waiting))
+                waiting = []
+                self._check_diverged(step)
+            if last or _due(step, recipe.log_every):
+                values, skipped = self.history.take(), int(state["skipped"])
+                self.progress.line(step, values, self.clock.seconds_a_step(values.pop("steps")), skipped)
+                metrics.write(step, "train", {**values, "skipped": skipped})
+            if not stopping:
+                ended = step >= recipe.steps
+                with self.clock.pause():
+                    if recipe.validate_every and (ended or _due(step, recipe.validate_every)):
+                        self._run_validation(step, state["ema"], metrics)
+                    if recipe.preview_every and (ended or _due(step, recipe.preview_every)):
+                        self._run_preview(step, state, metrics)
+            if last:
+                return step, state
+
+    def _told_to_stop(self, step: int) -> bool:
+        told = self.signals.received is not None
+        if jax.process_count() == 1:
+            return told
+        # A signal may reach one process a step before another; all must stop at the same one.
+        if step % STEPS_BETWEEN_AGREEMENTS:
+            return False
+        from jax.experimental import multihost_utils
+
+        return bool(multihost_utils.process_allgather(np.array(told)).any())
+
+    def _check_diverged(self, step: int) -> None:
+        if self.history.skipped_in_a_row >= MOST_SKIPPED:
+            raise ValueError(
+                f"{self.name} has diverged: the last {self.history.skipped_in_a_row} steps before step {step} gave a "
+                f"loss or gradient that is not finite and were skipped; try a lower {self.name}.optimizer.learning_rate"
+            )
+
+    def _run_validation(self, step: int, ema: Any, metrics: MetricsWriter) -> None:
+        key = jax.random.key(VALIDATION_SEED)
+        found = [
+            self._validate(ema, batch, jax.random.fold_in(key, index), self.frozen)
+            for index, batch in enumerate(self.validation)
+        ]
+        if not found:
+            return
+        values = mean_of(jax.device_get(found))
+        self.log(
+            f"{self.name} {step}/{self.recipe.steps} | validation | "
+            + " | ".join(f"{k} {v:.4f}" for k, v in values.items())
+        )
+        metrics.write(step, "validation", values)
+
+    def _run_preview(self, step: int, state: Any, metrics: MetricsWriter) -> None:
+        if self.preview_batch is None:
+            return
+        count = self.recipe.preview_count
+        if jax.process_count() > 1:
+            parts = batch_parts(self.mesh)
+            count = -(-count // parts) * parts // jax.process_count()
+        rows = {
+            name: value[:count]
+            for name, value in self.preview_batch.items()
+            if isinstance(value, np.ndarray | list | tuple)
+        }
+        count = len(rows["image"])
+        split = jax.process_count() > 1 or count % batch_parts(self.mesh) == 0
+        batch = self._to_devices(rows, None if split else replicate(self.mesh))
+        key = jax.random.key(PREVIEW_SEED)
+        drawn = {name: self._preview(state[part], batch, key, self.frozen) for name, part in PREVIEW_COLUMNS.items()}
+        if any(pictures is None for pictures in drawn.values()) or jax.process_index() != 0:
+            return
+        columns = {"real": rows["image"], **{name: np.asarray(pictures)[:count] for name, pictures in drawn.items()}}
+        grid = draw_grid(columns, list(rows.get("captions", [""] * count)))
+        save_picture(self.directory / "samples" / f"step_{step}.png", grid)
+        metrics.picture(step, "samples", grid)
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _say_nothing(_: str) -> None:
+    pass

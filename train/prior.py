@@ -1,0 +1,80 @@
+"""The diffusion prior: from a caption to the CLIP image embedding of a picture of it (Sec. 2.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.clip import CLIP
+from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
+from dalle2_jax.layers.pictures import resize, to_float
+from dalle2_jax.prior import DiffusionPrior
+from train.system import Batch, Parameters, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorRecipe(Recipe):
+    """Trains `module` on the frozen CLIP's embeddings; the caption is dropped with `text_drop` (10% in the paper)."""
+
+    kind: ClassVar[str] = "prior"
+    needs: ClassVar[tuple[str, ...]] = ("clip",)
+
+    module: DiffusionPrior
+    process: Process = Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None)
+    sampling: Sampling = Sampling(sampler="ddpm", steps="64", candidates=2)
+    text_drop: float = 0.1
+    clip: CLIP | None = field(default=None, metadata={"attached": True})
+
+    def attach(self, stages: Mapping[str, Any]) -> tuple[PriorRecipe, Parameters]:
+        clip = stages["clip"]
+        embedding_size = clip.module.embedding_size
+        if self.module.embedding_size != embedding_size:
+            raise ValueError(
+                f"the prior predicts embeddings of size {self.module.embedding_size} but CLIP's have {embedding_size}; "
+                f"set prior.module.embedding_size={embedding_size}"
+            )
+        return dataclasses.replace(self, clip=clip.module), {"clip": clip.params}
+
+    def init(self, key: jax.Array) -> Parameters:
+        text_embedding = jnp.zeros((1, self.module.embedding_size))
+        length = self.module.context_length
+        if self.module.vocabulary_size is None:
+            text = jnp.zeros((1, length, self.clip.text.width))
+        else:
+            text = jnp.zeros((1, length), jnp.int32)
+        timesteps, mask = jnp.zeros(1, jnp.int32), jnp.ones((1, length), bool)
+        return self.module.init(key, text_embedding, timesteps, text_embedding, text, mask)["params"]
+
+    def _condition(self, batch: Batch, frozen: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+        clip = {"params": frozen["clip"]}
+        pictures = resize(to_float(batch["image"]), self.clip.vision.image_size)
+        image_embedding = self.clip.apply(clip, pictures, method="encode_image")
+        text_embedding, states = self.clip.apply(clip, batch["tokens"], batch["mask"], method="encode_text")
+        text = states if self.module.vocabulary_size is None else batch["tokens"]
+        return image_embedding, {"text_embedding": text_embedding, "text": text, "text_mask": batch["mask"]}
+
+    def _loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, text_drop: float):
+        image_embedding, condition = jax.lax.stop_gradient(self._condition(batch, frozen))
+        drop_key, loss_key = jax.random.split(key)
+        keep_text = jax.random.uniform(drop_key, image_embedding.shape[:1]) >= text_drop
+
+        def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
+            return self.module.apply({"params": params}, x_t, timesteps, **condition, keep_text=keep_text)
+
+        x_0 = self.module.scale_embedding(image_embedding)
+        loss, _ = diffusion_loss(loss_key, denoiser, x_0, self.process, kind="simple")
+        return loss.mean()
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
+        return self._loss(params, batch, key, frozen, self.text_drop), {}
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        return {"loss": self._loss(params, batch, key, frozen, 0.0)}
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": self.kind, "module": self.module, "process": self.process, "sampling": self.sampling}

@@ -1,0 +1,86 @@
+"""May this recipe go on in that folder? Compares what a stage's folder records with what is about to be trained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dalle2_jax.checkpoint import checkpoint_steps, read_stage, to_json
+
+# What may change between one start and the next; everything else makes it another stage.
+CHANGEABLE = ("steps", "batch_size", "optimizer", "seed", "sampling")
+# What describes a start rather than the stage.
+IGNORED = ("format", "versions", "config", "seconds", "step", "finished", "parameters", "tokenizer")
+# Where the data lies and how it is read, not what it is.
+IGNORED_DATA = ("data_dir", "cache")
+
+
+def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
+    """(path, old value, new value) of the first place where two JSON values differ; None if they are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        if set(old) == {"class", "fields"} == set(new) and old["class"] == new["class"]:
+            return first_difference(old["fields"], new["fields"], path)
+        for key in [*new, *(key for key in old if key not in new)]:
+            where = f"{path}.{key}" if path else key
+            if key not in old or key not in new:
+                return where, old.get(key, "absent"), new.get(key, "absent")
+            found = first_difference(old[key], new[key], where)
+            if found:
+                return found
+        return None
+    # 1 and 1.0 are one value here, True and 1 are not.
+    same = old == new and isinstance(old, bool) == isinstance(new, bool)
+    return None if same else (path, old, new)
+
+
+def check_resumable(stage_dir: Path, info: dict[str, Any], log: Callable[[str], None]) -> None:
+    """Lets a stage go on in a folder that holds the same one; logs what has changed harmlessly.
+
+    Raises:
+        ValueError: one sentence with the first difference, if the folder's checkpoints are of another architecture,
+            process, data or earlier stage.
+    """
+    if not checkpoint_steps(stage_dir):
+        return
+    old, new = read_stage(stage_dir), to_json(info)
+    difference = first_difference(_identity(old), _identity(new))
+    if difference:
+        path, before, now = difference
+        if path.startswith("built_on."):
+            raise ValueError(
+                f"{stage_dir} was trained on another {path.split('.')[1]} than the one that is there now: "
+                "delete the folder to train the stage anew, or choose another --run"
+            )
+        raise ValueError(
+            f"{stage_dir} holds another stage: {path} is {_short(before)} there and {_short(now)} here; "
+            "choose another --run, or delete the folder"
+        )
+    for key in CHANGEABLE:
+        changed = first_difference(old.get(key), new.get(key), key)
+        if changed:
+            log(f"changed since the last start: {changed[0]} was {_short(changed[1])} and is {_short(changed[2])}")
+
+
+def _identity(info: dict[str, Any]) -> dict[str, Any]:
+    """What makes the stage what it is."""
+    result = {key: value for key, value in info.items() if key not in (*CHANGEABLE, *IGNORED)}
+    data = result.get("data")
+    if isinstance(data, dict) and isinstance(data.get("fields"), dict):
+        fields = {name: value for name, value in data["fields"].items() if name not in IGNORED_DATA}
+        result["data"] = {**data, "fields": fields}
+    return result
+
+
+def finished_record(stage_dir: Path, steps: int) -> dict[str, Any] | None:
+    """The stage's record if it is trained to `steps` or further and its checkpoint is there."""
+    found = checkpoint_steps(stage_dir)
+    if not found or found[-1] < steps:
+        return None
+    record = read_stage(stage_dir)
+    return record if record.get("finished") else None
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"class", "fields"}:
+        return str(value["class"]).rpartition(".")[2]
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,101 @@
+"""The training state, and one training step.
+
+The state is a plain dict, so that any tool can read it from a checkpoint:
+
+    params      the parameters
+    ema         their moving average, float32
+    optimizer   optax's state
+    step        int32, steps taken, skipped ones included
+    skipped     int32, steps whose loss or gradient was not finite
+    key         the stage's PRNG key; a step's is fold_in(key, step)
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dalle2_jax.sharding import DEFAULT_RULES, SMALLEST_SPLIT, Rules, batch_sharding, partition, replicate
+from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
+from train.system import Recipe
+
+State = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+def init_state(recipe: Recipe, key: jax.Array) -> State:
+    """The state at step 0 (pure, jit-able)."""
+    init_key, step_key = jax.random.split(key)
+    params = recipe.init(init_key)
+    return {
+        "params": params,
+        "ema": jax.tree.map(lambda p: p.astype(jnp.float32), params),
+        "optimizer": make_optimizer(recipe.optimizer, recipe.steps).init(params),
+        "step": jnp.zeros((), jnp.int32),
+        "skipped": jnp.zeros((), jnp.int32),
+        "key": step_key,
+    }
+
+
+def abstract_state(recipe: Recipe, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int = SMALLEST_SPLIT) -> State:
+    """The state as ShapeDtypeStructs that carry their shardings; allocates nothing."""
+    shapes = jax.eval_shape(lambda: init_state(recipe, jax.random.key(recipe.seed)))
+    shardings = partition(shapes, mesh, rules, smallest)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def shardings_of(abstract: Any) -> Any:
+    """The shardings of a tree of ShapeDtypeStructs."""
+    return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def create_state(recipe: Recipe, abstract: State) -> State:
+    """The state at step 0, made where it belongs: no device ever holds more than its part."""
+    return jax.jit(lambda key: init_state(recipe, key), out_shardings=shardings_of(abstract))(
+        jax.random.key(recipe.seed)
+    )
+
+
+def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
+    """The jitted `step(state, batch, frozen) -> (state, metrics)`; the state is donated.
+
+    A loss or gradient that is not finite leaves parameters, optimizer and average as they are; the step is counted as
+    skipped, and `metrics["skipped"]` is 1.
+    """
+    settings = recipe.optimizer
+    optimizer = make_optimizer(settings, recipe.steps)
+    schedule = learning_rate_schedule(settings, recipe.steps)
+    split = batch_sharding(mesh)
+
+    def step(state: State, batch: Any, frozen: Any) -> tuple[State, Metrics]:
+        batch = jax.lax.with_sharding_constraint(batch, split)
+        key = jax.random.fold_in(state["key"], state["step"])
+
+        def loss(params: Any, micro: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+            return recipe.loss(params, micro, key, frozen)
+
+        value, metrics, gradient = accumulated_gradient(loss, state["params"], batch, key, settings.accumulation)
+        norm = optax.tree.norm(gradient).astype(jnp.float32)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        changes, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], changes)
+        updates = state["step"] - state["skipped"]
+        new = {"params": params, "ema": update_ema(state["ema"], params, updates, settings.ema_decay)}
+        new["optimizer"] = optimizer_state
+        old = {name: state[name] for name in new}
+        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
+        counters = {"step": state["step"] + 1, "skipped": state["skipped"] + skipped, "key": state["key"]}
+        report = {
+            **metrics,
+            "loss": value,
+            "gradient_norm": norm,
+            "learning_rate": schedule(updates),
+            "skipped": skipped,
+        }
+        return {**kept, **counters}, report
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), replicate(mesh)))

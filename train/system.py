@@ -1,0 +1,109 @@
+"""What a config file says: a `System` is data, a tokenizer's size and one `Recipe` a stage, in training order.
+
+A recipe is all the loop knows of a stage. It is a frozen dataclass, so that any field can be overridden on the command
+line by its path (`decoder.optimizer.learning_rate=1e-4`), and it holds the network as a Linen module, which is its own
+config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from dalle2_jax.data.pipeline import Data
+
+Batch = Mapping[str, jax.Array]
+Parameters = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW with warm-up, gradient clipping, accumulation and an exponential moving average of the parameters."""
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    schedule: str = "constant"  # after the warm-up: "constant" | "cosine" (to zero at the last step)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    accumulation: int = 1
+    ema_decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("constant", "cosine"):
+            raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one stage is trained. Subclasses give `kind`, `needs` and the methods below; the loop calls nothing else.
+
+    Shapes: a batch is `{"image": uint8 [b, h, w, 3], "tokens": int32 [b, n], "mask": bool [b, n]}`.
+    """
+
+    kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    module: nn.Module
+    steps: int
+    batch_size: int
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    seed: int = 0
+    log_every: int = 50
+    validate_every: int = 1000
+    validation_batches: int = 4
+    preview_every: int = 2000
+    preview_count: int = 8
+    checkpoint_every: int = 1000
+
+    def attach(self, stages: Mapping[str, Any]) -> tuple[Recipe, Parameters]:
+        """Binds the earlier stages' networks into the recipe; returns it and the pytree of their parameters."""
+        return self, {}
+
+    def init(self, key: jax.Array) -> Parameters:
+        """The parameters at step 0."""
+        raise NotImplementedError
+
+    def loss(
+        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The training loss, a float32 scalar, and a dict of scalar metrics."""
+        raise NotImplementedError
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """Scalar metrics on held-out data, without dropout or dropped conditioning; `"loss"` among them."""
+        raise NotImplementedError
+
+    def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array | None:
+        """uint8 pictures `[n, h, w, 3]`, one a caption of the batch, or None where a stage has nothing to show."""
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        """What makes the trained stage what it is (JSON-able values and dataclasses), recorded in `stage.json`."""
+        return {"kind": self.kind, "module": self.module}
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One cascade: its data, tokenizer, stages in training order."""
+
+    name: str
+    data: Data
+    vocabulary_size: int
+    context_length: int
+    stages: dict[str, Recipe]
+
+    def stage(self, name: str) -> Recipe:
+        """The recipe called `name`; a KeyError becomes the caller's sentence with the nearest name."""
+        return self.stages[name]
+
+    def with_stage(self, name: str, recipe: Recipe) -> System:
+        """This system with one stage's recipe replaced."""
+        return dataclasses.replace(self, stages={**self.stages, name: recipe})
