@@ -131,7 +131,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     _positive("count", options.count)
     run = Path(options.run)
     model = DALLE2.load(run)
-    data = model.clip.info["data"]
+    data = model.clip.part("data")
     if data.name != "captioned_shapes":
         raise ValueError(f"{run} was trained on {data.name}; the oracle reads only captioned_shapes")
     report, shown = evaluate(model, data, count=options.count, seed=options.seed, say=lambda line: print(line, flush=True))

@@ -140,8 +140,8 @@ class DALLE2:
             text,
             mask,
             module=self.prior.module,
-            process=self.prior.info["process"],
-            sampling=dataclasses.replace(self.prior.info["sampling"], **changes),
+            process=self.prior.part("process"),
+            sampling=dataclasses.replace(self.prior.part("sampling"), **changes),
         )
 
     def decode(
@@ -167,8 +167,8 @@ class DALLE2:
             mask,
             jnp.full(count, captions is not None),
             module=module,
-            process=self.decoder.info["process"],
-            sampling=dataclasses.replace(self.decoder.info["sampling"], **changes),
+            process=self.decoder.part("process"),
+            sampling=dataclasses.replace(self.decoder.part("sampling"), **changes),
         )
 
     def upsample(self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, **changes: Any) -> jax.Array:
@@ -179,8 +179,8 @@ class DALLE2:
             stage.params,
             pictures,
             module=stage.module,
-            process=stage.info["process"],
-            sampling=dataclasses.replace(stage.info["sampling"], **changes),
+            process=stage.part("process"),
+            sampling=dataclasses.replace(stage.part("sampling"), **changes),
             size=stage.info["image_size"],
         )
 

@@ -9,6 +9,7 @@ library first.
 import importlib.util
 import mmap
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 FLAG = "xla_cpu_experimental_ynn_fusion_type"
@@ -32,7 +33,7 @@ def setup(cache: Path = CACHE) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def cpu_flags(environment: os._Environ | dict[str, str]) -> str | None:
+def cpu_flags(environment: Mapping[str, str]) -> str | None:
     """XLA_FLAGS with the setting added, or None where it should stay as it is.
 
     It is left alone where the user has chosen a value, where an accelerator may be used, with several simulated CPU
@@ -48,7 +49,7 @@ def cpu_flags(environment: os._Environ | dict[str, str]) -> str | None:
     return f"{flags} --{FLAG}={','.join(FUSIONS)}".strip()
 
 
-def _only_cpu(environment: os._Environ | dict[str, str]) -> bool:
+def _only_cpu(environment: Mapping[str, str]) -> bool:
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms == "cpu"

@@ -43,6 +43,9 @@ def train_stages(
     Raises:
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
+    for name in names:
+        recipe = system.stages[name]
+        check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
     feed = _Feed(system, run_dir)
     result = Result(0, 0.0, True)
     for name in names:

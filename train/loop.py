@@ -154,6 +154,8 @@ class _Stage:
         arrays = {
             name: value for name, value in batch.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
         }
+        if jax.process_count() == 1:
+            return jax.device_put(arrays, sharding)
         return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in arrays.items()}
 
     def train(self, batches: Callable[[], BatchIterator], record: dict[str, Any], stop_at: int | None) -> Result:

@@ -148,8 +148,10 @@ def _is_tree(value: Any) -> bool:
 
 
 def _parts(state: dict[str, Any]) -> dict[str, Any]:
+    """What is saved under which name; orbax refuses a part without arrays."""
     parts = {name: value for name, value in state.items() if _is_tree(value)}
-    return {**parts, PROGRESS: {name: value for name, value in state.items() if not _is_tree(value)}}
+    parts[PROGRESS] = {name: value for name, value in state.items() if not _is_tree(value)}
+    return {name: value for name, value in parts.items() if jax.tree.leaves(value)}
 
 
 def _gather_json(value: Any) -> list[Any]:
@@ -188,10 +190,9 @@ def restore_latest(stage_dir: str | Path, abstract_state: dict[str, Any]) -> Res
         state = _load_parts(path, _parts(abstract_state))
         extras = read_json(path / EXTRAS)
         _set_aside(damaged)
-        progress = state.pop(PROGRESS)
-        return Restored(
-            step, {**state, **progress}, _own_iterator(path, extras), extras["metadata"], tuple(damaged.values())
-        )
+        progress = state.pop(PROGRESS, {})
+        state = {**abstract_state, **state, **progress}
+        return Restored(step, state, _own_iterator(path, extras), extras["metadata"], tuple(damaged.values()))
     if steps:
         raise CheckpointError(
             f"{'; '.join(damaged.values())}; no checkpoint is left to fall back to: "
@@ -223,11 +224,33 @@ def _set_aside(damaged: dict[Path, str]) -> None:
 def _load_parts(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
-    try:
-        return ocp.load_checkpointables(path.resolve(), abstract)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"the checkpoint {path} does not hold the state that was asked for: {reason}") from error
+    found = ocp.checkpointables_metadata(path.resolve()).metadata
+    for name, tree in abstract.items():
+        if name not in found:
+            raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
+        difference = _first_difference(_shapes(found[name]), _shapes(tree))
+        if difference:
+            raise CheckpointError(
+                f"the checkpoint {path} does not hold the state that was asked for: {name}/{difference}"
+            )
+    return ocp.load_checkpointables(path.resolve(), abstract)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    def shape(leaf: Any) -> tuple[int, ...]:
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # saved as its words
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return tuple(leaf.shape)
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): shape(leaf) for path, leaf in leaves}
+
+
+def _first_difference(old: dict[str, tuple[int, ...]], new: dict[str, tuple[int, ...]]) -> str | None:
+    for name in sorted({*old, *new}):
+        if old.get(name) != new.get(name):
+            return f"{name} is {old.get(name, 'absent')} there and {new.get(name, 'absent')} here"
+    return None
 
 
 def load_part(stage_dir: str | Path, name: str) -> tuple[Any, int]:

@@ -133,7 +133,9 @@ def _prepared(tfds, name: str, data_dir: str):
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, ["captioned_shapes", *tfds.list_builders()], 3, cutoff=0.5)
+        near = difflib.get_close_matches(
+            name, ["captioned_shapes", *tfds.list_builders(with_community_datasets=False)], 3, cutoff=0.5
+        )
         hint = f"; did you mean {' or '.join(near)}?" if near else "; captioned_shapes needs no download"
         raise ValueError(f"there is no data set {name!r}{hint}") from error
     if not builder.is_prepared():

@@ -6,4 +6,12 @@ from dalle2_jax.decoder.decoder import Decoder
 from dalle2_jax.decoder.sample import sample_decoder, sample_upsampler
 from dalle2_jax.decoder.upsampler import Upsampler, random_crop
 
-__all__ = ["CaptionEncoder", "Decoder", "Upsampler", "gaussian_blur", "random_crop", "sample_decoder", "sample_upsampler"]
+__all__ = [
+    "CaptionEncoder",
+    "Decoder",
+    "Upsampler",
+    "gaussian_blur",
+    "random_crop",
+    "sample_decoder",
+    "sample_upsampler",
+]

@@ -44,6 +44,6 @@ def sample_prior(
     guided = classifier_free_guidance(
         denoiser, {**condition, "keep_text": kept}, {**condition, "keep_text": ~kept}, sampling.guidance_scale
     )
-    x_T = normal(noise_keys, (batch * count, text_embedding.shape[-1]))
+    x_T = normal(noise_keys, (batch * count, prior.embedding_size))
     candidates = prior.unscale_embedding(sample(step_keys, guided, x_T, process, sampling))
     return best_of(candidates.reshape(batch, count, -1), text_embedding)

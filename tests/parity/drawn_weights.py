@@ -8,8 +8,8 @@ import numpy as np
 def draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Random float32 tensors for a PyTorch state dict, the same for the same names and shapes anywhere.
 
-    Kernels have variance 1/fan_in, gains (rank 1 and called weight) lie around one, everything else is smaller. Nothing is
-    zero, so no layer that is initialised at zero escapes a comparison. `RandomState` streams are frozen by numpy.
+    Kernels have variance 1/fan_in, gains (rank 1 and called weight) lie around one, everything else is smaller. Nothing
+    is zero, so no layer that is initialised at zero escapes a comparison. `RandomState` streams are frozen by numpy.
     """
     tensors = {}
     for name, shape in shapes.items():

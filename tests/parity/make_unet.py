@@ -1,4 +1,4 @@
-"""Writes references/unet_*.npz: small U-Nets of guided-diffusion and GLIDE with drawn weights, their inputs and outputs.
+"""Writes references/unet_*.npz: small U-Nets of guided-diffusion and GLIDE on drawn weights, inputs and outputs.
 
 Runs in an environment of its own with torch and checkouts of openai/guided-diffusion and openai/glide-text2im, never in
 the test suite:
@@ -42,7 +42,7 @@ def nchw(pictures: np.ndarray) -> torch.Tensor:
 
 
 def guided(random: np.random.Generator) -> None:
-    """ADM's choices, the paper's upsampler without attention, and the plain variant with convolutions for resampling."""
+    """ADM's choices, the paper's upsampler without attention, and the plain variant that resamples by convolutions."""
     from guided_diffusion.unet import SuperResModel, UNetModel
 
     timesteps = np.array([3, 720], np.int32)

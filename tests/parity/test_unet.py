@@ -1,4 +1,4 @@
-"""Our U-Net, Upsampler and Decoder against guided-diffusion's and GLIDE's (references/unet_*.npz, from make_unet.py)."""
+"""U-Net, Upsampler and Decoder against guided-diffusion's and GLIDE's (references/unet_*.npz, from make_unet.py)."""
 
 import json
 from pathlib import Path

@@ -1,0 +1,249 @@
+"""Batches: right pictures with right captions, exact resumption, the same for any number of processes."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from dalle2_jax.data import (
+    Data,
+    all_captions,
+    evaluation_batches,
+    evaluation_examples,
+    open_source,
+    train_iterator,
+)
+from dalle2_jax.data.captioned_shapes import example
+from dalle2_jax.data.scene import draw, full_caption
+from dalle2_jax.data.transforms import resize, to_square_rgb
+from dalle2_jax.tokenizer import Tokenizer
+
+COUNTS = (50, 12, 10, 8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return Data(data_dir=str(tmp_path_factory.mktemp("data")), counts=COUNTS)
+
+
+@pytest.fixture(scope="module")
+def source(data):
+    return open_source(data, "train")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(data, source):
+    return Tokenizer.train(all_captions(data, "train", source), 400, 24)
+
+
+def _equal(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_batches_hold_pictures_with_their_captions(data, tokenizer, cache):
+    uncached = Data(data_dir=data.data_dir, counts=COUNTS, cache=cache)
+    source = open_source(uncached, "train")
+    iterator = train_iterator(uncached, "train", tokenizer, 8, 0)
+    full, total, seen = 0, 0, []
+    for _ in range(12):
+        batch = next(iterator)
+        assert batch["image"].shape == (8, 64, 64, 3) and batch["image"].dtype == np.uint8
+        assert batch["tokens"].shape == batch["mask"].shape == (8, 24)
+        assert (batch["tokens"].dtype, batch["mask"].dtype, batch["index"].dtype) == (np.int32, bool, np.int32)
+        np.testing.assert_array_equal(batch["image"], source.pictures(batch["index"]))
+        captions, texts = source.captions(batch["index"]), tokenizer.decode(batch["tokens"])
+        assert all(text in group for text, group in zip(texts, captions, strict=True))
+        full += sum(text == group[0] for text, group in zip(texts, captions, strict=True))
+        total += 8
+        seen += batch["index"].tolist()
+    iterator.close()
+    assert 0.3 < full / total < 0.7
+    assert sorted(seen[:50]) == list(range(50)) and seen[:40] != list(range(40))
+    assert seen[:40] != seen[50:90]  # each epoch in an order of its own
+
+
+def test_caption_probability(data, tokenizer):
+    for probability, expected in ((1.0, {0}), (0.0, {1, 2, 3})):
+        always = Data(data_dir=data.data_dir, counts=COUNTS, caption_probability_full=probability)
+        source, iterator = open_source(always, "train"), train_iterator(always, "train", tokenizer, 50, 0)
+        chosen = set()
+        for _ in range(4):
+            batch = next(iterator)
+            for text, group in zip(tokenizer.decode(batch["tokens"]), source.captions(batch["index"]), strict=True):
+                chosen.add(group.index(text))
+        iterator.close()
+        assert chosen == expected
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_resumes_exactly(data, tokenizer, cache):
+    same = Data(data_dir=data.data_dir, counts=COUNTS, cache=cache)
+    iterator = train_iterator(same, "train", tokenizer, 8, 3)
+    for _ in range(9):
+        next(iterator)
+    state = json.dumps(iterator.get_state())
+    expected = [next(iterator) for _ in range(9)]
+    again = train_iterator(same, "train", tokenizer, 8, 3)
+    next(again)
+    again.set_state(json.loads(state))
+    assert all(_equal(next(again), batch) for batch in expected)
+    iterator.set_state(json.loads(state))
+    assert all(_equal(next(iterator), batch) for batch in expected)
+    other = train_iterator(same, "train", tokenizer, 8, 4)
+    assert not _equal(next(other), expected[0])
+    for each in (iterator, again, other):
+        each.close()
+
+
+def test_a_position_of_another_split_is_refused(data, tokenizer):
+    state = train_iterator(data, "validation", tokenizer, 4, 0).get_state()
+    with pytest.raises(ValueError, match="split of 12 pictures, this one has 50"):
+        train_iterator(data, "train", tokenizer, 4, 0).set_state(state)
+
+
+def test_processes_share_the_batches_of_one(data, source, tokenizer):
+    whole = train_iterator(data, "train", tokenizer, 12, 0, source=source)
+    parts = [
+        train_iterator(data, "train", tokenizer, 12, 0, process_index=i, process_count=3, source=source)
+        for i in range(3)
+    ]
+    for _ in range(6):
+        batch = next(whole)
+        for i, part in enumerate(parts):
+            assert _equal(next(part), {key: value[i::3] for key, value in batch.items()})
+
+
+def test_image_size(data, tokenizer):
+    small = Data(data_dir=data.data_dir, counts=COUNTS, image_size=16)
+    by_field = next(train_iterator(small, "train", tokenizer, 8, 0))
+    by_argument = next(train_iterator(data, "train", tokenizer, 8, 0, image_size=16))
+    assert _equal(by_field, by_argument)
+    large = next(train_iterator(data, "train", tokenizer, 8, 0))["image"]
+    mean = large.reshape(8, 16, 4, 16, 4, 3).mean((2, 4))
+    assert np.abs(by_field["image"] - mean).max() <= 0.5
+    np.testing.assert_array_equal(evaluation_examples(small, "test", 99).pictures.shape, (10, 16, 16, 3))
+
+
+def test_evaluation_batches_are_fixed(data, tokenizer):
+    batches = evaluation_batches(data, "test", tokenizer, 4, 10, with_captions=True, with_scenes=True)
+    assert [len(batch["image"]) for batch in batches] == [4, 4, 2]
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(10))
+    for batch in batches:
+        for picture, caption, scene in zip(batch["image"], batch["captions"], batch["scenes"], strict=True):
+            np.testing.assert_array_equal(draw(scene), picture)
+            assert full_caption(scene) == caption
+        assert tokenizer.decode(batch["tokens"]) == batch["captions"]
+    plain = evaluation_batches(data, "test", tokenizer, 4, 8)
+    assert len(plain) == 2 and plain[0].keys() == {"image", "tokens", "mask", "index"}
+    halves = [evaluation_batches(data, "test", tokenizer, 4, 8, process_index=i, process_count=2)[1] for i in (0, 1)]
+    assert [half["index"].tolist() for half in halves] == [[4, 6], [5, 7]]
+    examples = evaluation_examples(data, "test", 3)
+    assert examples.captions == batches[0]["captions"][:3] and examples.scenes == batches[0]["scenes"][:3]
+
+
+def test_the_environment_names_the_folder(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("DALLE2_DATA_DIR", data.data_dir)
+    elsewhere = Data(data_dir=str(tmp_path), counts=COUNTS)
+    assert len(open_source(elsewhere, "test")) == 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_is_refused_in_one_sentence(data, tokenizer):
+    with pytest.raises(ValueError, match="batch_size is 51, but captioned_shapes .train. has only 50"):
+        train_iterator(data, "train", tokenizer, 51, 0)
+    with pytest.raises(ValueError, match="9 does not divide among 2 processes"):
+        train_iterator(data, "train", tokenizer, 9, 0, process_count=2)
+    with pytest.raises(ValueError, match="no split 'tests'; it has .*test"):
+        open_source(data, "tests")
+    with pytest.raises(ValueError, match="it has one_object, mixed"):
+        open_source(Data(config="two", data_dir=data.data_dir), "train")
+    with pytest.raises(ValueError, match="no data set 'captioned_shape'; did you mean captioned_shapes"):
+        open_source(Data(name="captioned_shape", data_dir=data.data_dir), "train")
+    with pytest.raises(ValueError, match="which has 10"):
+        evaluation_batches(data, "test", tokenizer, 4, 11)
+    with pytest.raises(ValueError, match="0 to 1"):
+        Data(caption_probability_full=1.5)
+    with pytest.raises(ValueError, match="four numbers"):
+        Data(counts=(1, 2))
+
+
+def test_long_captions_warn_once_and_are_cut(data, source):
+    short = Tokenizer.train(all_captions(data, "train", source), 400, 6)
+    with pytest.warns(UserWarning, match="captions are longer than 6 tokens and are cut") as caught:
+        iterator = train_iterator(data, "train", short, 8, 0, source=source)
+    assert len(caught) == 1
+    assert (next(iterator)["mask"].sum(1) <= 6).all()
+    iterator.close()
+
+
+class TinyLabels(tfds.core.GeneratorBasedBuilder):
+    """Gray pictures of two sizes with a label, as another TFDS data set may have them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["dark_gray", "bright"])
+        image = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        features = tfds.features.FeaturesDict({"image": image, "label": label})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(6):
+            file = io.BytesIO()
+            picture = np.full((10 + 2 * (i % 2), 12), 40 + 160 * (i % 2), np.uint8)
+            Image.fromarray(picture).save(file, "PNG")
+            file.seek(0)
+            yield i, {"image": file, "label": i % 2}
+
+
+def test_other_tfds_builders_are_read_by_name(tmp_path, tokenizer):
+    data = Data(name="tiny_labels", data_dir=str(tmp_path), image_size=8)
+    source = open_source(data, "train")
+    assert source.captions() == [("dark gray",), ("bright",)] * 3
+    pictures = source.pictures()
+    assert pictures.shape == (6, 8, 8, 3)
+    assert pictures[0].tolist() == np.full((8, 8, 3), 40).tolist() and (pictures[1] == 200).all()
+    batch = next(train_iterator(data, "train", tokenizer, 4, 0, source=source))
+    assert tokenizer.decode(batch["tokens"]) == [("dark gray", "bright")[i % 2] for i in batch["index"]]
+    assert len(open_source(data, "train[:50%]")) == 3
+    with pytest.raises(ValueError, match="several sizes .10 to 12 px.; set data.image_size"):
+        open_source(Data(name="tiny_labels", data_dir=str(tmp_path)), "train").pictures()
+    with pytest.raises(ValueError, match="does not record scenes"):
+        source.scenes()
+
+
+def test_pictures_become_square_rgb():
+    gray = np.arange(12, dtype=np.uint8).reshape(2, 6)
+    assert to_square_rgb(gray).tolist() == [[[2] * 3, [3] * 3], [[8] * 3, [9] * 3]]
+    clear = np.zeros((2, 2, 4), np.uint8)
+    assert (to_square_rgb(clear) == 255).all()
+    noise = np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3)).astype(np.uint8)
+    assert resize(noise, 5).shape == (3, 5, 5, 3) and resize(noise, 30).shape == (3, 30, 30, 3)
+    np.testing.assert_array_equal(resize(np.full((1, 12, 12, 3), 77, np.uint8), 5), np.full((1, 5, 5, 3), 77))
+
+
+def test_data_loads_neither_tfds_nor_grain_before_it_is_used():
+    code = (
+        "import sys, dalle2_jax.data, dalle2_jax.tokenizer;"
+        "loaded = {'tensorflow_datasets', 'grain', 'PIL', 'tokenizers', 'jax'} & set(sys.modules);"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_drawing_the_examples_again_gives_the_pictures(data, source):
+    from dalle2_jax.data.captioned_shapes import configured
+
+    config = configured("one_object", **dict(zip(("train", "validation", "test", "unseen"), COUNTS, strict=True)))
+    np.testing.assert_array_equal(source.pictures([7])[0], draw(example(config, "train", 7)[0]))

@@ -1,0 +1,283 @@
+"""The loop as a whole, on a toy stage: logs, previews, resume, refusals."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from dalle2_jax.checkpoint import CheckpointError, checkpoint_steps, load_params, read_stage
+from dalle2_jax.sharding import make_mesh
+from tests.train.toy import SIZE, ToyBatches, ToyNet, toy_recipe
+from train import loop
+from train.loop import run
+from train.metrics import Clock, duration
+from train.preview import draw_grid
+
+
+def train(folder: Path, recipe=None, *, poisoned=(), log=None, **settings):
+    """Runs the toy on one device; returns the result and the printed lines."""
+    lines: list[str] = []
+    recipe = recipe or toy_recipe()
+    batches = ToyBatches(recipe.batch_size, poisoned)
+    settings = {
+        "mesh": make_mesh(devices=jax.devices()[:1]),
+        "validation": [next(ToyBatches(recipe.batch_size))],
+        **settings,
+    }
+    result = run(
+        recipe, stage_name="toy", stage_dir=folder, batches=lambda: batches, log=log or lines.append, **settings
+    )
+    assert batches.closed or "is finished" in lines[-1]
+    return result, lines
+
+
+def records(folder: Path, kind="train") -> list[dict]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in found if record["kind"] == kind]
+
+
+def assert_same_ending(a: Path, b: Path) -> None:
+    assert records(a) == records(b)
+    for ema in (True, False):
+        jax.tree.map(np.testing.assert_array_equal, load_params(a, ema), load_params(b, ema))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The folder of a run of 12 steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("alone") / "toy"
+    result, lines = train(folder)
+    assert (result.step, result.finished, result.signal) == (12, True, None)
+    assert lines[-1].startswith("toy is trained: 12 steps in")
+    return folder
+
+
+def test_loss_falls_and_every_step_is_recorded(alone):
+    losses = [record["loss"] for record in records(alone)]
+    assert [record["step"] for record in records(alone)] == list(range(1, 13))
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    assert checkpoint_steps(alone) == [10, 12]
+    assert list(alone.glob("events.out.tfevents*"))
+
+
+def test_the_stage_file(alone):
+    info = read_stage(alone)
+    assert (info["stage"], info["kind"], info["finished"], info["step"]) == ("toy", "toy", True, 12)
+    assert (
+        info["module"]["fields"] == {"width": 16, "features": 48} and info["parameters"] == 48 * 16 + 16 + 16 * 48 + 48
+    )
+    assert info["optimizer"]["learning_rate"] == 1e-2 and info["seconds"] > 0
+
+
+def test_progress_line(tmp_path):
+    _, lines = train(tmp_path, toy_recipe(steps=4, log_every=2, checkpoint_every=0))
+    shown = [line for line in lines if line.startswith("toy 4/4 |")]
+    assert len(shown) == 1
+    assert all(word in shown[0] for word in ("images/s", "loss 0.", "gradient ", "rate 1.00e-02", "0:00 left"))
+    assert "skipped" not in shown[0]
+    # The line is the mean over its two steps.
+    each = records(tmp_path)
+    train(tmp_path / "each", toy_recipe(steps=4, checkpoint_every=0))
+    single = records(tmp_path / "each")
+    np.testing.assert_allclose(each[1]["loss"], (single[2]["loss"] + single[3]["loss"]) / 2, rtol=1e-6)
+
+
+def test_finished_stays_finished(alone):
+    before = {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
+    result, lines = train(alone)
+    assert result.finished and result.step == 12 and result.seconds == read_stage(alone)["seconds"]
+    assert lines == [f"toy is finished: 12 steps in {duration(result.seconds)}"]
+    assert before == {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stop_at", [5, 7])
+def test_stopped_and_resumed_is_bit_equal(alone, tmp_path, stop_at):
+    result, lines = train(tmp_path, stop_at=stop_at)
+    assert (result.step, result.finished, result.signal) == (stop_at, False, signal.SIGTERM)
+    assert f"saved at step {stop_at} of 12" in lines[-1] and "goes on" in lines[-1]
+    assert read_stage(tmp_path)["finished"] is False
+    result, lines = train(tmp_path)
+    assert result.finished and f"toy goes on from step {stop_at}" in lines
+    assert_same_ending(alone, tmp_path)
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(alone, tmp_path):
+    train(tmp_path, stop_at=7)
+    assert checkpoint_steps(tmp_path) == [5, 7]
+    path = max((tmp_path / "checkpoints" / "7" / "params" / "d").iterdir(), key=lambda p: p.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-10])
+    _, lines = train(tmp_path)
+    assert sum("damaged" in line and "going on from step 5" in line for line in lines) == 1
+    assert_same_ending(alone, tmp_path)
+
+
+def test_all_checkpoints_damaged(tmp_path):
+    train(tmp_path, stop_at=2)
+    (tmp_path / "checkpoints" / "2" / "extras.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="no checkpoint is left"):
+        train(tmp_path)
+
+
+def test_more_steps_go_on(alone, tmp_path):
+    train(tmp_path, toy_recipe(steps=8))
+    result, lines = train(tmp_path, toy_recipe(steps=12))
+    assert result.finished and any("steps was 8 and is 12" in line for line in lines)
+    assert_same_ending(alone, tmp_path)
+
+
+def test_seconds_add_up(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("train.metrics.time.monotonic", lambda: now[0])
+
+    def tick(_):
+        now[0] += 1.0
+
+    train(tmp_path, toy_recipe(steps=4), stop_at=2, log=tick)
+    first = read_stage(tmp_path)["seconds"]
+    now[0] += 1000.0
+    result, _ = train(tmp_path, toy_recipe(steps=4), log=tick)
+    assert 1 <= first < result.seconds < 20 and read_stage(tmp_path)["seconds"] == result.seconds
+
+
+def test_signals_save_and_stop(tmp_path):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before = signal.getsignal(number)
+
+        def interrupt(line, number=number):
+            if "toy 3/12" in line:
+                os.kill(os.getpid(), number)
+
+        result, _ = train(tmp_path / str(number), log=interrupt)
+        assert (result.signal, result.finished) == (number, False)
+        assert checkpoint_steps(tmp_path / str(number))[-1] == result.step == 4
+        assert signal.getsignal(number) is before
+
+
+def test_skipped_steps_are_counted_and_said(tmp_path):
+    result, lines = train(tmp_path, toy_recipe(steps=5), poisoned=(1, 3))
+    assert result.finished and "| 2 skipped" in [line for line in lines if line.startswith("toy 5/5")][0]
+    assert [record["skipped"] for record in records(tmp_path)] == [0, 1, 1, 2, 2]
+    assert [record["loss"] is None for record in records(tmp_path)] == [False, True, False, True, False]
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_stage_that_only_skips_stops(tmp_path, monkeypatch, log_every):
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 6)
+    with pytest.raises(ValueError, match="toy has diverged.*toy.optimizer.learning_rate"):
+        train(tmp_path, toy_recipe(steps=40, log_every=log_every), poisoned=range(2, 40))
+    assert checkpoint_steps(tmp_path)[0] == 5
+
+
+def test_validation_and_previews(tmp_path):
+    from PIL import Image
+
+    recipe = toy_recipe(steps=6, validate_every=2, preview_every=3, preview_count=4)
+    batches = ToyBatches(16)
+    validation = [next(batches), next(batches)]
+    _, lines = train(tmp_path, recipe, validation=validation)
+    found = records(tmp_path, "validation")
+    assert [record["step"] for record in found] == [2, 4, 6] and found[-1]["loss"] < found[0]["loss"]
+    assert any("toy 6/6 | validation | loss 0." in line for line in lines)
+    # By hand: the average's mean loss over the two batches, with the loop's own keys.
+    key = jax.random.key(loop.VALIDATION_SEED)
+    device = [{name: batch[name] for name in ("image", "tokens", "mask")} for batch in validation]
+    by_hand = [
+        recipe.validate(load_params(tmp_path), batch, jax.random.fold_in(key, index), {})["loss"]
+        for index, batch in enumerate(device)
+    ]
+    np.testing.assert_allclose(found[-1]["loss"], np.mean(by_hand), rtol=1e-5)
+    pictures = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert pictures == ["step_3.png", "step_6.png"]
+    with Image.open(tmp_path / "samples" / "step_6.png") as grid:
+        assert grid.height > 4 * 64
+
+
+def test_previews_and_validation_leave_the_training_alone(alone, tmp_path):
+    train(tmp_path, toy_recipe(validate_every=1, preview_every=4))
+    assert_same_ending(alone, tmp_path)
+
+
+def test_frozen_parameters_reach_the_loss(tmp_path):
+    class Scaled(type(toy_recipe())):
+        def loss(self, params, batch, key, frozen):
+            loss, metrics = super().loss(params, batch, key, frozen)
+            return loss * frozen["clip"]["scale"], {**metrics, "scale": frozen["clip"]["scale"]}
+
+    fields = {
+        name: getattr(toy_recipe(steps=2), name) for name in ("module", "steps", "batch_size", "optimizer", "log_every")
+    }
+    train(tmp_path, Scaled(**fields), frozen={"clip": {"scale": np.float32(3.0)}})
+    assert [record["scale"] for record in records(tmp_path)] == [3.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "info", "sentence"),
+    [
+        (toy_recipe(module=ToyNet(width=32)), {}, "module.width is 16 there and 32 here.*--run"),
+        (toy_recipe(), {"data": {"name": "emoji"}}, "data.name is 'shapes' there and 'emoji' here"),
+        (toy_recipe(), {"built_on": {"clip": "other"}}, "another clip"),
+    ],
+)
+def test_the_folder_of_another_stage_is_refused(tmp_path, recipe, info, sentence):
+    first = {"data": {"name": "shapes"}, "built_on": {"clip": "first"}}
+    train(tmp_path, info=first, stop_at=2)
+    with pytest.raises(ValueError, match=sentence):
+        train(tmp_path, recipe, info={**first, **info})
+    assert read_stage(tmp_path)["module"]["fields"]["width"] == 16 and checkpoint_steps(tmp_path) == [2]
+
+
+def test_other_rates_are_allowed_and_logged(tmp_path):
+    train(tmp_path, stop_at=2)
+    _, lines = train(tmp_path, toy_recipe(steps=3, optimizer={"learning_rate": 2e-3}))
+    assert any("optimizer.learning_rate was 0.01 and is 0.002" in line for line in lines)
+    np.testing.assert_allclose([record["learning_rate"] for record in records(tmp_path)], [5e-3, 1e-2, 2e-3], rtol=1e-6)
+
+
+def test_a_batch_that_does_not_divide(tmp_path):
+    with pytest.raises(ValueError, match="12 does not divide over the 8 devices"):
+        train(tmp_path / "toy", toy_recipe(batch_size=12), mesh=make_mesh())
+    assert not (tmp_path / "toy").exists()
+
+
+def test_eight_devices_resume_what_one_began(alone, tmp_path):
+    train(tmp_path, stop_at=7)
+    result, _ = train(tmp_path, mesh=make_mesh(fsdp=4), smallest_split=1)
+    assert result.finished
+    for a, b in zip(jax.tree.leaves(load_params(alone)), jax.tree.leaves(load_params(tmp_path)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+# The parts
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 7.4, 59.6, 754, 3723)] == ["0:00", "0:07", "1:00", "12:34", "1:02:03"]
+
+
+def test_clock_leaves_out_compilation_and_pauses(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("train.metrics.time.monotonic", lambda: now[0])
+    clock = Clock()
+    now[0] = 50.0
+    clock.compiled()
+    now[0] = 54.0
+    assert clock.seconds_a_step(5) == 1.0  # four steps after the compiled one
+    with clock.pause():
+        now[0] = 154.0
+    now[0] = 156.0
+    assert clock.seconds_a_step(4) == 0.5 and clock.seconds() == 156.0
+
+
+def test_grid():
+    red = np.broadcast_to(np.uint8([255, 0, 0]), (2, SIZE, SIZE, 3))
+    grid = draw_grid(
+        {"real": red, "average": np.zeros((2, 100, 100, 3), np.uint8)}, ["a red square", "ein rotes Viereck"]
+    )
+    assert grid.dtype == np.uint8 and grid.shape[0] > 200 and grid.shape[1] > 200
+    assert (grid == [255, 0, 0]).all(-1).sum() == 2 * 100 * 100  # enlarged to the larger picture's size
+    with pytest.raises(ValueError, match="2 captions"):
+        draw_grid({"real": red[:1]}, ["a", "b"])

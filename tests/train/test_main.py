@@ -1,0 +1,203 @@
+"""The command line: what is wrong with the input is one sentence and exit code 2, and nothing is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.train.toy import toy_recipe
+from train import __main__ as command
+from train import backend
+from train.backend import cpu_flags
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TWO_STAGES = """
+import dataclasses
+from typing import ClassVar
+from dalle2_jax.data import Data
+from tests.train.toy import ToyRecipe, toy_recipe
+from train.system import System
+
+
+class Second(ToyRecipe):
+    kind: ClassVar[str] = "second"
+    needs: ClassVar[tuple[str, ...]] = ("toy",)
+
+    def attach(self, stages):
+        return self, {"toy": stages["toy"].params}
+
+
+def system(accelerator):
+    first = toy_recipe(steps=3)
+    second = Second(**{field.name: getattr(first, field.name) for field in dataclasses.fields(first)})
+    data = Data(image_size=4, counts=(64, 32, 8, 8))
+    stages = {"toy": first, "second": second}
+    return System(name="two", data=data, vocabulary_size=300, context_length=40, stages=stages)
+"""
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> str:
+    # The tests' own jax settings stay.
+    monkeypatch.setattr(backend, "setup", lambda: None)
+    monkeypatch.setenv("DALLE2_DATA_DIR", str(tmp_path / "data"))
+    path = tmp_path / "two.py"
+    path.write_text(TWO_STAGES)
+    return str(path)
+
+
+def call(*arguments) -> int:
+    return command.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["{config}", "secnd"], "there is no stage 'secnd' in two: it has toy, second, all; the nearest is 'second'"),
+        (["configs/shape.py", "clip"], "there is no config 'configs/shape.py'; the nearest is configs/shapes.py"),
+        (["{config}", "toy", "toy.stepz=3"], "did you mean 'toy.steps'"),
+        (["{config}", "toy", "toy.steps=x"], "toy.steps takes a whole number, not 'x'"),
+        (["{config}", "toy", "toy.batch_size=12"], "a batch of 12 does not divide over the 8 devices"),
+        (["{config}", "toy", "--dry-run", "toy.batch_size=12"], "a batch of 12 does not divide"),
+        (["{config}", "toy", "--fsdp", "3"], "does not fit 8 devices"),
+        (["{config}", "second"], "second needs toy, which is not trained yet; run first: python -m train {config} toy"),
+        (["describe", "confgs/shapes.py"], "there is no config"),
+        (["{config}", "toy", "toy.optimizer.schedule=linear"], "'constant' or 'cosine'"),
+    ],
+)
+def test_bad_input(config, tmp_path, capsys, arguments, sentence):
+    filled = [argument.format(config=config) for argument in arguments]
+    assert call(*filled, "--runs-dir", tmp_path / "runs") == 2
+    shown = capsys.readouterr().err
+    assert sentence.format(config=config) in shown and shown.count("\n") == 1 and shown.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_is_no_config(tmp_path, config, capsys):
+    (tmp_path / "other.py").write_text("x = 1\n")
+    assert call(tmp_path / "other.py", "all") == 2
+    assert "defines no function system(accelerator)" in capsys.readouterr().err
+
+
+def test_errors_that_are_not_ours_keep_their_traceback(tmp_path, config):
+    (tmp_path / "broken.py").write_text("def system(accelerator):\n    return int('x')\n")
+    with pytest.raises(ValueError, match="invalid literal"):
+        call(tmp_path / "broken.py", "all")
+
+
+def test_dry_run_lowers_and_writes_nothing(config, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*.json"))
+    assert call(config, "all", "--dry-run", "--runs-dir", tmp_path / "runs") == 0
+    shown = capsys.readouterr().out
+    assert "toy: 1,600 parameters, 3 steps of 16 pictures on 8 x cpu" in shown and "second: 1,600 parameters" in shown
+    assert sorted(tmp_path.rglob("*.json")) == before and not (tmp_path / "runs").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_shapes_config_lowers(config, capsys, tmp_path):
+    assert call("shapes", "upsampler", "--dry-run", "--runs-dir", tmp_path / "runs") == 0
+    assert "upsampler: " in capsys.readouterr().out
+
+
+def test_all_stages_in_order(config, tmp_path, capsys, monkeypatch):
+    from dalle2_jax.checkpoint import LoadedStage, load_params, read_stage
+    from train import cascade
+
+    # The toy's network is not part of dalle2_jax and so cannot be rebuilt from its folder.
+    def load(folder):
+        return LoadedStage("toy", "toy", toy_recipe().module, load_params(folder), read_stage(folder), "first version")
+
+    monkeypatch.setattr(cascade, "load_stage", load)
+    runs = tmp_path / "runs"
+    assert call(config, "all", "--runs-dir", runs, "second.steps=2") == 0
+    first, second = read_stage(runs / "two" / "toy"), read_stage(runs / "two" / "second")
+    assert first["finished"] and second["finished"] and second["step"] == 2
+    assert first["tokenizer"] == second["tokenizer"] and '"context_length": 40' in first["tokenizer"]
+    assert second["built_on"] == {"toy": "first version"} and first["built_on"] == {}
+    assert first["data"]["fields"]["image_size"] == 4 and first["versions"]["jax"]
+    assert first["config"]["text"] == TWO_STAGES and second["config"]["overrides"] == ["second.steps=2"]
+    capsys.readouterr()
+    assert call(config, "all", "--runs-dir", runs, "second.steps=2") == 0
+    assert capsys.readouterr().out.count("is finished") == 2
+    # The first stage went on: what was built on it does not.
+    monkeypatch.setattr(
+        cascade, "load_stage", lambda folder: LoadedStage(**{**vars(load(folder)), "version": "second"})
+    )
+    assert call(config, "second", "--runs-dir", runs, "second.steps=4") == 2
+    assert "was trained on another toy" in capsys.readouterr().err
+
+
+def test_a_stage_that_needs_an_unfinished_one(config, tmp_path, capsys, monkeypatch):
+    from train import cascade
+
+    real = cascade.run
+    monkeypatch.setattr(cascade, "run", lambda *args, **kwargs: real(*args, **kwargs, stop_at=2))
+    assert call(config, "all", "--runs-dir", tmp_path / "runs") == 128 + 15
+    assert not (tmp_path / "runs" / "two" / "second").exists()
+    capsys.readouterr()
+    assert call(config, "second", "--runs-dir", tmp_path / "runs") == 2
+    assert "toy, which has stopped at step 2 of 3" in capsys.readouterr().err
+
+
+# The CPU's compiler setting
+
+
+@pytest.fixture
+def known(monkeypatch):
+    monkeypatch.setattr(backend, "_library_knows", lambda *names: True)
+
+
+def test_the_setting_is_added_to_the_users(known):
+    flags = cpu_flags({"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_dump_to=x"})
+    assert flags.startswith("--xla_dump_to=x --xla_cpu_experimental_ynn_fusion_type=")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"JAX_PLATFORMS": "cuda,cpu"},
+        {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INVALID"},
+        {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
+    ],
+)
+def test_the_setting_is_left_alone(known, environment):
+    assert cpu_flags(environment) is None
+
+
+def test_an_unknown_setting_is_not_used(monkeypatch):
+    assert backend._library_knows("xla_cpu_")
+    monkeypatch.setattr(backend, "FLAG", "xla_cpu_no_such_flag_as_this")
+    assert cpu_flags({"JAX_PLATFORMS": "cpu"}) is None
+
+
+def test_the_setting_does_not_change_what_is_computed():
+    """In a process of its own: the weight gradient of a convolution, with the setting and numpy's sum beside it."""
+    program = """
+import os
+from pathlib import Path
+from train import backend
+backend.setup(Path(os.environ["CACHE"]))
+import jax, jax.numpy as jnp, numpy as np
+assert len(jax.devices()) == 1
+x = np.random.default_rng(0).normal(size=(4, 8, 8, 32)).astype(np.float32)
+g = np.random.default_rng(1).normal(size=(4, 8, 8, 32)).astype(np.float32)
+f = lambda w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+found = jax.jit(lambda w: jax.vjp(f, w)[1](g)[0])(jnp.zeros((3, 3, 32, 32)))
+p = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+want = np.stack([[np.einsum("bhwi,bhwo->io", p[:, r:r + 8, c:c + 8], g) for c in range(3)] for r in range(3)])
+np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
+print("flag" if "ynn" in os.environ.get("XLA_FLAGS", "") else "none")
+"""
+    import os
+
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CACHE": str(ROOT / ".cache" / "jax")}
+    environment.pop("XLA_FLAGS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    expected = "flag" if backend._library_knows(backend.FLAG, *backend.FUSIONS) else "none"
+    assert done.stdout.strip() == expected

@@ -1,0 +1,118 @@
+"""Rates, decay, clipping, accumulation and the average, each against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from train.optimizer import accumulated_gradient, decay_mask, learning_rate_schedule, make_optimizer, update_ema
+from train.system import Optimizer
+
+
+def test_warm_up_then_constant():
+    schedule = learning_rate_schedule(Optimizer(learning_rate=0.5, warmup_steps=4), 100)
+    np.testing.assert_allclose([schedule(n) for n in range(6)], [0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
+
+
+def test_warm_up_then_cosine_to_zero():
+    schedule = learning_rate_schedule(Optimizer(learning_rate=2.0, warmup_steps=10, schedule="cosine"), 110)
+    np.testing.assert_allclose(schedule(9), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(schedule(10 + 25), 1.0 + np.cos(np.pi / 4), rtol=1e-6)
+    np.testing.assert_allclose(schedule(60), 1.0, rtol=1e-6)
+    np.testing.assert_allclose([schedule(110), schedule(500)], 0.0, atol=1e-7)
+
+
+def test_no_warm_up():
+    assert float(learning_rate_schedule(Optimizer(learning_rate=0.5, warmup_steps=0), 10)(0)) == 0.5
+
+
+PARAMS = {
+    "blocks": {"dense": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones((2, 3))}},
+    "tokens": {"embedding": jnp.ones((5, 3))},
+    "query": jnp.ones((1, 3)),
+}
+
+
+def test_only_matrices_decay():
+    """Biases and scales of a scanned stack have two axes and still do not."""
+    assert decay_mask(PARAMS) == {
+        "blocks": {"dense": {"kernel": True, "bias": False}, "norm": {"scale": False}},
+        "tokens": {"embedding": True},
+        "query": False,
+    }
+    optimizer = make_optimizer(Optimizer(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10)
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    changes, _ = optimizer.update(zero, optimizer.init(PARAMS), PARAMS)
+    np.testing.assert_allclose(changes["blocks"]["dense"]["kernel"], -0.05, rtol=1e-6)
+    np.testing.assert_array_equal(changes["blocks"]["dense"]["bias"], 0.0)
+    np.testing.assert_array_equal(changes["query"], 0.0)
+
+
+def test_one_step_of_adamw_with_clipping():
+    """Written out: the clipped gradient g gives m_hat = g and v_hat = g^2 at the first step."""
+    settings = Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=1.0, weight_decay=0.0)
+    optimizer = make_optimizer(settings, 10)
+    params, gradient = {"w": jnp.zeros(2)}, {"w": jnp.array([3.0, 4.0])}
+    changes, _ = optimizer.update(gradient, optimizer.init(params), params)
+    clipped = np.array([0.6, 0.8])
+    np.testing.assert_allclose(changes["w"], -0.1 * clipped / (clipped + 0.5), rtol=1e-5)
+    free = make_optimizer(Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=0.0), 10)
+    changes, _ = free.update(gradient, free.init(params), params)
+    np.testing.assert_allclose(changes["w"], -0.1 * np.array([3 / 3.5, 4 / 4.5]), rtol=1e-5)
+
+
+def test_average_warms_up_and_stays_float32():
+    ema, params = {"w": jnp.zeros(3)}, {"w": jnp.ones(3, jnp.bfloat16)}
+    first = update_ema(ema, params, jnp.int32(0), 0.99)["w"]
+    np.testing.assert_allclose(first, 0.9, rtol=1e-6)
+    later = update_ema(ema, params, jnp.int32(91), 0.99)["w"]
+    np.testing.assert_allclose(later, 1 - 92 / 101, rtol=1e-5)
+    last = update_ema(ema, params, jnp.int32(10**6), 0.99)["w"]
+    np.testing.assert_allclose(last, 0.01, rtol=1e-5)
+    assert first.dtype == later.dtype == jnp.float32
+
+
+def quadratic(params, batch, key):
+    error = batch["x"] @ params["w"] - batch["y"]
+    return jnp.mean(error**2), {"largest": jnp.mean(jnp.abs(error))}
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_is_the_mean_over_the_whole_batch(parts):
+    rng = np.random.default_rng(0)
+    batch = {
+        "x": jnp.asarray(rng.normal(size=(16, 5)), jnp.float32),
+        "y": jnp.asarray(rng.normal(size=16), jnp.float32),
+    }
+    params, key = {"w": jnp.asarray(rng.normal(size=5), jnp.float32)}, jax.random.key(0)
+    whole = accumulated_gradient(quadratic, params, batch, key, 1)
+    split = jax.jit(lambda p, b, k: accumulated_gradient(quadratic, p, b, k, parts))(params, batch, key)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6)
+        assert a.dtype == b.dtype
+    by_hand = 2 * np.asarray(batch["x"]).T @ (np.asarray(batch["x"]) @ params["w"] - batch["y"]) / 16
+    np.testing.assert_allclose(split[2]["w"], by_hand, rtol=1e-5)
+
+
+def test_each_micro_batch_has_its_own_key_and_examples():
+    def loss(params, batch, key):
+        return params["w"].sum() * 0.0, {
+            "drawn": jax.random.uniform(key),
+            "seen": batch["x"].astype(jnp.float32).mean(),
+        }
+
+    batch = {"x": jnp.arange(8)}
+    _, metrics, _ = accumulated_gradient(loss, {"w": jnp.ones(2)}, batch, jax.random.key(3), 4)
+    drawn = [jax.random.uniform(jax.random.fold_in(jax.random.key(3), index)) for index in range(4)]
+    np.testing.assert_allclose(metrics["drawn"], np.mean(drawn), rtol=1e-6)
+    np.testing.assert_allclose(metrics["seen"], 3.5)
+
+
+def test_bfloat16_gradients_are_summed_in_float32():
+    params = {"w": jnp.ones(1, jnp.bfloat16)}
+    batch = {"x": jnp.full((256, 1), 1.0, jnp.bfloat16), "y": jnp.zeros(256, jnp.bfloat16)}
+    _, _, gradient = accumulated_gradient(quadratic, params, batch, jax.random.key(0), 256)
+    # Added in bfloat16, 256 twos would stick at 512.
+    assert gradient["w"].dtype == jnp.bfloat16 and float(gradient["w"][0]) == 2.0
+    assert optax.tree.norm(gradient) == 2.0
