@@ -1,7 +1,9 @@
 """Captioned shapes: the whole cascade, small enough for two CPU cores (`make demo`).
 
-    python -m train configs/shapes.py all --run demo
+python -m train configs/shapes.py all --run demo
 """
+
+from dataclasses import replace
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.data.pipeline import Data
@@ -12,56 +14,58 @@ from dalle2_jax.prior import DiffusionPrior
 from train.clip import ClipRecipe
 from train.decoder import DecoderRecipe
 from train.prior import PriorRecipe
-from train.system import Optimizer, System
+from train.system import Optimizer, Recipe, System
 from train.upsampler import UpsamplerRecipe
 
 VOCABULARY, CONTEXT = 512, 12
 
 
 def system(accelerator: bool) -> System:
-    """The cascade; an accelerator gets more steps and larger networks."""
+    """The cascade, in steps and sizes for two CPU cores or (`larger`) for one accelerator."""
     clip = ClipRecipe(
         module=CLIP(
-            vision=VisionTransformer(image_size=32, patch_size=8, width=128, depth=4, heads=4),
-            text=TextTransformer(
-                vocabulary_size=VOCABULARY, context_length=CONTEXT, width=128, depth=2, heads=4
-            ),
+            vision=VisionTransformer(image_size=32, patch_size=16, width=128, depth=2, heads=4),
+            text=TextTransformer(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=2, heads=2),
             embedding_size=64,
         ),
-        steps=1500,
+        steps=1000,
         batch_size=128,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, ema_decay=0.99),
         shift=2,
+        grayscale=0.3,
+        preview_every=0,
     )
     prior = PriorRecipe(
         module=DiffusionPrior(
-            embedding_size=64, width=128, depth=4, heads=4, context_length=CONTEXT, vocabulary_size=VOCABULARY
+            embedding_size=64, width=128, depth=2, heads=4, context_length=CONTEXT, vocabulary_size=VOCABULARY
         ),
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None),
         sampling=Sampling(sampler="ddim", steps="25", candidates=2),
-        steps=1500,
+        steps=900,
         batch_size=128,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.99),
+        preview_every=0,
     )
     decoder = DecoderRecipe(
         module=Decoder(
             unet=UNet(
                 image_size=16,
                 out_channels=3,
-                channels=32,
-                channel_multipliers=(1, 2, 2),
+                channels=64,
+                channel_multipliers=(1, 1),
                 depth=1,
-                attention_resolutions=(8, 4),
-                head_channels=32,
+                attention_resolutions=(),
+                head_channels=64,
+                patch=2,
                 groups=8,
             ),
-            text=CaptionEncoder(
-                vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=2, heads=2
-            ),
+            text=CaptionEncoder(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=1, heads=2),
         ),
         process=Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="20", guidance_scale=2.0),
         loss_kind="simple",
+        image_drop=0.3,
+        text_drop=0.4,
         steps=3500,
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.999),
@@ -84,14 +88,48 @@ def system(accelerator: bool) -> System:
         blur_probability=0.5,
         process=Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="8"),
-        steps=600,
+        steps=800,
+        validate_every=800,
+        preview_every=800,
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99),
     )
+    stages = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler}
     return System(
         name="shapes",
         data=Data(name="captioned_shapes", config="one_object"),
         vocabulary_size=VOCABULARY,
         context_length=CONTEXT,
-        stages={"clip": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler},
+        stages=larger(stages) if accelerator else stages,
     )
+
+
+def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
+    """The same stages for one accelerator: wider networks in bfloat16, no folded pixels, more and larger batches."""
+    clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
+    half = {"dtype": "bfloat16"}
+    vision = clip.module.vision.clone(patch_size=4, width=256, depth=6, heads=8, **half)
+    text = clip.module.text.clone(width=128, depth=4, heads=4, **half)
+    unet = decoder.module.unet.clone(
+        channels=96,
+        channel_multipliers=(1, 2, 2),
+        depth=2,
+        attention_resolutions=(8, 4),
+        head_channels=32,
+        patch=1,
+        **half,
+    )
+    caption = decoder.module.text.clone(width=128, depth=4, heads=4, **half)
+    enlarging = upsampler.module.unet.clone(channels=64, channel_multipliers=(1, 2, 3), depth=2, **half)
+    return {
+        "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=3000, batch_size=512),
+        "prior": replace(
+            prior, module=prior.module.clone(width=256, depth=6, heads=8, **half), steps=5000, batch_size=512
+        ),
+        "decoder": replace(
+            decoder, module=decoder.module.clone(unet=unet, text=caption, **half), steps=10_000, batch_size=128
+        ),
+        "upsampler": replace(
+            upsampler, module=upsampler.module.clone(unet=enlarging), steps=4000, batch_size=64, crop_fraction=0.25
+        ),
+    }

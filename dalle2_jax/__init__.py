@@ -1,7 +1,7 @@
 """DALL-E 2 (unCLIP) in JAX and Flax.
 
-The package is lazy: importing it loads no backend, no data library and no checkpoint library. `dalle2_jax.DALLE2` is the
-assembled system; the parts are `dalle2_jax.clip`, `.prior`, `.decoder` and `.diffusion`.
+The package is lazy: importing it loads no backend, no data library and no checkpoint library. `dalle2_jax.DALLE2` is
+the assembled system; the parts are `dalle2_jax.clip`, `.prior`, `.decoder` and `.diffusion`.
 """
 
 import importlib

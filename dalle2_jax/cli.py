@@ -39,25 +39,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     options = parser.parse_args(arguments)
     command = {"generate": _generate, "describe": _describe, "evaluate": _evaluate}[options.command]
-    warnings.showwarning = lambda message, *_, **__: print(f"dalle2: warning: {message}", file=sys.stderr)
-    try:
-        return command(options)
-    except (ValueError, OSError) as error:
-        print(f"dalle2: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"dalle2: warning: {message}", file=sys.stderr)
+        try:
+            return command(options)
+        except (ValueError, OSError) as error:
+            print(f"dalle2: {error}", file=sys.stderr)
+            return 2
 
 
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"--{name} is {value}; it must be 1 or more")
+def _check_numbers(options: argparse.Namespace) -> None:
+    if options.count < 1:
+        raise ValueError(f"--count is {options.count}; it must be 1 or more")
+    if not 0 <= options.seed < 2**32:
+        raise ValueError(f"--seed is {options.seed}; it must lie in 0 to {2**32 - 1}")
 
 
 def _generate(options: argparse.Namespace) -> int:
     import jax
 
+    from dalle2_jax.evaluation.grid import save_png
     from dalle2_jax.unclip import DALLE2
 
-    _positive("count", options.count)
+    _check_numbers(options)
     total = len(options.prompt) * options.count
     out = Path(options.out or "samples")
     single = out.suffix.lower() == ".png"
@@ -80,15 +84,18 @@ def _generate(options: argparse.Namespace) -> int:
     if single:
         paths = [out]
     else:
-        paths = [out / f"{index:03d}_{_slug(caption)}_{number}.png" for index, (caption, number) in
-                 enumerate(zip(captions, numbers, strict=True))]
+        paths = [
+            out / f"{index:03d}_{_slug(caption)}_{number}.png"
+            for index, (caption, number) in enumerate(zip(captions, numbers, strict=True))
+        ]
     for index, path in enumerate(paths):
         facts = {"prompt": captions[index], "seed": str(options.seed), "number": str(numbers[index])}
-        _save(path, generated.pictures[index], facts)
+        facts["software"] = f"dalle2_jax {__version__}"
+        save_png(path, generated.pictures[index], facts)
         if options.stages and generated.upsampled:
-            _save(path.with_name(f"{path.stem}_decoder.png"), generated.decoded[index], facts)
+            save_png(path.with_name(f"{path.stem}_decoder.png"), generated.decoded[index], facts)
             for number, pictures in enumerate(generated.upsampled[:-1]):
-                _save(path.with_name(f"{path.stem}_upsampler{number}.png"), pictures[index], facts)
+                save_png(path.with_name(f"{path.stem}_upsampler{number}.png"), pictures[index], facts)
         print(path)
     return 0
 
@@ -97,26 +104,15 @@ def _slug(caption: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in caption)[:40].strip("_") or "picture"
 
 
-def _save(path: Path, picture, facts: dict[str, str]) -> None:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    information = PngInfo()
-    for name, value in {**facts, "software": f"dalle2_jax {__version__}"}.items():
-        information.add_itxt(name, value)
-    partial = path.with_name(path.name + ".partial")
-    Image.fromarray(picture).save(partial, format="PNG", pnginfo=information)
-    partial.replace(path)
-
-
 def _describe(options: argparse.Namespace) -> int:
     from dalle2_jax.checkpoint import CheckpointError, describe_stage
 
     run = Path(options.run)
     paths = sorted(run.glob("*/stage.json")) if run.is_dir() else []
     if not paths:
-        raise CheckpointError(f"there is no trained stage in {run}; train one with `python -m train configs/shapes.py all`")
+        raise CheckpointError(
+            f"there is no trained stage in {run}; train one with `python -m train configs/shapes.py all`"
+        )
     print(f"{run}: {len(paths)} stage{'s' if len(paths) > 1 else ''}")
     for path in paths:
         print(describe_stage(path.parent))
@@ -124,17 +120,19 @@ def _describe(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from dalle2_jax.evaluation.grid import caption_grid
+    from dalle2_jax.evaluation.grid import caption_grid, save_png
     from dalle2_jax.evaluation.suite import evaluate, format_report
     from dalle2_jax.unclip import DALLE2
 
-    _positive("count", options.count)
+    _check_numbers(options)
     run = Path(options.run)
     model = DALLE2.load(run)
     data = model.clip.part("data")
     if data.name != "captioned_shapes":
         raise ValueError(f"{run} was trained on {data.name}; the oracle reads only captioned_shapes")
-    report, shown = evaluate(model, data, count=options.count, seed=options.seed, say=lambda line: print(line, flush=True))
+    report, shown = evaluate(
+        model, data, count=options.count, seed=options.seed, say=lambda line: print(line, flush=True)
+    )
     stages = (model.clip, model.prior, model.decoder, *model.upsamplers)
     report["seconds"] = {stage.name: round(stage.info.get("seconds", 0.0), 1) for stage in stages}
     report["version"] = __version__
@@ -152,7 +150,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         [*test.captions[seen_first], *(f"{caption} (unseen pair)" for caption in unseen.captions[unseen_first])],
         labels=("real", "decoder", "final"),
     )
-    sheet.save(run / "samples.png")
+    save_png(run / "samples.png", sheet)
     print(format_report(report))
     print(f"wrote {run / 'report.json'} and {run / 'samples.png'}")
     return 0

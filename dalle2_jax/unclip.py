@@ -1,12 +1,13 @@
 """DALLE2: the assembled cascade. Captions go in, pictures come out.
 
-    model = DALLE2.load("runs/demo")
-    pictures = model.generate(jax.random.key(0), ["a small red circle on a gray background"])
+model = DALLE2.load("runs/demo")
+pictures = model.generate(jax.random.key(0), ["a small red circle on a gray background"])
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,20 +20,19 @@ import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
 from dalle2_jax.decoder import sample_decoder, sample_upsampler
-from dalle2_jax.diffusion import Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from dalle2_jax.prior import sample_prior
 from dalle2_jax.tokenizer import Tokenizer
 
-_STATIC = ("module", "process", "sampling", "size")
+_STATIC = ("module", "process", "sampling")
 
 
-@partial(jax.jit, static_argnames=_STATIC)
+@partial(jax.jit, static_argnames="module")
 def _encode_text(params, tokens, mask, *, module):
     return module.apply({"params": params}, tokens, mask, method="encode_text")
 
 
-@partial(jax.jit, static_argnames=_STATIC)
+@partial(jax.jit, static_argnames="module")
 def _encode_image(params, pictures, *, module):
     pictures = resize(to_float(pictures), module.vision.image_size)
     return module.apply({"params": params}, pictures, method="encode_image")
@@ -48,7 +48,7 @@ def _decode(keys, params, embedding, text, mask, keep_text, *, module, process, 
     return sample_decoder(keys, module, params, process, sampling, embedding, text, mask, keep_text)
 
 
-@partial(jax.jit, static_argnames=_STATIC)
+@partial(jax.jit, static_argnames=(*_STATIC, "size"))
 def _upsample(keys, params, low_resolution, *, module, process, sampling, size):
     return sample_upsampler(keys, module, params, process, sampling, low_resolution, size)
 
@@ -86,8 +86,8 @@ class DALLE2:
     def load(cls, run: str | Path, *, ema: bool = True) -> DALLE2:
         """Reads the finished or latest checkpoints of `run`; needs no config file and no training code.
 
-        ema: read the averaged parameters (the default) rather than the raw ones. Raises CheckpointError where the run or
-        one of its stages is missing or damaged.
+        ema: read the averaged parameters (the default) rather than the raw ones. Raises CheckpointError where the run
+        or one of its stages is missing or damaged.
         """
         run = Path(run)
         if not run.is_dir():
@@ -99,14 +99,16 @@ class DALLE2:
         for kind in ("clip", "prior", "decoder"):
             if len(by_kind.get(kind, [])) != 1:
                 found = ", ".join(stage.name for stage in stages) or "none"
-                raise CheckpointError(f"{run} needs exactly one {kind} stage to generate pictures; its stages are: {found}")
+                raise CheckpointError(
+                    f"{run} needs exactly one {kind} stage to generate pictures; its stages are: {found}"
+                )
         upsamplers = tuple(sorted(by_kind.get("upsampler", []), key=lambda stage: stage.info["image_size"]))
         size = by_kind["decoder"][0].info["image_size"]
         for upsampler in upsamplers:
             if upsampler.info["low_size"] != size:
                 raise CheckpointError(
-                    f"the stage {upsampler.name} of {run} enlarges {upsampler.info['low_size']} px pictures but the stage "
-                    f"before it makes {size} px; train them with matching sizes"
+                    f"the stage {upsampler.name} of {run} enlarges {upsampler.info['low_size']} px pictures but the "
+                    f"stage before it makes {size} px; train them with matching sizes"
                 )
             size = upsampler.info["image_size"]
         tokenizer = Tokenizer.from_json(by_kind["clip"][0].info["tokenizer"])
@@ -130,7 +132,7 @@ class DALLE2:
     def draw_embeddings(
         self, keys: jax.Array, captions: Sequence[str], *, strict: bool = False, **changes: Any
     ) -> jax.Array:
-        """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, guidance_scale, ...)."""
+        """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, candidates, ...)."""
         text_embedding, states, tokens, mask = self.encode_text(captions, strict=strict)
         text = tokens if self.prior.module.vocabulary_size is not None else states
         return _prior(
@@ -153,7 +155,7 @@ class DALLE2:
         strict: bool = False,
         **changes: Any,
     ) -> jax.Array:
-        """The decoder's pictures, float32 `[b, h, w, 3]` in [-1, 1]; captions None leaves the embedding to speak alone."""
+        """The decoder's pictures, float32 `[b, h, w, 3]` in [-1, 1]; captions None lets the embedding speak alone."""
         count = image_embeddings.shape[0]
         module, text, mask = self.decoder.module, None, None
         if module.text is not None or module.text_width is not None:
@@ -202,10 +204,10 @@ class DALLE2:
         """Pictures of `captions`, uint8 `[b, h, w, 3]`.
 
         key: one key, from which a caption's key is its place in the batch, or one key a caption `[b]`, with which a
-        picture comes out the same alone and in any batch. guidance_scale: the decoder's. prior, decoder, upsampler: fields
-        of a stage's Sampling to change, such as `{"steps": "25"}`. caption_to_decoder: False lets only the image embedding
-        speak. image_embeddings: unit norm `[b, z]`, instead of the prior's. strict: a caption that is too long is an error
-        rather than a warning. return_stages: return Generated, with each stage's part.
+        picture comes out the same alone and in any batch. guidance_scale: the decoder's. prior, decoder, upsampler:
+        fields of a stage's Sampling to change, such as `{"steps": "25"}`. caption_to_decoder: False lets only the
+        image embedding speak. image_embeddings: unit norm `[b, z]`, instead of the prior's. strict: a caption that is
+        too long is an error rather than a warning. return_stages: return Generated, with each stage's part.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:
@@ -213,7 +215,13 @@ class DALLE2:
         self.tokenizer.encode(captions, strict=strict)
         keys = jax.random.split(key, len(captions)) if key.ndim == 0 else key
         if keys.shape[0] != len(captions):
-            raise ValueError(f"{keys.shape[0]} keys were given for {len(captions)} captions; give one key, or one a caption")
+            raise ValueError(
+                f"{keys.shape[0]} keys were given for {len(captions)} captions; give one key, or one a caption"
+            )
+        if image_embeddings is not None and len(image_embeddings) != len(captions):
+            raise ValueError(
+                f"{len(image_embeddings)} image embeddings were given for {len(captions)} captions; give one a caption"
+            )
         decoder = dict(decoder or {})
         if guidance_scale is not None:
             decoder["guidance_scale"] = float(guidance_scale)
@@ -223,16 +231,20 @@ class DALLE2:
             # A short last batch is filled up, so that one compiled program serves every batch.
             filled = np.resize(chosen, min(batch_size, len(captions)))
             embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[filled]
-            part = self._generate_batch(
-                keys[filled],
-                [captions[i] for i in filled],
-                embeddings,
-                caption_to_decoder,
-                prior or {},
-                decoder,
-                upsampler or {},
-            )
-            parts.append(jax.tree.map(lambda value, n=len(chosen): np.asarray(value[:n]), part))
+            with warnings.catch_warnings():
+                # Said above, once.
+                warnings.filterwarnings("ignore", message="the prompt is longer")
+                part = self._generate_batch(
+                    keys[filled],
+                    [captions[i] for i in filled],
+                    embeddings,
+                    caption_to_decoder,
+                    prior or {},
+                    decoder,
+                    upsampler or {},
+                )
+            count = len(chosen)
+            parts.append(jax.tree.map(lambda value, count=count: np.asarray(value[:count]), part))
         text, image, decoded, upsampled = jax.tree.map(lambda *values: np.concatenate(values), *parts)
         generated = Generated(tuple(captions), text, image, decoded, upsampled)
         return generated if return_stages else generated.pictures

@@ -15,12 +15,17 @@ from train.system import Batch, Parameters, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecipe(Recipe):
-    """Trains `module`; shift is the largest random translation of the picture, in pixels of CLIP's own input."""
+    """Trains `module` on pictures that are shifted and sometimes shown in gray.
+
+    shift: the largest random translation, in pixels of CLIP's own input. grayscale: how often a picture loses its
+    colour, so that shapes are learned apart from the colours they came in (an option of open_clip's training too).
+    """
 
     kind: ClassVar[str] = "clip"
 
     module: CLIP
     shift: int = 0
+    grayscale: float = 0.0
 
     def init(self, key: jax.Array) -> Parameters:
         size, length = self.module.vision.image_size, self.module.text.context_length
@@ -35,8 +40,11 @@ class ClipRecipe(Recipe):
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
         pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
+        shift_key, gray_key = jax.random.split(key)
         if self.shift:
-            pictures = random_shift(key, pictures, self.shift)
+            pictures = random_shift(shift_key, pictures, self.shift)
+        if self.grayscale:
+            pictures = random_grayscale(gray_key, pictures, self.grayscale)
         return self._contrast(params, batch, pictures)
 
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
@@ -58,3 +66,10 @@ def random_shift(key: jax.Array, pictures: jax.Array, limit: int) -> jax.Array:
         return jax.lax.dynamic_slice(picture, (offset[0], offset[1], 0), (height, width, channels))
 
     return jax.vmap(crop)(padded, offsets)
+
+
+def random_grayscale(key: jax.Array, pictures: jax.Array, probability: float) -> jax.Array:
+    """Replaces some of the pictures `[b, h, w, 3]` by their luma (ITU-R BT.601), repeated in all three channels."""
+    luma = (pictures * jnp.asarray([0.299, 0.587, 0.114])[None, None, None]).sum(-1, keepdims=True)
+    gray = jax.random.uniform(key, (pictures.shape[0], 1, 1, 1)) < probability
+    return jnp.where(gray, luma, pictures)

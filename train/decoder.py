@@ -22,7 +22,8 @@ class DecoderRecipe(Recipe):
     """Trains `module` with the embedding dropped 10% and the caption 50% of the time, as in the paper.
 
     loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). embedding_noise: standard deviation of
-    gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's errors; 0 is the paper.
+    gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's errors; the paper
+    has none.
     """
 
     kind: ClassVar[str] = "decoder"

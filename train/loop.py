@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import CheckpointWriter, restore_latest, write_stage
+from dalle2_jax.evaluation.grid import caption_grid, save_png
 from dalle2_jax.sharding import (
     DEFAULT_RULES,
     SMALLEST_SPLIT,
@@ -30,7 +31,6 @@ from dalle2_jax.sharding import (
     replicate,
 )
 from train.metrics import Clock, History, MetricsWriter, Progress, duration, mean_of
-from train.preview import draw_grid, save_picture
 from train.resume import check_resumable, finished_record
 from train.signals import StopSignals
 from train.state import abstract_state, create_state, make_step
@@ -291,10 +291,10 @@ class _Stage:
         drawn = {name: self._preview(state[part], batch, key, self.frozen) for name, part in PREVIEW_COLUMNS.items()}
         if any(pictures is None for pictures in drawn.values()) or jax.process_index() != 0:
             return
-        columns = {"real": rows["image"], **{name: np.asarray(pictures)[:count] for name, pictures in drawn.items()}}
-        grid = draw_grid(columns, list(rows.get("captions", [""] * count)))
-        save_picture(self.directory / "samples" / f"step_{step}.png", grid)
-        metrics.picture(step, "samples", grid)
+        pictures = [rows["image"], *(np.asarray(made)[:count] for made in drawn.values())]
+        sheet = caption_grid(pictures, list(rows.get("captions", [""] * count)), labels=("real", *drawn))
+        save_png(self.directory / "samples" / f"step_{step}.png", sheet)
+        metrics.picture(step, "samples", np.asarray(sheet))
 
 
 def _due(step: int, every: int) -> bool:

@@ -18,8 +18,8 @@ from train.system import Batch, Parameters, Recipe
 class UpsamplerRecipe(Recipe):
     """Trains `module` from `low_size` to `module.unet.image_size` pixels on crops of `crop_fraction` of the side.
 
-    The low-resolution picture is blurred (kernel 3, `blur_sigma`) with `blur_probability`, so that the decoder's softness
-    is not new to the upsampler; the paper always blurs.
+    The low-resolution picture is blurred (kernel 3, `blur_sigma`) with `blur_probability`, so that the decoder's
+    softness is not new to the upsampler; the paper always blurs.
     """
 
     kind: ClassVar[str] = "upsampler"
@@ -41,8 +41,8 @@ class UpsamplerRecipe(Recipe):
         crop = self.low_size * self.crop_fraction
         if self.size % self.low_size or crop != int(crop) or crop < 1:
             raise ValueError(
-                f"an upsampler from {self.low_size} to {self.size} pixels cannot train on crops of {self.crop_fraction} of "
-                "the side: the larger size must be a multiple of the smaller and the crop a whole number of pixels"
+                f"an upsampler from {self.low_size} to {self.size} pixels cannot train on crops of {self.crop_fraction} "
+                "of the side: the larger size must be a multiple of the smaller and the crop a whole number of pixels"
             )
 
     def init(self, key: jax.Array) -> Parameters:

@@ -9,6 +9,7 @@ The folder is self-contained: `load_stage` needs no config file and reads no opt
 checkpoint is read or written, not before.
 """
 
+from dalle2_jax.checkpoint.describe import describe_stage
 from dalle2_jax.checkpoint.errors import CheckpointError
 from dalle2_jax.checkpoint.rebuild import rebuild, to_json
 from dalle2_jax.checkpoint.stage import LoadedStage, load_params, load_stage, read_stage, write_stage
@@ -20,6 +21,7 @@ __all__ = [
     "LoadedStage",
     "Restored",
     "checkpoint_steps",
+    "describe_stage",
     "load_params",
     "load_stage",
     "read_stage",

@@ -61,7 +61,7 @@ def sample_upsampler(
     low_resolution: jax.Array,
     size: int,
 ) -> jax.Array:
-    """Pictures `[b, size, size, 3]` in [-1, 1] from `low_resolution` `[b, h, w, 3]` in [-1, 1]; no guidance (Sec. 2.1)."""
+    """Pictures `[b, size, size, 3]` from `low_resolution` `[b, h, w, 3]`, both in [-1, 1]; no guidance (Sec. 2.1)."""
     noise_keys, step_keys = _split(keys)
 
     def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:

@@ -1,13 +1,16 @@
-"""A sheet of pictures with captions under them, for people to look at."""
+"""A sheet of pictures with captions under them, for people to look at; and PNG files that are whole or not there."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 _MARGIN, _LINE = 6, 12
+_SMALLEST_CELL = 96
 
 
 def caption_grid(
@@ -15,22 +18,29 @@ def caption_grid(
     captions: Sequence[str],
     *,
     columns: int = 8,
-    cell: int = 96,
+    cell: int | None = None,
     labels: Sequence[str] = (),
-):
+) -> Any:
     """Draws a sheet; returns a PIL image.
 
-    pictures: uint8 `[n, h, w, 3]`, or several such arrays (of any sizes), whose pictures of one caption stand above each
-    other in that order. captions: n of them. labels: a name for each array, written at the left.
+    pictures: uint8 `[n, h, w, 3]`, or several such arrays (of any sizes), whose pictures of one caption stand above
+    each other in that order. captions: n of them. columns: captions side by side. cell: the side that every picture is
+    brought to without smoothing; None: the largest picture's, and at least 96. labels: a name for each array, written
+    at the left.
+
+    Raises:
+        ValueError: if there is no caption, or not a picture for each.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     groups = [pictures] if isinstance(pictures, np.ndarray) else list(pictures)
     count = len(captions)
-    if any(len(group) != count for group in groups):
+    if not count or any(len(group) != count for group in groups):
         raise ValueError(
             f"a sheet needs one picture a caption: {[len(group) for group in groups]} for {count} captions"
         )
+    if cell is None:
+        cell = max(_SMALLEST_CELL, *(side for group in groups for picture in group for side in picture.shape[:2]))
     columns = min(columns, count)
     rows = -(-count // columns)
     font = ImageFont.load_default(10)
@@ -44,13 +54,27 @@ def caption_grid(
         row, column = divmod(index, columns)
         x, y = left + column * (cell + _MARGIN), _MARGIN + row * block
         for number, group in enumerate(groups):
+            top = y + number * (cell + 2)
             picture = Image.fromarray(np.asarray(group[index])).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(picture, (x, y + number * (cell + 2)))
-            draw.rectangle(
-                (x - 1, y + number * (cell + 2) - 1, x + cell, y + number * (cell + 2) + cell), outline="#bbb"
-            )
+            sheet.paste(picture, (x, top))
+            draw.rectangle((x - 1, top - 1, x + cell, top + cell), outline="#bbb")
             if labels and column == 0:
-                draw.text((_MARGIN, y + number * (cell + 2) + cell // 2 - 6), labels[number], fill="black", font=font)
+                draw.text((_MARGIN, top + cell // 2 - 6), labels[number], fill="black", font=font)
         for number, line in enumerate(lines[index]):
             draw.text((x, y + len(groups) * (cell + 2) + number * _LINE), line, fill="black", font=font)
     return sheet
+
+
+def save_png(path: Path, picture: Any, facts: Mapping[str, str] | None = None) -> None:
+    """Writes a PIL image or uint8 `[h, w, 3]` as PNG, whole or not at all; `facts` become its text metadata."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    information = PngInfo()
+    for name, value in (facts or {}).items():
+        information.add_itxt(name, value)
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image.save(partial, format="PNG", pnginfo=information)
+    partial.replace(path)

@@ -22,7 +22,7 @@ def prior_suite(drawn: np.ndarray, true: np.ndarray, text: np.ndarray) -> dict[s
     `to_text_minus_baseline` is the difference between drawn and true pictures' similarity to the caption; the unrelated
     captions are the others in turn, so neighbours in the list should differ.
     """
-    unrelated = np.roll(text, len(text) // 2 + 1, axis=0)
+    unrelated = np.roll(text, (len(text) + 1) // 2, axis=0)
     measured = {
         "to_text": _cosine(drawn, text),
         "baseline_true_to_text": _cosine(true, text),

@@ -69,6 +69,21 @@ def downsample(x: jax.Array) -> jax.Array:
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
+def fold(x: jax.Array, patch: int) -> jax.Array:
+    """Squares of patch x patch pixels become channels: [b, h, w, c] to [b, h / patch, w / patch, patch * patch * c]."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height // patch, width // patch, patch * patch * channels)
+
+
+def unfold(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `fold`: [b, h, w, patch * patch * c] to [b, h * patch, w * patch, c]."""
+    batch, height, width, channels = x.shape
+    channels //= patch**2
+    x = x.reshape(batch, height, width, patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, height * patch, width * patch, channels)
+
+
 RESAMPLING = {None: lambda x: x, "up": upsample, "down": downsample}
 
 

@@ -19,8 +19,8 @@ def to_uint8(pictures: jax.Array) -> jax.Array:
 def resize(pictures: jax.Array, size: int, method: str = "area") -> jax.Array:
     """Square pictures `[b, h, h, c]` to `[b, size, size, c]` in float32.
 
-    Shrinking by a whole factor with `method="area"` is the mean over each cell, which is what the cascade's low-resolution
-    pictures are; every other case is `jax.image.resize` with antialiasing, bicubic for "area".
+    Shrinking by a whole factor with `method="area"` is the mean over each cell, which is what the cascade's
+    low-resolution pictures are; every other case is `jax.image.resize` with antialiasing, bicubic for "area".
     """
     height, width = pictures.shape[1:3]
     if height != width:

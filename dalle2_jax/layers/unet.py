@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.layers.attention import dot_product_attention
-from dalle2_jax.layers.convolution import GroupNorm, Resample, ResBlock
+from dalle2_jax.layers.convolution import GroupNorm, Resample, ResBlock, fold, unfold
 from dalle2_jax.layers.embedding import timestep_embedding
 
 
@@ -66,14 +66,17 @@ class UNet(nn.Module):
     works at 1/2**l of the size: `depth` residual blocks on the way down and depth + 1 on the way up.
 
     Fields:
-        image_size: places the attention: level l attends if image_size // 2**l is in `attention_resolutions`. The
-            network itself runs on other sizes as well.
+        image_size: places the attention: level l attends if image_size // (patch * 2**l) is in
+            `attention_resolutions`. The network itself runs on other sizes as well.
         channels: of the first level, and a quarter of the time embedding's width.
         head_channels: of each attention head.
         groups: of every group norm.
         scale_shift: the time embedding enters as scale and shift of a norm (AdaGN), else by addition.
         middle_attention: attention between the two middle blocks.
         resblock_resampling: size changes inside residual blocks (BigGAN), else by plain convolutions.
+        patch: squares of patch x patch pixels are folded into channels before the first convolution and unfolded
+            after the last, so that level l works at 1/(patch * 2**l) of the size; 1 is the paper's. Wide convolutions
+            over few places are what a CPU does best.
         remat: compute blocks again in the backward pass instead of keeping their inner activations.
     """
 
@@ -89,6 +92,7 @@ class UNet(nn.Module):
     scale_shift: bool = True
     middle_attention: bool = True
     resblock_resampling: bool = True
+    patch: int = 1
     epsilon: float = 1e-5
     remat: bool = False
     dtype: str = "float32"
@@ -137,6 +141,7 @@ class UNet(nn.Module):
         if condition is not None:
             embedding = embedding + condition.astype(jnp.float32)
 
+        x = fold(x, self.patch)
         first = self.channels * self.channel_multipliers[0]
         h = nn.Conv(first, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_in")(x.astype(dtype))
         skips = [h]
@@ -165,11 +170,13 @@ class UNet(nn.Module):
 
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.param_dtype, name="norm_out")(h))
         zeros = nn.initializers.zeros
-        return nn.Conv(self.out_channels, (3, 3), kernel_init=zeros, param_dtype=param_dtype, name="conv_out")(h)
+        features = self.out_channels * self.patch**2
+        h = nn.Conv(features, (3, 3), kernel_init=zeros, param_dtype=param_dtype, name="conv_out")(h)
+        return unfold(h, self.patch)
 
     def attends(self, level: int) -> bool:
         """Whether the blocks of `level` are followed by attention."""
-        return self.image_size // 2**level in self.attention_resolutions
+        return self.image_size // (self.patch * 2**level) in self.attention_resolutions
 
     def _block_makers(self) -> tuple:
         """ResBlock and AttentionBlock with this network's fields filled in, rematerialised if it says so."""
@@ -192,11 +199,11 @@ class UNet(nn.Module):
         if x.ndim != 4:
             raise ValueError(f"the U-Net wants x [batch, height, width, channels], not shape {x.shape}.")
         batch, height, width, _ = x.shape
-        divisor = 2 ** (len(self.channel_multipliers) - 1)
+        divisor = self.patch * 2 ** (len(self.channel_multipliers) - 1)
         if height % divisor or width % divisor:
             raise ValueError(
                 f"a picture of {height}x{width} does not divide by {divisor}, as the U-Net's "
-                f"{len(self.channel_multipliers)} levels need: pad or crop it."
+                f"{len(self.channel_multipliers)} levels and patches of {self.patch} need: pad or crop it."
             )
         if timesteps.shape != (batch,):
             raise ValueError(f"the U-Net wants one timestep an example, shape ({batch},), not {timesteps.shape}.")

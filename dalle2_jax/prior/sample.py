@@ -25,8 +25,8 @@ def sample_prior(
 ) -> jax.Array:
     """Draws `sampling.candidates` image embeddings a caption and keeps the one nearest to the caption's embedding.
 
-    keys: one a caption `[b]`. text_embedding: unit norm `[b, z]`. text: tokens `[b, n]` or CLIP's text states `[b, n, d]`,
-    as the prior was built for. Returns unit norm `[b, z]`.
+    keys: one a caption `[b]`. text_embedding: unit norm `[b, z]`. text: tokens `[b, n]` or CLIP's text states
+    `[b, n, d]`, as the prior was built for. Returns unit norm `[b, z]`.
     """
     batch, count = text_embedding.shape[0], sampling.candidates
 

@@ -1,0 +1,125 @@
+"""Every config in full size: built and counted from shapes alone, and its training steps lowered."""
+
+import math
+from functools import cache
+from typing import Any
+
+import jax
+import pytest
+
+from configs import paper, shapes
+from dalle2_jax.checkpoint import LoadedStage
+from dalle2_jax.diffusion.schedule import respace
+from dalle2_jax.sharding import make_mesh
+from train.cascade import lower_step
+from train.state import abstract_state
+from train.system import System
+
+SYSTEMS = {"shapes-cpu": (shapes, False), "shapes-accelerator": (shapes, True), "paper": (paper, True)}
+
+
+@cache
+def built(name: str) -> dict[str, tuple[Any, Any, Any]]:
+    """(attached recipe, abstract state, frozen parameters) of every stage."""
+    planned, result = {}, {}
+    for stage, recipe in system(name).stages.items():
+        recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
+        abstract = abstract_state(recipe, make_mesh(fsdp=8))
+        planned.setdefault(recipe.kind, LoadedStage(stage, recipe.kind, recipe.module, abstract["ema"], {}))
+        result[stage] = recipe, abstract, frozen
+    return result
+
+
+@cache
+def system(name: str) -> System:
+    module, accelerator = SYSTEMS[name]
+    return module.system(accelerator)
+
+
+def count(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_config_is_a_whole_cascade(name):
+    stages = system(name).stages
+    assert list(stages)[:3] == ["clip", "prior", "decoder"]
+    kinds = [recipe.kind for recipe in stages.values()]
+    assert kinds == ["clip", "prior", "decoder"] + ["upsampler"] * (len(stages) - 3)
+    size = stages["decoder"].module.unet.image_size
+    for recipe in list(stages.values())[3:]:
+        assert recipe.low_size == size, "each upsampler takes what the stage before it makes"
+        size = recipe.size
+    for recipe in stages.values():
+        if hasattr(recipe, "sampling"):
+            assert respace(recipe.sampling.steps, recipe.process.timesteps)
+    readers = [stages["clip"].module.text, stages["prior"].module, stages["decoder"].module.text]
+    for module in filter(None, readers):
+        assert module.context_length == system(name).context_length
+        assert module.vocabulary_size in (system(name).vocabulary_size, None)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_stage_is_built_from_shapes(name):
+    for stage, (recipe, abstract, frozen) in built(name).items():
+        assert count(abstract["params"]) > 0, stage
+        assert count(abstract["ema"]) == count(abstract["params"])
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(abstract["params"])} == {"float32"}, stage
+        assert bool(frozen) == bool(recipe.needs)
+
+
+def test_the_paper_has_the_sizes_of_table_3():
+    parameters = {stage: abstract["params"] for stage, (_, abstract, _) in built("paper").items()}
+    near = {"rel": 0.01}
+    assert count(parameters["clip"]["vision"]["transformer"]) == pytest.approx(12 * 32 * 1280**2, **near)
+    assert count(parameters["clip"]["text"]["transformer"]) == pytest.approx(12 * 24 * 1024**2, **near)
+    assert count(parameters["prior"]["transformer"]) == pytest.approx(1.209e9, **near)
+    assert count(parameters["decoder"]["unet"]) == pytest.approx(2.238e9, **near)
+    assert count(parameters["decoder"]["text"]) == pytest.approx(1.313e9, **near)
+    assert count(parameters["decoder"]) == pytest.approx(3.55e9, **near)
+    assert count(parameters["upsampler"]) == pytest.approx(691.6e6, **near)
+    assert count(parameters["upsampler_1024"]) == pytest.approx(267.1e6, **near)
+
+
+def test_the_paper_has_the_training_of_table_3():
+    found = {}
+    for name, recipe in system("paper").stages.items():
+        adam = recipe.optimizer
+        numbers = (adam.learning_rate, adam.weight_decay, adam.beta1, adam.beta2, adam.epsilon, adam.ema_decay)
+        found[name] = (recipe.batch_size, recipe.steps, *numbers)
+    assert found["prior"] == (4096, 600_000, 1.1e-4, 6e-2, 0.9, 0.96, 1e-6, 0.9999)
+    assert found["decoder"] == (2048, 800_000, 1.2e-4, 0, 0.9, 0.999, 1e-8, 0.9999)
+    assert found["upsampler"] == (1024, 1_000_000, 1.2e-4, 0, 0.9, 0.999, 1e-8, 0.9999)
+    assert found["upsampler_1024"] == (512, 1_000_000, 1e-4, 0, 0.9, 0.999, 1e-8, 0.9999)
+    stages = list(system("paper").stages.values())[1:]
+    assert [stage.process.schedule for stage in stages] == ["cosine", "cosine", "cosine", "linear"]
+    assert {stage.process.timesteps for stage in stages} == {1000}
+    visited = [len(respace(stage.sampling.steps, 1000)) for stage in stages]
+    assert visited == [64, 250, 27, 15]
+    assert [stage.module.unet.dropout for stage in stages[1:]] == [0.1, 0.1, 0.0]
+
+
+def lower(name: str, stage: str) -> jax.stages.Lowered:
+    recipe, abstract, frozen = built(name)[stage]
+    return lower_step(system(name), recipe, abstract, frozen, make_mesh(fsdp=8))
+
+
+LARGE = ("decoder", "upsampler", "upsampler_1024")
+CASES = [
+    pytest.param(name, stage, marks=[pytest.mark.slow] if name == "paper" and stage in LARGE else [])
+    for name in SYSTEMS
+    for stage in system(name).stages
+    # What an accelerator does not change need not be lowered twice.
+    if name != "shapes-accelerator" or system(name).stages[stage] != system("shapes-cpu").stages[stage]
+]
+
+
+@pytest.mark.parametrize("name, stage", CASES)
+def test_a_training_step_lowers(name, stage):
+    lowered = lower(name, stage)
+    recipe = system(name).stages[stage]
+    state, batch, _ = lowered.args_info[0]
+    assert batch["image"].shape[0] == recipe.batch_size
+    _, metrics = lowered.out_info
+    assert metrics["loss"].shape == () and str(metrics["loss"].dtype) == "float32"
+    assert jax.tree.structure(state["params"]) == jax.tree.structure(built(name)[stage][1]["params"])

@@ -1,0 +1,169 @@
+"""DALLE2 as users meet it: what generate returns, what a picture depends on, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from dalle2_jax import DALLE2
+from dalle2_jax.checkpoint import CheckpointError, load_params
+from dalle2_jax.layers.pictures import to_uint8
+from tests.cascade import DECODER_SIZE, EMBEDDING, FINAL_SIZE
+
+CAPTIONS = ["a small red circle on a gray background", "a large blue cross", "a yellow square on a white background"]
+OTHERS = ["a green triangle", "a small purple square on a black background", "a cyan circle"]
+LONG = " ".join(["a small red circle on a gray background"] * 3) + " and a zebra"
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return DALLE2.load(tiny.run_dir)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return jax.random.split(jax.random.key(7), len(CAPTIONS))
+
+
+@pytest.fixture(scope="module")
+def generated(model, keys):
+    return model.generate(keys, CAPTIONS, return_stages=True)
+
+
+@pytest.fixture(scope="module")
+def lively(model):
+    """The model with random parameters in the decoder: after four steps its caption pathway says next to nothing."""
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: random.normal(0, 0.3, leaf.shape).astype(np.float32), model.decoder.params)
+    return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, params=params))
+
+
+def test_what_is_loaded(model, tiny):
+    assert [stage.name for stage in (model.clip, model.prior, model.decoder, *model.upsamplers)] == [
+        *tiny.system.stages
+    ]
+    assert model.decoder.module == tiny.system.stages["decoder"].module and model.image_size == FINAL_SIZE
+    jax.tree.map(np.testing.assert_array_equal, model.decoder.params, load_params(tiny.run_dir / "decoder", ema=True))
+    raw = DALLE2.load(tiny.run_dir, ema=False)
+    jax.tree.map(np.testing.assert_array_equal, raw.prior.params, load_params(tiny.run_dir / "prior", ema=False))
+
+
+def test_each_stage_has_its_part(model, generated):
+    assert generated.captions == tuple(CAPTIONS)
+    for embeddings in (generated.text_embeddings, generated.image_embeddings):
+        assert embeddings.shape == (3, EMBEDDING)
+        np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1.0, rtol=1e-5)
+    assert generated.decoded.shape == (3, DECODER_SIZE, DECODER_SIZE, 3) and len(generated.upsampled) == 1
+    assert generated.pictures is generated.upsampled[-1] and generated.pictures.shape == (3, FINAL_SIZE, FINAL_SIZE, 3)
+    assert generated.decoded.dtype == generated.pictures.dtype == np.uint8
+    text_embedding, _, tokens, mask = model.encode_text(CAPTIONS)
+    np.testing.assert_allclose(generated.text_embeddings, text_embedding, atol=1e-6)
+    assert tokens.shape == mask.shape and model.tokenizer.decode(tokens) == CAPTIONS
+
+
+def test_the_parts_are_those_of_the_stages(model, keys, generated):
+    """generate is the stages one after the other, each with its own key of the picture's."""
+    stage_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    embeddings = model.draw_embeddings(stage_keys[:, 0], CAPTIONS)
+    np.testing.assert_allclose(generated.image_embeddings, embeddings, atol=1e-6)
+    small = model.decode(stage_keys[:, 1], embeddings, CAPTIONS)
+    np.testing.assert_array_equal(generated.decoded, to_uint8(small))
+    np.testing.assert_array_equal(generated.pictures, to_uint8(model.upsample(stage_keys[:, 2], small)))
+
+
+def test_the_same_key_draws_the_same(model, keys, generated):
+    again = model.generate(keys, CAPTIONS)
+    assert again.dtype == np.uint8
+    np.testing.assert_array_equal(again, generated.pictures)
+    first = model.generate(jax.random.key(0), CAPTIONS)
+    np.testing.assert_array_equal(first, model.generate(jax.random.key(0), CAPTIONS))
+    assert (first != model.generate(jax.random.key(1), CAPTIONS)).any()
+
+
+def test_a_picture_alone_is_the_picture_in_a_batch(model, keys, generated):
+    alone = model.generate(keys[1:2], CAPTIONS[1], return_stages=True)
+    np.testing.assert_allclose(alone.image_embeddings[0], generated.image_embeddings[1], atol=1e-5)
+    assert np.abs(alone.pictures[0].astype(int) - generated.pictures[1]).max() <= 1
+    # Batches of one, put together, and with the last batch filled up.
+    parts = model.generate(keys, CAPTIONS, batch_size=1)
+    assert np.abs(parts.astype(int) - generated.pictures).max() <= 1
+
+
+def test_embeddings_in_place_of_the_priors(model, keys, generated):
+    given = model.generate(keys, CAPTIONS, image_embeddings=generated.image_embeddings)
+    np.testing.assert_array_equal(given, generated.pictures)
+    turned = np.roll(generated.image_embeddings, 1, axis=0)
+    other = model.generate(keys, CAPTIONS, image_embeddings=turned, return_stages=True)
+    np.testing.assert_array_equal(other.image_embeddings, turned)
+
+
+def test_a_withheld_caption_does_not_show(lively, keys, generated):
+    given = {"image_embeddings": generated.image_embeddings, "return_stages": True}
+    with_caption = [lively.generate(keys, captions, **given).decoded for captions in (CAPTIONS, OTHERS)]
+    assert (with_caption[0] != with_caption[1]).any()
+    given["caption_to_decoder"] = False
+    without = [lively.generate(keys, captions, **given).decoded for captions in (CAPTIONS, OTHERS)]
+    np.testing.assert_array_equal(*without)
+    assert (without[0] != with_caption[0]).any()
+    given["image_embeddings"] = -generated.image_embeddings
+    assert (lively.generate(keys, CAPTIONS, **given).decoded != without[0]).any()
+
+
+def test_changed_settings_reach_their_stage(lively, keys, generated):
+    settings = {"image_embeddings": generated.image_embeddings, "return_stages": True}
+    usual = lively.generate(keys, CAPTIONS, **settings)
+    np.testing.assert_array_equal(
+        usual.decoded, lively.generate(keys, CAPTIONS, guidance_scale=2.0, **settings).decoded
+    )
+    unguided = lively.generate(keys, CAPTIONS, guidance_scale=1.0, decoder={"steps": "1"}, **settings)
+    assert (unguided.decoded != usual.decoded).any()
+    with pytest.raises(ValueError, match="no sampler 'euler'"):
+        lively.generate(keys, CAPTIONS, upsampler={"sampler": "euler"}, **settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"captions": []}, "no caption to draw"),
+        ({"captions": ["a red circle", "  "]}, "the prompt is empty"),
+        ({"keys": 2}, "2 keys were given for 3 captions"),
+        ({"image_embeddings": np.ones((2, EMBEDDING), np.float32)}, "2 image embeddings were given for 3 captions"),
+        ({"captions": [LONG], "strict": True}, "longer than 12 tokens; this part is cut: .* zebra"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(model, arguments, sentence):
+    settings = {"captions": CAPTIONS, **arguments}
+    keys, key = settings.pop("keys", None), jax.random.key(0)
+    with pytest.raises(ValueError, match=sentence):
+        model.generate(key if keys is None else jax.random.split(key, keys), **settings)
+
+
+def test_a_long_prompt_is_cut_with_one_warning(model, keys):
+    with pytest.warns(UserWarning, match="this part is cut: .* zebra") as caught:
+        pictures = model.generate(keys[:1], [LONG])
+    assert len(caught) == 1 and pictures.shape == (1, FINAL_SIZE, FINAL_SIZE, 3)
+    # What is cut away does not matter.
+    with pytest.warns(UserWarning):
+        np.testing.assert_array_equal(pictures, model.generate(keys[:1], [LONG.replace("zebra", "giraffe")]))
+
+
+def test_runs_that_cannot_be_loaded(tiny, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no run at .*nowhere; train one"):
+        DALLE2.load(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    shutil.copytree(tiny.run_dir, run)
+    path = run / "upsampler" / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "low_size": 12}))
+    with pytest.raises(CheckpointError, match="upsampler of .* enlarges 12 px pictures but the stage before it makes 8"):
+        DALLE2.load(run)
+    shutil.rmtree(run / "upsampler")
+    assert DALLE2.load(run).image_size == DECODER_SIZE
+    shutil.rmtree(run / "prior")
+    with pytest.raises(CheckpointError, match="needs exactly one prior stage .* its stages are: clip, decoder"):
+        DALLE2.load(run)
+    shutil.rmtree(run / "clip" / "checkpoints")
+    with pytest.raises(CheckpointError, match="clip holds no finished checkpoint"):
+        DALLE2.load(run)

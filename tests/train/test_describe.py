@@ -1,0 +1,142 @@
+"""`python -m train describe`: the right figures from shapes alone, refusals as sentences."""
+
+import dataclasses
+import importlib.util
+import math
+
+import jax
+import pytest
+
+from configs import paper, shapes
+from dalle2_jax.data.pipeline import Data
+from dalle2_jax.sharding import make_mesh
+from tests.train.toy import SIZE, ToyNet, toy_recipe
+from train import __main__ as command
+from train import backend
+from train.describe import describe, examine
+from train.overrides import apply_overrides
+from train.state import abstract_state
+from train.system import System
+
+FEATURES = SIZE * SIZE * 3
+
+
+def toy_system(**recipe) -> System:
+    data = Data(image_size=SIZE, counts=(64, 32, 8, 8))
+    stages = {"toy": toy_recipe(**recipe)}
+    return System(name="toy", data=data, vocabulary_size=300, context_length=2, stages=stages)
+
+
+def only(system: System, *names: str) -> System:
+    return dataclasses.replace(system, stages={name: system.stages[name] for name in names})
+
+
+def test_figures_of_a_small_stage(capsys):
+    assert describe(toy_system(module=ToyNet(width=16), steps=100, batch_size=16)) == 0
+    output = capsys.readouterr().out
+    hidden, out = FEATURES * 16 + 16, 16 * FEATURES + FEATURES
+    row = next(line for line in output.splitlines() if line.startswith("toy  ")).split("  ")
+    row = [cell.strip() for cell in row if cell.strip()]
+    # The first layer's input needs no gradient: five products of equal size.
+    products = 5 * 2 * 16 * FEATURES * 16
+    state = f"{(5 * 4 * (hidden + out) + 2 * 4) / 1024:.1f} KiB"  # with the optimizer's two counters
+    assert row[:3] == ["toy", f"{hidden + out:,}", "-"] and row[3] == "100 x 16"
+    assert row[4:6] == [f"{products:.2e}", f"{100 * products:.2e}"] and row[6] == state
+    assert f"out {out:,}, hidden {hidden:,}" in output and "estimate" in output and "--topology" in output
+
+
+def test_memory_is_what_one_device_holds():
+    wide = toy_system(module=ToyNet(width=4096), batch_size=32)
+    whole, split = (examine(wide, make_mesh(fsdp=fsdp))[0][0].memory for fsdp in (1, 8))
+    kernels, vectors = 4 * 2 * FEATURES * 4096, 4 * (FEATURES + 4096)
+    assert whole["parameters"] == whole["average"] == whole["gradients"] == kernels + vectors
+    # Adam's two moments, and its and the schedule's counts.
+    assert 0 < whole["optimizer"] - 2 * (kernels + vectors) <= 16
+    assert split["parameters"] == split["average"] == split["gradients"] == kernels // 8 + vectors
+    accumulated = toy_system(module=ToyNet(width=4096), batch_size=32, optimizer={"accumulation": 2})
+    assert examine(accumulated, make_mesh())[0][0].memory["gradients"] == 2 * (kernels + vectors)
+
+
+def test_every_stage_of_a_config(capsys):
+    system = only(shapes.system(False), "clip", "prior")
+    assert describe(system) == 0
+    output = capsys.readouterr().out
+    clip, prior = system.stages.values()
+    counts = []
+    for recipe in (clip, dataclasses.replace(prior, clip=clip.module)):
+        tree = abstract_state(recipe, make_mesh())["params"]
+        counts.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
+    rows = _table_rows(output)
+    assert [row[:2] for row in rows] == [["clip", f"{counts[0]:,}"], ["prior", f"{counts[1]:,}"]]
+    assert [row[2] for row in rows] == ["-", f"{counts[0]:,}"], "the prior is trained on a frozen CLIP"
+
+
+def _table_rows(output: str) -> list[list[str]]:
+    lines = output.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("stage "))
+    return [line.split() for line in lines[start + 1 : lines.index("", start)]]
+
+
+def test_the_paper_prior_takes_the_expected_operations():
+    stages, refused = examine(only(paper.system(False), "clip", "prior"), make_mesh())
+    prior = stages[1]
+    assert not refused and prior.frozen == stages[0].parameters
+    blocks, tokens = 12 * 24 * 2048**2, 256 + 4
+    # Six operations a parameter and token, and four thirds for what remat computes again: a block's last product, a
+    # third of its weights, is not needed again. Two a parameter and token for the frozen CLIP.
+    own = (6 + 4 / 3) * blocks * tokens
+    frozen = 2 * (12 * 32 * 1280**2 * 257 + 12 * 24 * 1024**2 * 256)
+    assert prior.flops == pytest.approx(4096 * (own + frozen), rel=0.06)
+    assert prior.memory["frozen"] == 4 * stages[0].parameters
+
+
+def test_a_refused_stage_is_a_sentence_and_the_others_are_described(capsys):
+    system = apply_overrides(only(shapes.system(False), "clip", "prior"), ["prior.module.embedding_size=48"])
+    assert describe(system) == 2
+    output = capsys.readouterr().out
+    assert "prior: refused: the prior predicts embeddings of size 48" in output
+    assert [row[0] for row in _table_rows(output)] == ["clip"]
+    stages, refused = examine(apply_overrides(system, ["clip.module.vision.patch_size=5"]), make_mesh())
+    assert not stages and list(refused) == ["clip", "prior"]
+    assert "does not divide by patch size 5" in refused["clip"] and "kind 'clip'" in refused["prior"]
+    stages, refused = examine(apply_overrides(only(system, "clip"), ["clip.batch_size=12"]), make_mesh())
+    assert not stages and "12 does not divide over the 8 devices" in refused["clip"]
+
+
+@pytest.mark.parametrize("name", ["banana", "v5e", "v5e:4", "V5E:4x4", "v5e:4x", "4x4", ""])
+def test_a_wrong_topology(name):
+    with pytest.raises(ValueError, match="is not of the form generation:shape; write it as v5e:4x4"):
+        describe(toy_system(), topology=name)
+
+
+def test_a_topology_without_libtpu(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
+    with pytest.raises(ValueError, match=r'needs libtpu, which is not installed; run: pip install "jax\[tpu\]"'):
+        describe(toy_system(), topology="v5e:4x4")
+
+
+def test_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(backend, "setup", lambda: None)
+    assert command.main(["describe", "configs/shapes.py", "--topology", "banana"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: the topology 'banana'") and captured.err.count("\n") == 1
+    assert not captured.out
+
+
+@pytest.mark.slow
+def test_compiling_for_a_topology(capsys):
+    pytest.importorskip("libtpu")
+    with pytest.raises(ValueError, match="libtpu knows no topology 'v9z:4x4'"):
+        describe(toy_system(), topology="v9z:4x4")
+    assert describe(toy_system(), topology="v5e:2x2") == 0
+    assert "fits; a device needs: arguments" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_whole_paper(capsys):
+    assert describe(paper.system(False)) == 0
+    rows = _table_rows(capsys.readouterr().out)
+    assert [row[0] for row in rows] == ["clip", "prior", "decoder", "upsampler", "upsampler_1024"]
+    counts = [int(row[1].replace(",", "")) for row in rows]
+    assert counts[2:] == [pytest.approx(value, rel=0.01) for value in (3.55e9, 691.6e6, 267.1e6)]
