@@ -75,11 +75,12 @@ def system(accelerator: bool) -> System:
             unet=UNet(
                 image_size=64,
                 out_channels=3,
-                channels=16,
-                channel_multipliers=(1, 2, 2),
+                channels=48,
+                channel_multipliers=(1, 1),
                 depth=1,
                 attention_resolutions=(),
                 middle_attention=False,
+                patch=4,
                 groups=8,
             )
         ),
@@ -88,9 +89,9 @@ def system(accelerator: bool) -> System:
         blur_probability=0.5,
         process=Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="8"),
-        steps=800,
-        validate_every=800,
-        preview_every=800,
+        steps=500,
+        validate_every=500,
+        preview_every=500,
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99),
     )
@@ -120,7 +121,7 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
         **half,
     )
     caption = decoder.module.text.clone(width=128, depth=4, heads=4, **half)
-    enlarging = upsampler.module.unet.clone(channels=64, channel_multipliers=(1, 2, 3), depth=2, **half)
+    enlarging = upsampler.module.unet.clone(channels=64, channel_multipliers=(1, 2, 3), depth=2, patch=1, **half)
     return {
         "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=3000, batch_size=512),
         "prior": replace(

@@ -41,7 +41,7 @@ class UpsamplerRecipe(Recipe):
         crop = self.low_size * self.crop_fraction
         if self.size % self.low_size or crop != int(crop) or crop < 1:
             raise ValueError(
-                f"an upsampler from {self.low_size} to {self.size} pixels cannot train on crops of {self.crop_fraction} "
+                f"an upsampler from {self.low_size} to {self.size} pixels cannot train on {self.crop_fraction} "
                 "of the side: the larger size must be a multiple of the smaller and the crop a whole number of pixels"
             )
 
@@ -69,7 +69,7 @@ class UpsamplerRecipe(Recipe):
         pictures, low = self._pair(batch)
         blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.blur_probability
         low = jnp.where(blurred, gaussian_blur(low, self.blur_sigma), low)
-        pictures, low = random_crop(keys["crop"], pictures, low, int(self.low_size * self.crop_fraction))
+        pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
         return self._loss(params, pictures, low, keys["loss"], keys["dropout"]), {}
 
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
