@@ -21,7 +21,7 @@ demo: setup
 
 test: setup
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest -m "not slow" -q --durations=8
+	@$(BIN)/python -m pytest -m "not slow" -q --durations=8 -n 2 --dist loadfile
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow -q --durations=8

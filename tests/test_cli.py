@@ -72,7 +72,10 @@ def test_a_long_prompt_is_drawn_with_a_warning(run, tmp_path, capsys):
         (["generate", "RUN", PROMPT, "--count", "0"], "--count is 0; it must be 1 or more"),
         (["generate", "RUN", PROMPT, "--seed", "-1"], "--seed is -1"),
         (["generate", "RUN", LONG, "--strict"], "this part is cut"),
-        (["generate", "RUN", PROMPT, "--count", "2", "--out", "OUT/a.png"], "2 pictures are to be drawn; name a folder"),
+        (
+            ["generate", "RUN", PROMPT, "--count", "2", "--out", "OUT/a.png"],
+            "2 pictures are to be drawn; name a folder",
+        ),
         (["generate", "RUN", PROMPT, "--out", "FILE"], "is a file; give another name"),
         (["generate", "RUN", PROMPT, "--steps", "many"], "many"),
         (["generate", "RUN", PROMPT, "--steps", "5000"], "5000"),
@@ -103,7 +106,9 @@ def test_a_damaged_checkpoint_falls_back(run, tmp_path, capsys, caplog):
     shutil.rmtree(stage / "checkpoints" / "2")
     shutil.copytree(stage / "checkpoints" / "4", stage / "checkpoints" / "5")
     shutil.move(stage / "checkpoints" / "4", stage / "checkpoints" / "3")
-    path = max((p for p in (stage / "checkpoints" / "5" / "ema").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path = max(
+        (p for p in (stage / "checkpoints" / "5" / "ema").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     path.write_bytes(path.read_bytes()[:-1])
     out = tmp_path / "a.png"
     assert cli.main(["generate", str(tmp_path / "run"), PROMPT, "--seed", "5", "--out", str(out)]) == 0

@@ -166,7 +166,18 @@ def test_importing_the_networks_with_jax_and_flax_alone(tmp_path):
     """In a virtual environment with jax, flax, optax and numpy, as people have who lift a module out."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "jax", "flax", "optax", "numpy"]
+    command = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "jax",
+        "flax",
+        "optax",
+        "numpy",
+    ]
     subprocess.run(command, check=True, timeout=1200)
     # flax asks for orbax and more, which nothing of ours may need: without them it has to work as well.
     extras = ["orbax-checkpoint", "orbax-export", "tensorstore"]

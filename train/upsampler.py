@@ -38,6 +38,10 @@ class UpsamplerRecipe(Recipe):
         return self.module.unet.image_size
 
     def __post_init__(self) -> None:
+        if self.module.residual and self.process.prediction != "x0":
+            raise ValueError(
+                "a residual upsampler predicts x_0: set upsampler.process.prediction=x0, or residual=false"
+            )
         crop = self.low_size * self.crop_fraction
         if self.size % self.low_size or crop != int(crop) or crop < 1:
             raise ValueError(

@@ -32,7 +32,7 @@ SEEN_PAIRS = tuple((shape, color) for shape in SHAPES for color in COLORS if (sh
 # Extents and places as fractions of the picture's side; in the comments, pixels of a 64 px picture. Two objects share
 # the frame, so each is smaller: `size` is relative to the number of objects.
 EXTENTS = {
-    1: {"small": (0.345, 0.405), "large": (0.66, 0.75)},  # 22-26 and 42-48
+    1: {"small": (0.42, 0.47), "large": (0.68, 0.76)},  # 27-30 and 44-49
     2: {"small": (0.22, 0.25), "large": (0.41, 0.435)},  # 14-16 and 26-28
 }
 JITTER = {1: 0.09, 2: 0.07}  # of the centre: 6 and 4.5

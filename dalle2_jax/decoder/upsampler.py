@@ -18,10 +18,13 @@ class Upsampler(nn.Module):
     Fields:
         unet: the U-Net; it sees six channels, and gives `unet.out_channels`.
         resize: how the small picture is brought to x_t's size: "nearest", "bilinear" or "bicubic".
+        residual: the network's output is added to the enlarged small picture, so that only what is missing has to be
+            learned; for a process that predicts x_0. The paper's is False.
     """
 
     unet: UNet
     resize: str = "bilinear"
+    residual: bool = False
 
     def __call__(
         self, x_t: jax.Array, timesteps: jax.Array, low_resolution: jax.Array, deterministic: bool = True
@@ -40,11 +43,12 @@ class Upsampler(nn.Module):
                 f"the upsampler's low_resolution must be [batch, height, width, channels] with the batch of x_t "
                 f"{x_t.shape}, not {low_resolution.shape}."
             )
-        return self.unet(
-            jnp.concatenate([x_t, self.enlarge(low_resolution, x_t.shape[1:3]).astype(x_t.dtype)], axis=-1),
-            timesteps,
-            deterministic=deterministic,
-        )
+        enlarged = self.enlarge(low_resolution, x_t.shape[1:3]).astype(x_t.dtype)
+        output = self.unet(jnp.concatenate([x_t, enlarged], axis=-1), timesteps, deterministic=deterministic)
+        if not self.residual:
+            return output
+        channels = enlarged.shape[-1]
+        return output.at[..., :channels].add(enlarged.astype(output.dtype))
 
     def enlarge(self, low_resolution: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Resizes [batch, height', width', channels] to `size` (height, width) the way the network sees it."""

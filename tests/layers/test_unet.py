@@ -189,3 +189,24 @@ def test_refusals(inputs, fields, changes, words):
 def test_heads_need_not_divide_where_nothing_attends(inputs):
     model = MODEL.clone(head_channels=3, attention_resolutions=(), middle_attention=False)
     jax.eval_shape(model.init, jax.random.key(0), inputs["x"], inputs["timesteps"])
+
+
+def test_folded_pixels(inputs):
+    """A network with patch 2 is one of half the size on folded pictures: the same blocks, wider at both ends."""
+    folded = MODEL.clone(patch=2, image_size=16)
+    x = np.random.default_rng(2).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    params = _draw(jax.eval_shape(folded.init, jax.random.key(0), x, inputs["timesteps"])["params"])
+    out = np.asarray(jax.jit(folded.apply)({"params": params}, x, inputs["timesteps"]))
+    assert out.shape == (2, 16, 16, 6) and folded.attends(1) and not folded.attends(0)
+    assert params["conv_in"]["kernel"].shape == (3, 3, 12, 8) and params["conv_out"]["kernel"].shape == (3, 3, 8, 24)
+    plain = MODEL.clone(out_channels=24)
+    small = x.reshape(2, 8, 2, 8, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 8, 8, 12)
+    expected = np.asarray(jax.jit(plain.apply)({"params": params}, small, inputs["timesteps"]))
+    expected = expected.reshape(2, 8, 8, 2, 2, 6).transpose(0, 1, 3, 2, 4, 5).reshape(2, 16, 16, 6)
+    np.testing.assert_allclose(out, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_folded_pixels_need_a_size_that_divides(inputs):
+    folded = MODEL.clone(patch=4)
+    with pytest.raises(ValueError, match="12x12 does not divide by 8, .* 2 levels and patches of 4 need: pad or crop"):
+        jax.eval_shape(folded.init, jax.random.key(0), np.zeros((2, 12, 12, 3), np.float32), inputs["timesteps"])

@@ -8,8 +8,6 @@ import pytest
 
 from tests.train.toy import toy_recipe
 from train import __main__ as command
-from train import backend
-from train.backend import cpu_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -139,65 +137,3 @@ def test_a_stage_that_needs_an_unfinished_one(config, tmp_path, capsys, monkeypa
     capsys.readouterr()
     assert call(config, "second", "--runs-dir", tmp_path / "runs") == 2
     assert "toy, which has stopped at step 2 of 3" in capsys.readouterr().err
-
-
-# The CPU's compiler setting
-
-
-@pytest.fixture
-def known(monkeypatch):
-    monkeypatch.setattr(backend, "_library_knows", lambda *names: True)
-
-
-def test_the_setting_is_added_to_the_users(known):
-    flags = cpu_flags({"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_dump_to=x"})
-    assert flags.startswith("--xla_dump_to=x --xla_cpu_experimental_ynn_fusion_type=")
-
-
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {"JAX_PLATFORMS": "cuda,cpu"},
-        {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_INVALID"},
-        {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
-    ],
-)
-def test_the_setting_is_left_alone(known, environment):
-    assert cpu_flags(environment) is None
-
-
-def test_an_unknown_setting_is_not_used(monkeypatch):
-    assert backend._library_knows("xla_cpu_")
-    monkeypatch.setattr(backend, "FLAG", "xla_cpu_no_such_flag_as_this")
-    assert cpu_flags({"JAX_PLATFORMS": "cpu"}) is None
-
-
-def test_the_setting_does_not_change_what_is_computed():
-    """In a process of its own: the weight gradient of a convolution, with the setting and numpy's sum beside it."""
-    program = """
-import os
-from pathlib import Path
-from train import backend
-backend.setup(Path(os.environ["CACHE"]))
-import jax, jax.numpy as jnp, numpy as np
-assert len(jax.devices()) == 1
-x = np.random.default_rng(0).normal(size=(4, 8, 8, 32)).astype(np.float32)
-g = np.random.default_rng(1).normal(size=(4, 8, 8, 32)).astype(np.float32)
-f = lambda w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-found = jax.jit(lambda w: jax.vjp(f, w)[1](g)[0])(jnp.zeros((3, 3, 32, 32)))
-p = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-want = np.stack([[np.einsum("bhwi,bhwo->io", p[:, r:r + 8, c:c + 8], g) for c in range(3)] for r in range(3)])
-np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-3)
-print("flag" if "ynn" in os.environ.get("XLA_FLAGS", "") else "none")
-"""
-    import os
-
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "CACHE": str(ROOT / ".cache" / "jax")}
-    environment.pop("XLA_FLAGS", None)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    expected = "flag" if backend._library_knows(backend.FLAG, *backend.FUSIONS) else "none"
-    assert done.stdout.strip() == expected

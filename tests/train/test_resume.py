@@ -52,10 +52,9 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("resume")
 
 
-def start(place: Path, run: str, steps: int, every: int = 10, slow_saves: float = 0.0) -> subprocess.Popen:
-    config = place / f"toy_{steps}_{every}.py"
-    config.write_text(CONFIG.replace("STEPS", str(steps)).replace("EVERY", str(every)))
-    environment = {
+def environment(place: Path, slow_saves: float) -> dict[str, str]:
+    """The variables of a training process: data below `place`, the tests' compilation cache."""
+    return {
         **os.environ,
         "DALLE2_DATA_DIR": str(place / "data"),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
@@ -63,9 +62,14 @@ def start(place: Path, run: str, steps: int, every: int = 10, slow_saves: float 
         "SLOW_SAVES": str(slow_saves),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def start(place: Path, run: str, steps: int, every: int = 10, slow_saves: float = 0.0) -> subprocess.Popen:
+    config = place / f"toy_{steps}_{every}.py"
+    config.write_text(CONFIG.replace("STEPS", str(steps)).replace("EVERY", str(every)))
     command = [sys.executable, "-m", "train", str(config), "toy", "--run", run, "--runs-dir", str(place / "runs")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+    return subprocess.Popen(command, cwd=ROOT, env=environment(place, slow_saves), **pipes)
 
 
 def wait_for(process: subprocess.Popen, text: str) -> list[str]:

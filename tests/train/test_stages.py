@@ -1,0 +1,331 @@
+"""The real recipes, in the shrunk system of `tests.cascade`: resume, what is recorded, what is dropped and refused."""
+
+import dataclasses
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_stage
+from tests import cascade
+from tests.train.test_resume import ROOT, environment, finish, wait_for
+from train.decoder import DecoderRecipe
+from train.prior import PriorRecipe
+
+STAGES = ("clip", "prior", "decoder", "upsampler")
+NEEDS = {"clip": (), "prior": ("clip",), "decoder": ("clip",), "upsampler": ()}
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_ending(a: Path, b: Path) -> None:
+    assert records(a) == records(b)
+    for ema in (True, False):
+        jax.tree.map(np.testing.assert_array_equal, load_params(a, ema), load_params(b, ema))
+
+
+# Training
+
+
+def test_every_stage_is_trained_and_recorded(tiny):
+    for name in STAGES:
+        folder, info = tiny.run_dir / name, read_stage(tiny.run_dir / name)
+        assert (info["kind"], info["finished"], info["step"]) == (name, True, cascade.STEPS)
+        assert checkpoint_steps(folder) == [2, 4]
+        found = records(folder)
+        assert [(r["kind"], r["step"]) for r in found] == [
+            *(("train", step) for step in range(1, 5)),
+            ("validation", 4),
+        ]
+        assert all(np.isfinite(r["loss"]) for r in found)
+        before, after = (jax.tree.leaves(load_params(folder, ema)) for ema in (True, False))
+        assert any((a != b).any() for a, b in zip(before, after, strict=True))
+        assert (folder / "samples" / "step_4.png").is_file() == (name in ("decoder", "upsampler"))
+        recipe = tiny.system.stages[name]
+        assert load_stage(folder).module == recipe.module
+    assert {name: set(read_stage(tiny.run_dir / name)["built_on"]) for name in STAGES} == {
+        name: set(needs) for name, needs in NEEDS.items()
+    }
+
+
+def test_clips_temperature_is_recorded(tiny):
+    scales = [record["logit_scale"] for record in records(tiny.run_dir / "clip")]
+    # It starts at 1/0.07 (Radford et al. 2021), and four small steps do not take it far.
+    assert scales[0] == pytest.approx(1 / 0.07, rel=1e-5) and scales[3] != scales[0]
+    assert all(13 < scale < 16 for scale in scales)
+    accuracies = {"accuracy_image_to_text", "accuracy_text_to_image"}
+    assert all(accuracies <= set(record) for record in records(tiny.run_dir / "clip"))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stopped_stage_goes_on_bit_equal(tiny, tmp_path, name):
+    for needed in NEEDS[name]:
+        shutil.copytree(tiny.run_dir / needed, tmp_path / needed)
+    # What is shown in between is no part of the training.
+    system = tiny.system.with_stage(name, dataclasses.replace(tiny.system.stages[name], preview_every=0))
+    result, lines = cascade.train(system, tmp_path, [name], stop_at=3)
+    assert (result.step, result.finished, result.signal) == (3, False, signal.SIGTERM)
+    assert checkpoint_steps(tmp_path / name) == [2, 3]
+    result, lines = cascade.train(system, tmp_path, [name])
+    assert result.finished and f"{name} goes on from step 3" in lines
+    assert_same_ending(tiny.run_dir / name, tmp_path / name)
+
+
+def test_a_finished_cascade_stays_as_it_is(tiny):
+    result, lines = cascade.train(tiny.system, tiny.run_dir)
+    assert result.finished and [line.split(":")[0] for line in lines] == [f"{name} is finished" for name in STAGES]
+
+
+# Frozen stages
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_clip_is_not_part_of_what_is_built_on_it(tiny, name):
+    attached, frozen = tiny.system.stages[name].attach({"clip": load_stage(tiny.run_dir / "clip")})
+    shapes = jax.eval_shape(attached.init, jax.random.key(0))
+    own, saved = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (shapes, load_params(tiny.run_dir / name)))
+    assert own == saved and set(frozen) == {"clip"}
+    parts = {path.name for path in (tiny.run_dir / name / "checkpoints" / "4").iterdir() if path.is_dir()}
+    assert parts == {"params", "ema", "optimizer", "progress"}
+    assert read_stage(tiny.run_dir / name)["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert "clip" not in read_stage(tiny.run_dir / name)["module"]["fields"]
+
+
+class Clip:
+    """As much of CLIP as the recipes ask for; its embeddings are its parameter times what they should be."""
+
+    embedding_size = 4
+    vision = SimpleNamespace(image_size=2)
+    text = SimpleNamespace(context_length=3, width=5)
+
+    def apply(self, variables, *inputs, method):
+        weight, batch = variables["params"]["weight"], inputs[0].shape[0]
+        embedding = weight * jnp.ones((batch, 4)) / 2
+        return embedding if method == "encode_image" else (embedding, weight * jnp.ones((batch, 3, 5)))
+
+
+class Network:
+    """A network that notes what it is given; its output depends on its parameter and on every condition."""
+
+    embedding_size, vocabulary_size, text, text_width = 4, 8, object(), None
+    unet = SimpleNamespace(image_size=2)
+
+    def __init__(self):
+        self.calls = []
+
+    def scale_embedding(self, embedding):
+        return 2 * embedding
+
+    def apply(self, variables, x_t, timesteps, *inputs, **conditions):
+        self.calls.append((x_t, *inputs, conditions))
+        given = conditions.get("image_embedding", conditions.get("text_embedding"))
+        told = 0.0 if given is None else given.sum()
+        return variables["params"]["weight"] * x_t + told
+
+
+def stubbed(recipe, **changes):
+    network = Network()
+    fields = {"module": network, "clip": Clip(), **changes}
+    return dataclasses.replace(recipe, **fields), network
+
+
+def blank(count: int) -> dict[str, jax.Array]:
+    return {
+        "image": jnp.zeros((count, 2, 2, 3), jnp.uint8),
+        "tokens": jnp.ones((count, 3), jnp.int32),
+        "mask": jnp.ones((count, 3), bool),
+    }
+
+
+WEIGHT = {"weight": jnp.float32(1.0)}
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder"])
+def test_no_gradient_reaches_clip(tiny, name):
+    recipe, _ = stubbed(tiny.system.stages[name])
+
+    def loss(params, frozen):
+        return recipe.loss(params, blank(4), jax.random.key(0), frozen)[0]
+
+    own, frozen = jax.grad(loss, argnums=(0, 1))(WEIGHT, {"clip": WEIGHT})
+    assert float(own["weight"]) != 0 and float(frozen["clip"]["weight"]) == 0
+    # It would, were it not stopped: the loss does depend on it.
+    assert float(loss(WEIGHT, {"clip": {"weight": jnp.float32(2.0)}})) != float(loss(WEIGHT, {"clip": WEIGHT}))
+
+
+# Dropped conditions
+
+
+def test_conditions_are_dropped_as_often_as_in_the_paper(tiny):
+    """10% of the embeddings and 50% of the captions for the decoder, each by itself; 10% for the prior."""
+    count, paper = 4000, {"image_drop": 0.1, "text_drop": 0.5}
+    assert {name: DecoderRecipe.__dataclass_fields__[name].default for name in paper} == paper
+    assert PriorRecipe.__dataclass_fields__["text_drop"].default == 0.1
+
+    recipe, network = stubbed(tiny.system.stages["decoder"], **paper)
+    recipe.loss(WEIGHT, blank(count), jax.random.key(3), {"clip": WEIGHT})
+    conditions = network.calls[-1][-1]
+    image, text = (np.asarray(conditions[name]) for name in ("keep_image", "keep_text"))
+    assert image.shape == text.shape == (count,) and image.dtype == text.dtype == bool
+    # Four standard deviations.
+    for dropped, share in ((~image, 0.1), (~text, 0.5), (~image & ~text, 0.05)):
+        assert abs(dropped.mean() - share) < 4 * np.sqrt(share * (1 - share) / count)
+    recipe.loss(WEIGHT, blank(count), jax.random.key(4), {"clip": WEIGHT})
+    assert (np.asarray(network.calls[-1][-1]["keep_text"]) != text).any()
+    recipe.validate(WEIGHT, blank(8), jax.random.key(3), {"clip": WEIGHT})
+    assert network.calls[-1][-1]["keep_image"].all() and network.calls[-1][-1]["keep_text"].all()
+
+    recipe, network = stubbed(tiny.system.stages["prior"], text_drop=0.1)
+    recipe.loss(WEIGHT, blank(count), jax.random.key(3), {"clip": WEIGHT})
+    kept = np.asarray(network.calls[-1][-1]["keep_text"])
+    assert abs((~kept).mean() - 0.1) < 4 * np.sqrt(0.09 / count)
+    recipe.validate(WEIGHT, blank(8), jax.random.key(3), {"clip": WEIGHT})
+    assert network.calls[-1][-1]["keep_text"].all()
+
+
+def test_noise_on_the_embedding_keeps_its_norm(tiny):
+    recipe, network = stubbed(tiny.system.stages["decoder"], embedding_noise=0.5)
+    recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT})
+    noisy = np.asarray(network.calls[-1][-1]["image_embedding"])
+    np.testing.assert_allclose(np.linalg.norm(noisy, axis=-1), 1.0, rtol=1e-5)
+    # 0.5 of noise beside 1 of signal: the cosine is about 1 / sqrt(1 + 0.25).
+    cosines = noisy @ np.full(4, 0.5)
+    assert 0.8 < cosines.mean() < 0.97 and cosines.std() > 0.02
+    recipe.validate(WEIGHT, blank(4), jax.random.key(3), {"clip": WEIGHT})
+    np.testing.assert_allclose(network.calls[-1][-1]["image_embedding"], 0.5)
+
+
+# The upsampler's crops
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_an_upsampler_is_trained_on_matching_crops(tiny, fraction):
+    """Crops of a share of the side, and with no blur the small one is the cell means of the large one."""
+    network = Network()
+    network.unet = SimpleNamespace(image_size=16)
+    recipe = dataclasses.replace(
+        tiny.system.stages["upsampler"], module=network, low_size=8, crop_fraction=fraction, blur_probability=0.0
+    )
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    recipe.loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {})
+    x_t, low, _ = network.calls[-1]
+    side = int(16 * fraction)
+    assert x_t.shape == (3, side, side, 3) and low.shape == (3, side // 2, side // 2, 3)
+    cells = pictures.reshape(3, 8, 2, 8, 2, 3).mean((2, 4)) / 127.5 - 1
+    for index in range(3):
+        places = [
+            (y, x)
+            for y in range(8 - side // 2 + 1)
+            for x in range(8 - side // 2 + 1)
+            if np.allclose(cells[index, y : y + side // 2, x : x + side // 2], low[index], atol=1e-5)
+        ]
+        assert len(places) == 1
+    blurred = dataclasses.replace(recipe, blur_probability=1.0)
+    blurred.loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {})
+    assert np.abs(network.calls[-1][1] - low).max() > 0.01
+
+
+# Refusals
+
+
+def one_sentence(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_prior_of_another_size_is_refused(tiny):
+    prior = tiny.system.stages["prior"]
+    prior = dataclasses.replace(prior, module=prior.module.clone(embedding_size=12))
+    with pytest.raises(ValueError) as error:
+        prior.attach({"clip": load_stage(tiny.run_dir / "clip")})
+    assert "of size 12 but CLIP's have 8; set prior.module.embedding_size=8" in one_sentence(error)
+
+
+def test_an_upsampler_whose_sizes_do_not_divide_is_refused(tiny):
+    upsampler = tiny.system.stages["upsampler"]
+    for changes in ({"low_size": 5}, {"low_size": 8, "crop_fraction": 0.3}, {"crop_fraction": 0.0}):
+        with pytest.raises(ValueError) as error:
+            dataclasses.replace(upsampler, **changes)
+        assert "must be a multiple of the smaller and the crop a whole number" in one_sentence(error)
+
+
+def test_a_stage_before_the_one_it_needs_is_refused(tiny, tmp_path):
+    with pytest.raises(ValueError) as error:
+        cascade.train(tiny.system, tmp_path, ["prior"])
+    assert "prior needs clip, which is not trained yet; run first: python -m train" in one_sentence(error)
+    assert not (tmp_path / "prior").exists()
+
+
+# Real processes
+
+CONFIG = """
+import dataclasses, os, time
+from dalle2_jax.checkpoint import store
+from tests.cascade import tiny_system
+
+pause = float(os.environ.get("SLOW_SAVES", "0"))
+if pause:
+    write_checksums = store.write_checksums
+
+    def slow(path):
+        print(f"saving {path.name}", flush=True)
+        time.sleep(pause)
+        write_checksums(path)
+
+    store.write_checksums = slow
+
+
+def system(accelerator):
+    result = tiny_system("data")
+    for name, recipe in result.stages.items():
+        result = result.with_stage(
+            name, dataclasses.replace(recipe, steps=STEPS, checkpoint_every=3, validate_every=0, preview_every=0)
+        )
+    return result
+"""
+
+
+def start(place: Path, run: str, steps: int, slow_saves: float = 0.0) -> subprocess.Popen:
+    config = place / "tiny.py"
+    config.write_text(CONFIG.replace("STEPS", str(steps)))
+    command = [sys.executable, "-m", "train", str(config), "all", "--run", run, "--runs-dir", str(place / "runs")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment(place, slow_saves), **pipes)
+
+
+@pytest.mark.slow
+def test_all_stages_killed_at_five_random_points(tmp_path):
+    """Once in every stage, the last time in the middle of a save; the run that goes on is the run left alone."""
+    steps, rng = 30, random.Random(1)
+    code, output = finish(start(tmp_path, "alone", steps))
+    assert code == 0, output
+    for name in STAGES:
+        process = start(tmp_path, "hunted", steps)
+        wait_for(process, f"{name} {rng.randrange(4, steps - 6)}/{steps} |")
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.kill()
+        assert finish(process)[0] == -signal.SIGKILL
+        assert not read_stage(tmp_path / "runs" / "hunted" / name)["finished"]
+    process = start(tmp_path, "hunted", steps, slow_saves=1.0)
+    wait_for(process, "saving")
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    saves = tmp_path / "runs" / "hunted" / "upsampler" / "checkpoints"
+    assert any(path.is_dir() and not (path / "CHECKSUMS").exists() for path in saves.iterdir())
+    code, output = finish(start(tmp_path, "hunted", steps))
+    assert code == 0, output
+    for name in STAGES:
+        assert_same_ending(tmp_path / "runs" / "alone" / name, tmp_path / "runs" / "hunted" / name)
