@@ -1,13 +1,12 @@
 """The command line: what is wrong with the input is one sentence and exit code 2, and nothing is written."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.train.toy import toy_recipe
 from train import __main__ as command
+from train import backend
 
 ROOT = Path(__file__).resolve().parents[2]
 
