@@ -21,10 +21,15 @@ def run(tiny) -> str:
     return str(tiny.run_dir)
 
 
+def largest(checkpoint: Path) -> Path:
+    """The largest file of the averaged parameters."""
+    return max((path for path in (checkpoint / "ema").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+
+
 def damage(stage: Path) -> None:
-    """Flips one bit in the largest file of the averaged parameters of every checkpoint."""
+    """Flips one bit in the averaged parameters of every checkpoint."""
     for checkpoint in (stage / "checkpoints").iterdir():
-        path = max((path for path in (checkpoint / "ema").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+        path = largest(checkpoint)
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(bytes(data))
@@ -43,14 +48,16 @@ def test_one_picture_with_its_facts(run, tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["apple.png"]
     # The first of several is the same picture.
     folder = tmp_path / "several"
-    arguments = ["generate", run, PROMPT, "a large cross", "--seed", "5", "--out", str(folder), "--stages"]
+    prompts = [PROMPT, "a large cross", "a blue circle"]
+    arguments = ["generate", run, *prompts, "--seed", "5", "--out", str(folder), "--stages"]
     assert cli.main(arguments) == 0
     written = capsys.readouterr().out.split()
     assert [Path(path).name for path in written] == [
         "000_a_small_red_circle_on_a_gray_background_0.png",
         "001_a_large_cross_0.png",
+        "002_a_blue_circle_0.png",
     ]
-    assert len(list(folder.iterdir())) == 4
+    assert len(list(folder.iterdir())) == 6
     assert np.abs(np.asarray(Image.open(written[0])).astype(int) - pixels).max() <= 1
     with Image.open(written[1].replace(".png", "_decoder.png")) as small:
         assert small.size == (DECODER_SIZE, DECODER_SIZE) and small.text["prompt"] == "a large cross"
@@ -106,9 +113,7 @@ def test_a_damaged_checkpoint_falls_back(run, tmp_path, capsys, caplog):
     shutil.rmtree(stage / "checkpoints" / "2")
     shutil.copytree(stage / "checkpoints" / "4", stage / "checkpoints" / "5")
     shutil.move(stage / "checkpoints" / "4", stage / "checkpoints" / "3")
-    path = max(
-        (p for p in (stage / "checkpoints" / "5" / "ema").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
-    )
+    path = largest(stage / "checkpoints" / "5")
     path.write_bytes(path.read_bytes()[:-1])
     out = tmp_path / "a.png"
     assert cli.main(["generate", str(tmp_path / "run"), PROMPT, "--seed", "5", "--out", str(out)]) == 0

@@ -166,20 +166,9 @@ def test_importing_the_networks_with_jax_and_flax_alone(tmp_path):
     """In a virtual environment with jax, flax, optax and numpy, as people have who lift a module out."""
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    command = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "jax",
-        "flax",
-        "optax",
-        "numpy",
-    ]
-    subprocess.run(command, check=True, timeout=1200)
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "install", "jax", "flax", "optax", "numpy"], check=True, timeout=1200)
     # flax asks for orbax and more, which nothing of ours may need: without them it has to work as well.
     extras = ["orbax-checkpoint", "orbax-export", "tensorstore"]
-    subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *extras], check=True, timeout=300)
+    subprocess.run([*pip, "uninstall", "--yes", *extras], check=True, timeout=300)
     run_program(python, tmp_path)

@@ -119,7 +119,7 @@ class Clip:
 class Network:
     """A network that notes what it is given; its output depends on its parameter and on every condition."""
 
-    embedding_size, vocabulary_size, text, text_width = 4, 8, object(), None
+    embedding_size, vocabulary_size, text, text_width, residual = 4, 8, object(), None, False
     unet = SimpleNamespace(image_size=2)
 
     def __init__(self):
@@ -260,6 +260,13 @@ def test_an_upsampler_whose_sizes_do_not_divide_is_refused(tiny):
         with pytest.raises(ValueError) as error:
             dataclasses.replace(upsampler, **changes)
         assert "must be a multiple of the smaller and the crop a whole number" in one_sentence(error)
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(
+            upsampler,
+            module=upsampler.module.clone(residual=True),
+            process=dataclasses.replace(upsampler.process, prediction="v"),
+        )
+    assert "a residual upsampler predicts x_0: set upsampler.process.prediction=x0" in one_sentence(error)
 
 
 def test_a_stage_before_the_one_it_needs_is_refused(tiny, tmp_path):
