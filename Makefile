@@ -1,4 +1,5 @@
 # make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate
+#                  (RUN=NAME and SEED=N: another run with another seed)
 # make test        set up, run the tests (make test-slow: the long ones too)
 # make lint        ruff
 # make clean       remove the virtual environment and the caches (runs/ stays)
@@ -7,16 +8,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS ?= dev
+RUN ?= demo
+SEED ?= 0
 
 .PHONY: demo test test-slow lint setup clean
 
 demo: setup
-	@$(BIN)/python -m train configs/shapes.py all --run demo $(DEMO)
-	@$(BIN)/dalle2 evaluate runs/demo
+	@$(BIN)/python -m train configs/shapes.py all --run $(RUN) --seed $(SEED) $(DEMO)
+	@$(BIN)/dalle2 evaluate runs/$(RUN)
 	@echo
-	@echo "Look at runs/demo/samples.png. Then draw what you like:"
-	@echo "  $(BIN)/dalle2 generate runs/demo \"a large purple cross on a white background\" --count 4 --out samples"
-	@echo "  $(BIN)/dalle2 describe runs/demo"
+	@echo "Look at runs/$(RUN)/samples.png. Then draw what you like:"
+	@echo "  $(BIN)/dalle2 generate runs/$(RUN) \"a large purple cross on a white background\" --count 4 --out samples"
+	@echo "  $(BIN)/dalle2 describe runs/$(RUN)"
 	@echo "  $(BIN)/python -m train describe configs/shapes.py"
 
 test: setup

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.data.pipeline import Data
-from dalle2_jax.decoder import CaptionEncoder, Decoder, Upsampler
+from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
@@ -17,7 +17,7 @@ from train.prior import PriorRecipe
 from train.system import Optimizer, Recipe, System
 from train.upsampler import UpsamplerRecipe
 
-VOCABULARY, CONTEXT = 512, 12
+VOCABULARY, CONTEXT, EMBEDDING = 512, 12, 24
 
 
 def system(accelerator: bool) -> System:
@@ -25,19 +25,21 @@ def system(accelerator: bool) -> System:
     clip = ClipRecipe(
         module=CLIP(
             vision=VisionTransformer(image_size=32, patch_size=16, width=128, depth=2, heads=4),
-            text=TextTransformer(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=2, heads=2),
-            embedding_size=64,
+            text=TextTransformer(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=1, heads=2),
+            # Few dimensions and one layer of text leave no room for a code of its own for each pair of shape and
+            # colour: what is learned of each has to serve for pairs that were never seen.
+            embedding_size=EMBEDDING,
         ),
         steps=900,
         batch_size=128,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, ema_decay=0.99),
         shift=2,
-        grayscale=0.3,
+        grayscale=0.4,
         preview_every=0,
     )
     prior = PriorRecipe(
         module=DiffusionPrior(
-            embedding_size=64, width=128, depth=2, heads=4, context_length=CONTEXT, vocabulary_size=VOCABULARY
+            embedding_size=EMBEDDING, width=128, depth=2, heads=4, context_length=CONTEXT, vocabulary_size=VOCABULARY
         ),
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None),
         sampling=Sampling(sampler="ddim", steps="25", candidates=2),
@@ -59,19 +61,21 @@ def system(accelerator: bool) -> System:
                 patch=2,
                 groups=8,
             ),
-            text=CaptionEncoder(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=1, heads=2),
+            # CLIP has read captions already; a transformer of the decoder's own would have to learn to.
+            text_width=64,
         ),
-        process=Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0),
+        process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="20", guidance_scale=2.0),
         loss_kind="simple",
+        weight_limit=10.0,
         image_drop=0.3,
-        text_drop=0.4,
-        steps=2200,
-        validate_every=1100,
-        preview_every=1100,
-        checkpoint_every=1100,
+        text_drop=0.3,
+        steps=3600,
+        validate_every=1200,
+        preview_every=1200,
+        checkpoint_every=1200,
         batch_size=32,
-        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.999),
+        optimizer=Optimizer(learning_rate=2e-3, warmup_steps=100, schedule="cosine", ema_decay=0.995),
     )
     upsampler = UpsamplerRecipe(
         module=Upsampler(
@@ -124,7 +128,6 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
         patch=1,
         **half,
     )
-    caption = decoder.module.text.clone(width=128, depth=4, heads=4, **half)
     enlarging = upsampler.module.unet.clone(channels=64, channel_multipliers=(1, 2, 3), depth=2, patch=1, **half)
     return {
         "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=3000, batch_size=512),
@@ -132,7 +135,7 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
             prior, module=prior.module.clone(width=256, depth=6, heads=8, **half), steps=5000, batch_size=512
         ),
         "decoder": replace(
-            decoder, module=decoder.module.clone(unet=unet, text=caption, **half), steps=10_000, batch_size=128
+            decoder, module=decoder.module.clone(unet=unet, text_width=128, **half), steps=10_000, batch_size=128
         ),
         "upsampler": replace(
             upsampler, module=upsampler.module.clone(unet=enlarging), steps=4000, batch_size=64, crop_fraction=0.25

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -48,6 +49,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
 
 
+def _prepare_jax() -> None:
+    """CPU cores as devices, and compiled programs kept below ~/.cache, so that a second call starts in seconds."""
+    import jax
+
+    from dalle2_jax.sharding import use_cpu_cores
+
+    use_cpu_cores()
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle2_jax" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 def _check_numbers(options: argparse.Namespace) -> None:
     if options.count < 1:
         raise ValueError(f"--count is {options.count}; it must be 1 or more")
@@ -69,6 +83,7 @@ def _generate(options: argparse.Namespace) -> int:
         raise ValueError(f"--out {out} is one file but {total} pictures are to be drawn; name a folder")
     if out.exists() and (out.is_dir() if single else not out.is_dir()):
         raise ValueError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
+    _prepare_jax()
     model = DALLE2.load(options.run)
     captions = [prompt for prompt in options.prompt for _ in range(options.count)]
     numbers = [number for _ in options.prompt for number in range(options.count)]
@@ -125,6 +140,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from dalle2_jax.unclip import DALLE2
 
     _check_numbers(options)
+    _prepare_jax()
     run = Path(options.run)
     model = DALLE2.load(run)
     data = model.clip.part("data")

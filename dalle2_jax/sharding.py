@@ -11,6 +11,7 @@ tensor = 1` this is plain data parallelism, what `jax.pmap` was for.
 """
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,36 @@ DEFAULT_RULES: Rules = ((".*", "fsdp"),)
 
 # Below this many elements a split parameter costs more in communication than it saves in memory.
 SMALLEST_SPLIT = 2**16
+
+
+# Beyond this many parts small batches get very small, and nobody has measured it.
+MOST_CPU_DEVICES = 4
+
+
+def use_cpu_cores() -> None:
+    """Lets jax see the CPU's cores as devices, so that batches are split among them; before a backend starts.
+
+    XLA shares out one small operation between two cores with little gain, and two halves of a batch with much. What the
+    user has set (JAX_NUM_CPU_DEVICES, or --xla_force_host_platform_device_count in XLA_FLAGS) stays.
+    """
+    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not told and "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices < 1:
+        jax.config.update("jax_num_cpu_devices", cpu_devices(available_cores()))
+
+
+def available_cores() -> int:
+    """How many CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_devices(cores: int) -> int:
+    """The largest power of two that is neither above `cores` nor above `MOST_CPU_DEVICES`: batches divide by it."""
+    devices = 1
+    while 2 * devices <= min(cores, MOST_CPU_DEVICES):
+        devices *= 2
+    return devices
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

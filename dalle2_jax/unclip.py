@@ -1,5 +1,8 @@
 """DALLE2: the assembled cascade. Captions go in, pictures come out.
 
+A batch that divides by the number of local devices is shared out among them; a picture depends on its own key and
+caption alone, not on the batch it is drawn in.
+
 model = DALLE2.load("runs/demo")
 pictures = model.generate(jax.random.key(0), ["a small red circle on a gray background"])
 """
@@ -22,6 +25,7 @@ from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
 from dalle2_jax.decoder import sample_decoder, sample_upsampler
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from dalle2_jax.prior import sample_prior
+from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh
 from dalle2_jax.tokenizer import Tokenizer
 
 _STATIC = ("module", "process", "sampling")
@@ -51,6 +55,14 @@ def _decode(keys, params, embedding, text, mask, keep_text, *, module, process, 
 @partial(jax.jit, static_argnames=(*_STATIC, "size"))
 def _upsample(keys, params, low_resolution, *, module, process, sampling, size):
     return sample_upsampler(keys, module, params, process, sampling, low_resolution, size)
+
+
+def _spread(*arrays: Any) -> tuple[Any, ...]:
+    """Shares a batch out among this process's devices, if it divides by their number; else leaves it as it is."""
+    mesh = make_mesh(devices=jax.local_devices())
+    if arrays[0].shape[0] % batch_parts(mesh):
+        return arrays
+    return jax.device_put(arrays, batch_sharding(mesh))
 
 
 @dataclass(frozen=True)
@@ -121,12 +133,13 @@ class DALLE2:
 
     def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> tuple[jax.Array, jax.Array, Any, Any]:
         """CLIP's caption embeddings, unit norm `[b, z]`; then its text states, the tokens and their mask."""
-        tokens, mask = self.tokenizer.encode(list(captions), strict=strict)
+        tokens, mask = _spread(*map(jnp.asarray, self.tokenizer.encode(list(captions), strict=strict)))
         embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
-        return embedding, states, jnp.asarray(tokens), jnp.asarray(mask)
+        return embedding, states, tokens, mask
 
     def encode_image(self, pictures: np.ndarray) -> jax.Array:
         """CLIP's image embeddings, unit norm `[b, z]`, of uint8 pictures `[b, h, h, 3]`."""
+        (pictures,) = _spread(jnp.asarray(pictures))
         return _encode_image(self.clip.params, pictures, module=self.clip.module)
 
     def draw_embeddings(
@@ -135,6 +148,7 @@ class DALLE2:
         """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, candidates, ...)."""
         text_embedding, states, tokens, mask = self.encode_text(captions, strict=strict)
         text = tokens if self.prior.module.vocabulary_size is not None else states
+        (keys,) = _spread(keys)
         return _prior(
             keys,
             self.prior.params,
@@ -161,6 +175,7 @@ class DALLE2:
         if module.text is not None or module.text_width is not None:
             _, states, tokens, mask = self.encode_text(captions or ["nothing"] * count, strict=strict)
             text = tokens if module.text is not None else states
+        keys, image_embeddings = _spread(keys, image_embeddings)
         return _decode(
             keys,
             self.decoder.params,
@@ -176,6 +191,7 @@ class DALLE2:
     def upsample(self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, **changes: Any) -> jax.Array:
         """Enlarges `[b, h, w, 3]` in [-1, 1] with upsampler number `index`; returns the same range."""
         stage = self.upsamplers[index]
+        keys, pictures = _spread(keys, pictures)
         return _upsample(
             keys,
             stage.params,

@@ -43,7 +43,7 @@ def tiny_system(data_dir: Path | str) -> System:
     unet = decoder.module.unet.clone(image_size=DECODER_SIZE, attention_resolutions=(), **UNET)
     decoder = _short(
         decoder,
-        module=decoder.module.clone(unet=unet, text=decoder.module.text.clone(**TRANSFORMER)),
+        module=decoder.module.clone(unet=unet, text_width=16),
         sampling=dataclasses.replace(decoder.sampling, steps="3"),
     )
     upsampler = _short(

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dalle2_jax.sharding import batch_parts, batch_sharding, check_batch, make_mesh, partition, replicate
+from dalle2_jax.sharding import (
+    batch_parts,
+    batch_sharding,
+    check_batch,
+    cpu_devices,
+    make_mesh,
+    partition,
+    replicate,
+)
 
 TREE = {
     "dense": {"kernel": jax.ShapeDtypeStruct((48, 64), jnp.float32), "bias": jax.ShapeDtypeStruct((64,), jnp.float32)},
@@ -89,3 +97,7 @@ def test_batch_that_does_not_divide_names_both_numbers():
         check_batch(16, mesh, accumulation=3)
     with pytest.raises(ValueError, match="4.*8"):
         check_batch(16, mesh, accumulation=4)
+
+@pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 2), (3, 2), (4, 4), (12, 4)])
+def test_cpu_cores_become_devices_that_batches_divide_by(cores, devices):
+    assert cpu_devices(cores) == devices

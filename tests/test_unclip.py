@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,6 +91,15 @@ def test_a_picture_alone_is_the_picture_in_a_batch(model, keys, generated):
     # Batches of one, put together, and with the last batch filled up.
     parts = model.generate(keys, CAPTIONS, batch_size=1)
     assert np.abs(parts.astype(int) - generated.pictures).max() <= 1
+
+
+def test_a_batch_is_shared_out_among_the_devices(model, keys, generated):
+    captions, many = [CAPTIONS[0]] + [CAPTIONS[1]] * 7, jnp.concatenate([keys[:1], jnp.repeat(keys[1:2], 7)])
+    assert len(model.draw_embeddings(many, captions).sharding.device_set) == len(jax.local_devices()) == 8
+    shared = model.generate(many, captions, return_stages=True)
+    np.testing.assert_allclose(shared.image_embeddings[:2], generated.image_embeddings[:2], atol=1e-5)
+    assert np.abs(shared.pictures[:2].astype(int) - generated.pictures[:2]).max() <= 1
+    assert np.abs(shared.pictures[2:].astype(int) - shared.pictures[1:2]).max() <= 1
 
 
 def test_embeddings_in_place_of_the_priors(model, keys, generated):

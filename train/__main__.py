@@ -1,8 +1,9 @@
-"""python -m train CONFIG STAGE|all [--run NAME] [--dry-run] [path.to.field=value ...]
+"""python -m train CONFIG STAGE|all [--run NAME] [--seed N] [--dry-run] [path.to.field=value ...]
 python -m train describe CONFIG [path.to.field=value ...]
 """
 
 import argparse
+import dataclasses
 import difflib
 import importlib.util
 import sys
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("overrides", metavar="path.to.field=value", nargs="*", help="fields to change")
     result.add_argument("--run", metavar="NAME", help="the run's folder below --runs-dir (default: the config's name)")
     result.add_argument("--runs-dir", metavar="DIR", type=Path, default=DEFAULT_RUNS, help="default: runs")
+    result.add_argument("--seed", type=int, metavar="N", help="the seed of every stage (default: the config's)")
     result.add_argument("--fsdp", type=int, default=1, metavar="N", help="split parameters over N devices (default: 1)")
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
@@ -67,7 +69,10 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.distributed:
         jax.distributed.initialize()
-    system = apply_overrides(load_config(path, jax.default_backend() != "cpu"), options.overrides)
+    system = load_config(path, jax.default_backend() != "cpu")
+    if options.seed is not None:
+        system = with_seed(system, options.seed)
+    system = apply_overrides(system, options.overrides)
     if describing:
         from train.describe import describe
 
@@ -86,6 +91,8 @@ def _train(options: argparse.Namespace, path: Path, system: Any) -> int:
         plan_stages(system, names, run_dir, mesh)
         return 0
     command = f"python -m train {options.config} {{stage}}" + (f" --run {options.run}" if options.run else "")
+    if options.seed is not None:
+        command += f" --seed {options.seed}"
     if options.runs_dir != DEFAULT_RUNS:
         command += f" --runs-dir {options.runs_dir}"
     config = {"name": system.name, "text": path.read_text(encoding="utf-8"), "overrides": list(options.overrides)}
@@ -119,6 +126,18 @@ def find_stage(name: str, system: Any) -> str:
     known = [*system.stages, "all"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
     raise ValueError(f"there is no stage {name!r} in {system.name}: it has {', '.join(known)}; the nearest is {near!r}")
+
+
+def with_seed(system: Any, seed: int) -> Any:
+    """The system with every stage's seed set; checked.
+
+    Raises:
+        ValueError: for a seed that is no unsigned 32-bit number.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed is {seed}; it must lie in 0 to {2**32 - 1}")
+    stages = {name: dataclasses.replace(stage, seed=seed) for name, stage in system.stages.items()}
+    return dataclasses.replace(system, stages=stages)
 
 
 def load_config(path: Path, accelerator: bool) -> Any:

@@ -69,7 +69,13 @@ def random_shift(key: jax.Array, pictures: jax.Array, limit: int) -> jax.Array:
 
 
 def random_grayscale(key: jax.Array, pictures: jax.Array, probability: float) -> jax.Array:
-    """Replaces some of the pictures `[b, h, w, 3]` by their luma (ITU-R BT.601), repeated in all three channels."""
-    luma = (pictures * jnp.asarray([0.299, 0.587, 0.114])[None, None, None]).sum(-1, keepdims=True)
-    gray = jax.random.uniform(key, (pictures.shape[0], 1, 1, 1)) < probability
-    return jnp.where(gray, luma, pictures)
+    """Takes the colour from some of the pictures `[b, h, w, 3]`: a random mean of the channels stands in all three.
+
+    The weights of red, green and blue are uniform over all that sum to one, so that an object is now lighter and now
+    darker than what it lies on and only its outline can be relied upon.
+    """
+    chosen_key, weights_key = jax.random.split(key)
+    weights = jax.random.dirichlet(weights_key, jnp.ones(3), pictures.shape[:1])[:, None, None]
+    gray = (pictures * weights).sum(-1, keepdims=True)
+    chosen = jax.random.uniform(chosen_key, (pictures.shape[0], 1, 1, 1)) < probability
+    return jnp.where(chosen, gray, pictures)

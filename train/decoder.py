@@ -21,7 +21,8 @@ from train.system import Batch, Parameters, Recipe
 class DecoderRecipe(Recipe):
     """Trains `module` with the embedding dropped 10% and the caption 50% of the time, as in the paper.
 
-    loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). embedding_noise: standard deviation of
+    loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). weight_limit: see `diffusion_loss`; the
+    paper has none. embedding_noise: standard deviation of
     gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's errors; the paper
     has none.
     """
@@ -33,6 +34,7 @@ class DecoderRecipe(Recipe):
     process: Process = Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0)
     sampling: Sampling = Sampling(sampler="ddpm", steps="250", guidance_scale=1.25)
     loss_kind: str = "hybrid"
+    weight_limit: float | None = None
     image_drop: float = 0.1
     text_drop: float = 0.5
     embedding_noise: float = 0.0
@@ -92,7 +94,8 @@ class DecoderRecipe(Recipe):
             )
 
         x_0 = resize(to_float(batch["image"]), self.module.unet.image_size)
-        loss, metrics = diffusion_loss(keys["loss"], denoiser, x_0, self.process, kind=self.loss_kind)
+        limit = self.weight_limit
+        loss, metrics = diffusion_loss(keys["loss"], denoiser, x_0, self.process, self.loss_kind, weight_limit=limit)
         return loss.mean(), {name: value.mean() for name, value in metrics.items()}
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dalle2_jax.diffusion.process import Process
 
@@ -28,6 +29,7 @@ def diffusion_loss(
     kind: str = "simple",
     timesteps: jax.Array | None = None,
     noise: jax.Array | None = None,
+    weight_limit: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a denoiser at one random timestep an example.
 
@@ -41,17 +43,22 @@ def diffusion_loss(
         "vlb", where the latter trains only the variance channels (IDDPM Eq. 16).
       timesteps: int32 [batch], indices into the process' chain; None: uniform.
       noise: of x_0's shape; None: standard normal.
+      weight_limit: None leaves every timestep's squared error of the prediction its weight of 1. A number weights the
+        squared error of x_0 with min(SNR + 1, weight_limit) instead, whatever is predicted (`snr_weight`).
 
     Returns:
-      The loss, float32 [batch], and its terms, a dict of float32 [batch]: "mse", and "vlb" unless the kind is "simple".
+      The loss, float32 [batch], and its terms, a dict of float32 [batch]: "mse" (unweighted), and "vlb" unless the kind
+      is "simple".
 
     Raises:
-      ValueError: for an unknown kind, and for "hybrid" without a learned variance.
+      ValueError: for an unknown kind, for "hybrid" without a learned variance, and for a weight limit below 1.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown diffusion loss {kind!r}; the losses are {KINDS}")
     if kind == "hybrid" and process.variance != "learned_range":
         raise ValueError(f"the hybrid loss needs variance='learned_range', and this process has {process.variance!r}")
+    if weight_limit is not None and weight_limit < 1:
+        raise ValueError(f"weight_limit is {weight_limit}; weights start at 1, so it must be 1 or more, or None")
     timesteps_key, noise_key = jax.random.split(key)
     i = jax.random.randint(timesteps_key, x_0.shape[:1], 0, process.steps) if timesteps is None else timesteps
     noise = jax.random.normal(noise_key, x_0.shape, jnp.float32) if noise is None else noise
@@ -61,15 +68,30 @@ def diffusion_loss(
     output = denoiser(x_t, process.original_timesteps(i))
     prediction, variance_channels = process.split(output, x_t)
     mse = _mean(jnp.square(prediction - process.target(x_0, noise, i)))
+    simple = mse if weight_limit is None else snr_weight(process, i, weight_limit) * mse
     if kind == "simple":
-        return mse, {"mse": mse}
+        return simple, {"mse": mse}
 
     if kind == "hybrid":
         output = jnp.concatenate([jax.lax.stop_gradient(prediction), variance_channels], axis=-1)
     # As in IDDPM, training sees the unclamped mean: a clamp would hide part of its error from the variance.
     unclamped = dataclasses.replace(process, clip=None)
     vlb = process.steps * vlb_term(output, x_0, x_t, i, unclamped)
-    return (vlb if kind == "vlb" else mse + VLB_WEIGHT * vlb), {"mse": mse, "vlb": vlb}
+    return (vlb if kind == "vlb" else simple + VLB_WEIGHT * vlb), {"mse": mse, "vlb": vlb}
+
+
+def snr_weight(process: Process, i: jax.Array, limit: float) -> jax.Array:
+    """What makes the squared error of the prediction min(SNR + 1, limit) times that of x_0, float32 like `i`.
+
+    With no limit this is the squared error of v (Salimans and Ho 2022, Sec. 4.2), whose weight grows without bounds as
+    the noise vanishes; the limit keeps a network that predicts x_0 from spending itself there (as min-SNR does, Hang et
+    al. 2023), and the 1 keeps what is decided under much noise.
+    """
+    abar = process.alphas_cumprod
+    variance = 1.0 - abar
+    # The squared error of the prediction over that of x_0.
+    scale = {"x0": np.ones_like(abar), "epsilon": abar / variance, "v": 1.0 / variance}[process.prediction]
+    return jnp.asarray(np.minimum(1.0 / variance, limit) / scale, jnp.float32)[i]
 
 
 def vlb_term(output: jax.Array, x_0: jax.Array, x_t: jax.Array, i: jax.Array, process: Process) -> jax.Array:

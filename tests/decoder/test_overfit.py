@@ -11,7 +11,7 @@ from configs import shapes
 from dalle2_jax.data.captioned_shapes import configured, example
 from dalle2_jax.data.scene import draw
 from dalle2_jax.data.transforms import resize
-from dalle2_jax.decoder import sample_decoder
+from dalle2_jax.decoder import CaptionEncoder, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.evaluation.suite import psnr
 from dalle2_jax.layers.pictures import to_uint8
@@ -53,11 +53,13 @@ def recipe_and_frozen() -> tuple[DecoderRecipe, dict]:
         attention_resolutions=(),
         middle_attention=False,
     )
+    text = CaptionEncoder(shapes.VOCABULARY, shapes.CONTEXT, width=32, depth=1, heads=2)
     recipe = dataclasses.replace(
         decoder,
-        module=decoder.module.clone(unet=unet, text=decoder.module.text.clone(width=32, depth=1, heads=2)),
+        module=decoder.module.clone(unet=unet, text=text, text_width=None),
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0),
         loss_kind="simple",
+        weight_limit=None,
         image_drop=0.1,
         text_drop=0.5,
         embedding_noise=0.0,

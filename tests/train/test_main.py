@@ -7,6 +7,7 @@ import pytest
 from tests.train.toy import toy_recipe
 from train import __main__ as command
 from train import backend
+from train.overrides import apply_overrides
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +59,7 @@ def call(*arguments) -> int:
         (["{config}", "toy", "toy.steps=x"], "toy.steps takes a whole number, not 'x'"),
         (["{config}", "toy", "toy.batch_size=12"], "a batch of 12 does not divide over the 8 devices"),
         (["{config}", "toy", "--dry-run", "toy.batch_size=12"], "a batch of 12 does not divide"),
+        (["{config}", "toy", "--seed", "-1"], "--seed is -1; it must lie in 0 to 4294967295"),
         (["{config}", "toy", "--fsdp", "3"], "does not fit 8 devices"),
         (["{config}", "second"], "second needs toy, which is not trained yet; run first: python -m train {config} toy"),
         (["describe", "confgs/shapes.py"], "there is no config"),
@@ -96,6 +98,12 @@ def test_dry_run_lowers_and_writes_nothing(config, tmp_path, capsys):
 def test_the_shapes_config_lowers(config, capsys, tmp_path):
     assert call("shapes", "upsampler", "--dry-run", "--runs-dir", tmp_path / "runs") == 0
     assert "upsampler: " in capsys.readouterr().out
+
+
+def test_a_seed_is_that_of_every_stage_unless_one_is_given_its_own():
+    system = command.with_seed(command.load_config(command.find_config("shapes"), False), 7)
+    assert {stage.seed for stage in system.stages.values()} == {7}
+    assert apply_overrides(system, ["clip.seed=8"]).stages["clip"].seed == 8
 
 
 def test_all_stages_in_order(config, tmp_path, capsys, monkeypatch):
