@@ -98,6 +98,7 @@ def test_batch_that_does_not_divide_names_both_numbers():
     with pytest.raises(ValueError, match="4.*8"):
         check_batch(16, mesh, accumulation=4)
 
+
 @pytest.mark.parametrize(("cores", "devices"), [(1, 1), (2, 2), (3, 2), (4, 4), (12, 4)])
 def test_cpu_cores_become_devices_that_batches_divide_by(cores, devices):
     assert cpu_devices(cores) == devices
