@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--run", metavar="NAME", help="the run's folder below --runs-dir (default: the config's name)")
     result.add_argument("--runs-dir", metavar="DIR", type=Path, default=DEFAULT_RUNS, help="default: runs")
     result.add_argument("--seed", type=int, metavar="N", help="the seed of every stage (default: the config's)")
-    result.add_argument("--fsdp", type=int, default=1, metavar="N", help="split parameters over N devices (default: 1)")
+    result.add_argument("--fsdp", type=int, metavar="N", help="split parameters over N devices (default: 1)")
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
     result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
@@ -76,7 +76,7 @@ def _run(options: argparse.Namespace) -> int:
     if describing:
         from train.describe import describe
 
-        return int(describe(system, topology=options.topology) or 0)
+        return int(describe(system, topology=options.topology, fsdp=options.fsdp) or 0)
     return _train(options, path, system)
 
 
@@ -86,7 +86,7 @@ def _train(options: argparse.Namespace, path: Path, system: Any) -> int:
 
     names = list(system.stages) if options.stage == "all" else [find_stage(options.stage, system)]
     run_dir = options.runs_dir / (options.run or system.name)
-    mesh = make_mesh(fsdp=options.fsdp)
+    mesh = make_mesh(fsdp=1 if options.fsdp is None else options.fsdp)
     if options.dry_run:
         plan_stages(system, names, run_dir, mesh)
         return 0
