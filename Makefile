@@ -1,5 +1,5 @@
 # make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate
-#                  (RUN=NAME and SEED=N: another run with another seed)
+#                  (RUN=NAME SEED=N: another run, another seed; DEMO="decoder.steps=8000 ...": other fields)
 # make test        set up, run the tests (make test-slow: the long ones too)
 # make lint        ruff
 # make clean       remove the virtual environment and the caches (runs/ stays)
@@ -7,7 +7,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS ?= dev
+# With an NVIDIA GPU, jax for it; on a TPU say EXTRAS=dev,tpu.
+comma := ,
+EXTRAS ?= dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)cuda)
+READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 RUN ?= demo
 SEED ?= 0
 
@@ -32,9 +35,9 @@ test-slow: setup
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-setup: $(VENV)/.ready
+setup: $(READY)
 
-$(VENV)/.ready: pyproject.toml
+$(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null 2>&1 || { echo "make: there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12 demo" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is $$($(PYTHON) -c 'import platform; print(platform.python_version())'); Python 3.11 or newer is needed: make PYTHON=python3.12 demo" >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }

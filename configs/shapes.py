@@ -35,6 +35,7 @@ def system(accelerator: bool) -> System:
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, ema_decay=0.99),
         shift=2,
         grayscale=0.4,
+        checkpoint_every=300,
         preview_every=0,
     )
     prior = PriorRecipe(
@@ -44,6 +45,7 @@ def system(accelerator: bool) -> System:
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None),
         sampling=Sampling(sampler="ddim", steps="25", candidates=2),
         steps=600,
+        checkpoint_every=200,
         batch_size=64,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.99),
         preview_every=0,
@@ -98,6 +100,7 @@ def system(accelerator: bool) -> System:
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="8"),
         steps=450,
+        checkpoint_every=150,
         validate_every=450,
         preview_every=450,
         batch_size=32,

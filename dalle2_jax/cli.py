@@ -146,6 +146,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     data = model.clip.part("data")
     if data.name != "captioned_shapes":
         raise ValueError(f"{run} was trained on {data.name}; the oracle reads only captioned_shapes")
+    if data.config not in (None, "one_object"):
+        raise ValueError(f"{run} was trained on captioned_shapes/{data.config}; only one_object is evaluated")
     report, shown = evaluate(
         model, data, count=options.count, seed=options.seed, say=lambda line: print(line, flush=True)
     )

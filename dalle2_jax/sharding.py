@@ -10,6 +10,7 @@ tensor = 1` this is plain data parallelism, what `jax.pmap` was for.
     params = jax.jit(init, out_shardings=shardings)(key)
 """
 
+import contextlib
 import math
 import os
 import re
@@ -42,7 +43,8 @@ def use_cpu_cores() -> None:
     """
     told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not told and "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices < 1:
-        jax.config.update("jax_num_cpu_devices", cpu_devices(available_cores()))
+        with contextlib.suppress(RuntimeError):  # a backend has started: its devices stay as they are
+            jax.config.update("jax_num_cpu_devices", cpu_devices(available_cores()))
 
 
 def available_cores() -> int:

@@ -82,12 +82,12 @@ class Tokenizer:
         """One more than the largest token: how many rows an embedding table needs."""
         return len(self.vocabulary) + _SPECIAL
 
-    def encode(self, captions: Sequence[str], strict: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def encode(self, captions: Sequence[str], strict: bool = False, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Captions to (tokens int32 [batch, context_length], mask bool [batch, context_length]).
 
         The mask is True from the start token through the end token. A caption that is too long is cut, keeps its end
-        token, and a UserWarning names the words that were cut; with `strict` that is a ValueError. An empty caption is
-        one too.
+        token, and a UserWarning names the words that were cut (unless `warn` is False); with `strict` that is a
+        ValueError. An empty caption is one too.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         cleaned = [_clean(caption) for caption in captions]
@@ -105,7 +105,8 @@ class Tokenizer:
                 text = f"the prompt is longer than {self.context_length} tokens; this part is cut: {cut!r}"
                 if strict:
                     raise ValueError(text)
-                warnings.warn(text, stacklevel=2)
+                if warn:
+                    warnings.warn(text, stacklevel=2)
                 ids = ids[:room]
             tokens[row, : len(ids) + 2] = [START, *(i + _SPECIAL for i in ids), END]
             mask[row, : len(ids) + 2] = True

@@ -57,6 +57,20 @@ def _upsample(keys, params, low_resolution, *, module, process, sampling, size):
     return sample_upsampler(keys, module, params, process, sampling, low_resolution, size)
 
 
+def _placed(stage: LoadedStage) -> LoadedStage:
+    """The stage with its parameters on a device."""
+    return dataclasses.replace(stage, params=jax.device_put(stage.params))
+
+
+def _keys(key: jax.Array, count: int) -> jax.Array:
+    """One key a caption, from one key for all of them or from one each."""
+    key = key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
+    keys = jax.random.split(key, count) if key.ndim == 0 else key
+    if keys.shape != (count,):
+        raise ValueError(f"{keys.size} keys were given for {count} captions; give one key, or one a caption")
+    return keys
+
+
 def _spread(*arrays: Any) -> tuple[Any, ...]:
     """Shares a batch out among this process's devices, if it divides by their number; else leaves it as it is."""
     mesh = make_mesh(devices=jax.local_devices())
@@ -123,8 +137,18 @@ class DALLE2:
                     f"stage before it makes {size} px; train them with matching sizes"
                 )
             size = upsampler.info["image_size"]
-        tokenizer = Tokenizer.from_json(by_kind["clip"][0].info["tokenizer"])
-        return cls(by_kind["clip"][0], by_kind["prior"][0], by_kind["decoder"][0], upsamplers, tokenizer)
+        clip, prior, decoder = (by_kind[kind][0] for kind in ("clip", "prior", "decoder"))
+        for stage in (prior, decoder):
+            if stage.info.get("built_on", {}).get("clip", clip.version) != clip.version:
+                warnings.warn(
+                    f"the stage {stage.name} of {run} was trained on another clip than the one that is there now: its "
+                    f"pictures will not fit their captions; delete {run / stage.name} and train it anew",
+                    stacklevel=2,
+                )
+        tokenizer = Tokenizer.from_json(clip.info["tokenizer"])
+        # On the devices once, and not at every call.
+        clip, prior, decoder, *upsamplers = map(_placed, (clip, prior, decoder, *upsamplers))
+        return cls(clip, prior, decoder, tuple(upsamplers), tokenizer)
 
     @property
     def image_size(self) -> int:
@@ -133,7 +157,7 @@ class DALLE2:
 
     def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> tuple[jax.Array, jax.Array, Any, Any]:
         """CLIP's caption embeddings, unit norm `[b, z]`; then its text states, the tokens and their mask."""
-        tokens, mask = _spread(*map(jnp.asarray, self.tokenizer.encode(list(captions), strict=strict)))
+        tokens, mask = _spread(*map(jnp.asarray, self.tokenizer.encode(captions, strict=strict)))
         embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
         return embedding, states, tokens, mask
 
@@ -148,7 +172,7 @@ class DALLE2:
         """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, candidates, ...)."""
         text_embedding, states, tokens, mask = self.encode_text(captions, strict=strict)
         text = tokens if self.prior.module.vocabulary_size is not None else states
-        (keys,) = _spread(keys)
+        (keys,) = _spread(_keys(keys, text_embedding.shape[0]))
         return _prior(
             keys,
             self.prior.params,
@@ -175,7 +199,7 @@ class DALLE2:
         if module.text is not None or module.text_width is not None:
             _, states, tokens, mask = self.encode_text(captions or ["nothing"] * count, strict=strict)
             text = tokens if module.text is not None else states
-        keys, image_embeddings = _spread(keys, image_embeddings)
+        keys, image_embeddings = _spread(_keys(keys, count), image_embeddings)
         return _decode(
             keys,
             self.decoder.params,
@@ -191,7 +215,7 @@ class DALLE2:
     def upsample(self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, **changes: Any) -> jax.Array:
         """Enlarges `[b, h, w, 3]` in [-1, 1] with upsampler number `index`; returns the same range."""
         stage = self.upsamplers[index]
-        keys, pictures = _spread(keys, pictures)
+        keys, pictures = _spread(_keys(keys, pictures.shape[0]), pictures)
         return _upsample(
             keys,
             stage.params,
@@ -229,11 +253,9 @@ class DALLE2:
         if not captions:
             raise ValueError("there is no caption to draw; give at least one")
         self.tokenizer.encode(captions, strict=strict)
-        keys = jax.random.split(key, len(captions)) if key.ndim == 0 else key
-        if keys.shape[0] != len(captions):
-            raise ValueError(
-                f"{keys.shape[0]} keys were given for {len(captions)} captions; give one key, or one a caption"
-            )
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+        keys = _keys(key, len(captions))
         if image_embeddings is not None and len(image_embeddings) != len(captions):
             raise ValueError(
                 f"{len(image_embeddings)} image embeddings were given for {len(captions)} captions; give one a caption"
@@ -241,11 +263,14 @@ class DALLE2:
         decoder = dict(decoder or {})
         if guidance_scale is not None:
             decoder["guidance_scale"] = float(guidance_scale)
-        parts = []
-        for start in range(0, len(captions), batch_size):
-            chosen = np.arange(start, min(start + batch_size, len(captions)))
-            # A short last batch is filled up, so that one compiled program serves every batch.
-            filled = np.resize(chosen, min(batch_size, len(captions)))
+        parts, devices = [], jax.local_device_count()
+        # Whole batches, also of the last few captions and of an odd number of them: one compiled program serves all,
+        # and every device has its part.
+        size = min(batch_size, len(captions))
+        size = size if size < devices else -(-size // devices) * devices
+        for start in range(0, len(captions), size):
+            chosen = np.arange(start, min(start + size, len(captions)))
+            filled = np.resize(chosen, size)
             embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[filled]
             with warnings.catch_warnings():
                 # Said above, once.

@@ -102,6 +102,23 @@ def test_a_batch_is_shared_out_among_the_devices(model, keys, generated):
     assert np.abs(shared.pictures[2:].astype(int) - shared.pictures[1:2]).max() <= 1
 
 
+def test_one_caption_and_one_key_need_no_list(model):
+    key = jax.random.key(3)
+    one = model.draw_embeddings(key, CAPTIONS[1])
+    np.testing.assert_array_equal(one, model.draw_embeddings(jax.random.split(key, 1), [CAPTIONS[1]]))
+    np.testing.assert_array_equal(one, model.draw_embeddings(jax.random.PRNGKey(3), CAPTIONS[1]))
+    assert model.encode_text(CAPTIONS[1])[0].shape == one.shape == (1, EMBEDDING)
+
+
+def test_a_clip_that_was_trained_on_is_noticed(tiny, tmp_path):
+    run = shutil.copytree(tiny.run_dir, tmp_path / "run")
+    info = json.loads((run / "prior" / "stage.json").read_text())
+    info["built_on"]["clip"] = "another"
+    (run / "prior" / "stage.json").write_text(json.dumps(info))
+    with pytest.warns(UserWarning, match="the stage prior of .* was trained on another clip than the one"):
+        DALLE2.load(run)
+
+
 def test_embeddings_in_place_of_the_priors(model, keys, generated):
     given = model.generate(keys, CAPTIONS, image_embeddings=generated.image_embeddings)
     np.testing.assert_array_equal(given, generated.pictures)
@@ -125,9 +142,10 @@ def test_a_withheld_caption_does_not_show(lively, keys, generated):
 def test_changed_settings_reach_their_stage(lively, keys, generated):
     settings = {"image_embeddings": generated.image_embeddings, "return_stages": True}
     usual = lively.generate(keys, CAPTIONS, **settings)
-    np.testing.assert_array_equal(
-        usual.decoded, lively.generate(keys, CAPTIONS, guidance_scale=2.0, **settings).decoded
-    )
+    scale = lively.decoder.part("sampling").guidance_scale
+    same = lively.generate(keys, CAPTIONS, guidance_scale=scale, **settings)
+    np.testing.assert_array_equal(usual.decoded, same.decoded)
+    assert (lively.generate(keys, CAPTIONS, guidance_scale=scale + 2, **settings).decoded != usual.decoded).any()
     unguided = lively.generate(keys, CAPTIONS, guidance_scale=1.0, decoder={"steps": "1"}, **settings)
     assert (unguided.decoded != usual.decoded).any()
     with pytest.raises(ValueError, match="no sampler 'euler'"):

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
     try:
         return _run(options)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
+        return 2
     except ValueError as error:
         if not is_ours(error):
             raise
@@ -69,6 +72,8 @@ def _run(options: argparse.Namespace) -> int:
 
     if options.distributed:
         jax.distributed.initialize()
+    if options.topology and not describing:
+        raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {options.config}")
     system = load_config(path, jax.default_backend() != "cpu")
     if options.seed is not None:
         system = with_seed(system, options.seed)

@@ -1,7 +1,7 @@
 """A system's stages in order: each one is given its data, the run's tokenizer and the earlier stages, and trained."""
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,9 +43,7 @@ def train_stages(
     Raises:
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
-    for name in names:
-        recipe = system.stages[name]
-        check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+    check_stages(system, names, mesh)
     feed = _Feed(system, run_dir)
     result = Result(0, 0.0, True)
     for name in names:
@@ -75,6 +73,22 @@ def train_stages(
         if result.signal is not None:
             break
     return result
+
+
+def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
+    """Builds the named stages and those before them from shapes alone, and the losses of the named ones.
+
+    Raises:
+        ValueError: for what does not fit together, before anything is trained or written.
+    """
+    waiting = set(names)
+    for name, recipe, frozen, params in planned_stages(system):
+        if name in waiting:
+            check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+            jax.eval_shape(recipe.loss, params, abstract_batch(system, recipe, None), jax.random.key(0), frozen)
+            waiting.remove(name)
+        if not waiting:
+            return
 
 
 def versions() -> dict[str, str]:
@@ -178,19 +192,16 @@ class _Feed:
 def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh, log: Log = print) -> None:
     """A dry run: builds every named stage and those it needs, lowers one training step of each, and writes nothing.
 
+    What is in the run's folder is mentioned and not compared.
+
     Raises:
-        ValueError: for whatever would be refused before the first step.
+        ValueError: for what is wrong with the config or the mesh.
     """
-    planned: dict[str, LoadedStage] = {}
-    for name, recipe in system.stages.items():
-        recipe, frozen = recipe.attach({kind: _planned(planned, kind, name) for kind in recipe.needs})
-        abstract = abstract_state(recipe, mesh)
-        planned.setdefault(
-            recipe.kind, LoadedStage(name, recipe.kind, recipe.module, abstract["ema"], recipe.describe())
-        )
+    for name, recipe, frozen, _ in planned_stages(system):
         if name not in names:
             continue
         check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+        abstract = abstract_state(recipe, mesh)
         lower_step(system, recipe, abstract, frozen, mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
         devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
@@ -199,6 +210,20 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
             f"in {run_dir / name}{_found(run_dir / name, recipe)}"
         )
     log("dry run: nothing was written")
+
+
+def planned_stages(system: System) -> Iterator[tuple[str, Recipe, Any, Any]]:
+    """(name, attached recipe, frozen parameters, own parameters) of every stage, as shapes and in training order.
+
+    Raises:
+        ValueError: if a network cannot be built, or a stage needs one that is not before it.
+    """
+    planned: dict[str, LoadedStage] = {}
+    for name, recipe in system.stages.items():
+        recipe, frozen = recipe.attach({kind: _planned(planned, kind, name) for kind in recipe.needs})
+        params = jax.eval_shape(recipe.init, jax.random.key(0))
+        planned.setdefault(recipe.kind, LoadedStage(name, recipe.kind, recipe.module, params, recipe.describe()))
+        yield name, recipe, frozen, params
 
 
 def _planned(planned: Mapping[str, LoadedStage], kind: str, name: str) -> LoadedStage:
@@ -217,20 +242,24 @@ def _found(directory: Path, recipe: Recipe) -> str:
 
 def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:
     """One training step of an attached recipe, lowered from shapes alone; no data is read and nothing is allocated."""
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, partition(frozen, mesh, DEFAULT_RULES)
+    )
+    return make_step(recipe, mesh, abstract).lower(abstract, abstract_batch(system, recipe, mesh), placed)
+
+
+def abstract_batch(system: System, recipe: Recipe, mesh: Mesh | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch, split over `mesh` where one is given."""
     sizes = [stage.describe().get("image_size", 0) for stage in system.stages.values()]
     size, length = system.data.image_size or max(sizes), system.context_length
-    split = batch_sharding(mesh)
+    split = None if mesh is None else batch_sharding(mesh)
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
 
-    batch = {
+    return {
         "image": array((size, size, 3), jnp.uint8),
         "tokens": array((length,), jnp.int32),
         "mask": array((length,), jnp.bool_),
         "index": array((), jnp.int32),
     }
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, partition(frozen, mesh, DEFAULT_RULES)
-    )
-    return make_step(recipe, mesh, abstract).lower(abstract, batch, placed)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP, contrastive_loss
 from dalle2_jax.layers.pictures import resize, to_float
-from train.system import Batch, Parameters, Recipe
+from train.system import Batch, Parameters, Recipe, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +26,10 @@ class ClipRecipe(Recipe):
     module: CLIP
     shift: int = 0
     grayscale: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("clip.grayscale", self.grayscale)
 
     def init(self, key: jax.Array) -> Parameters:
         size, length = self.module.vision.image_size, self.module.text.context_length
@@ -53,7 +57,12 @@ class ClipRecipe(Recipe):
         return {"loss": loss, **metrics}
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind, "module": self.module, "image_size": self.module.vision.image_size}
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "image_size": self.module.vision.image_size,
+            "training": {"shift": self.shift, "grayscale": self.grayscale},
+        }
 
 
 def random_shift(key: jax.Array, pictures: jax.Array, limit: int) -> jax.Array:

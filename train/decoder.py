@@ -12,19 +12,19 @@ import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP
 from dalle2_jax.decoder import Decoder, sample_decoder
-from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
+from dalle2_jax.diffusion import Process, Sampling, check_loss, diffusion_loss
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from train.system import Batch, Parameters, Recipe
+from train.system import Batch, Parameters, Recipe, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderRecipe(Recipe):
-    """Trains `module` with the embedding dropped 10% and the caption 50% of the time, as in the paper.
+    """Trains `module` with its conditions dropped independently; the defaults (10% and 50%) are the paper's.
 
     loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). weight_limit: see `diffusion_loss`; the
-    paper has none. embedding_noise: standard deviation of
-    gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's errors; the paper
-    has none.
+    paper has none. image_drop, text_drop: how often the embedding and the caption are withheld. embedding_noise:
+    standard deviation of gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's
+    errors; the paper has none.
     """
 
     kind: ClassVar[str] = "decoder"
@@ -39,6 +39,13 @@ class DecoderRecipe(Recipe):
     text_drop: float = 0.5
     embedding_noise: float = 0.0
     clip: CLIP | None = field(default=None, metadata={"attached": True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("decoder.image_drop", self.image_drop)
+        check_share("decoder.text_drop", self.text_drop)
+        check_loss(self.process, self.loss_kind, self.weight_limit)
+        self.process.respaced(self.sampling.steps)
 
     def attach(self, stages: Mapping[str, Any]) -> tuple[DecoderRecipe, Parameters]:
         clip = stages["clip"]
@@ -120,4 +127,11 @@ class DecoderRecipe(Recipe):
             "process": self.process,
             "sampling": self.sampling,
             "image_size": self.module.unet.image_size,
+            "training": {
+                "loss_kind": self.loss_kind,
+                "weight_limit": self.weight_limit,
+                "image_drop": self.image_drop,
+                "text_drop": self.text_drop,
+                "embedding_noise": self.embedding_noise,
+            },
         }

@@ -52,7 +52,7 @@ def describe(system: System, topology: str | None = None, fsdp: int | None = Non
     Raises:
         ValueError: if the topology is wrong or cannot be compiled for, or the mesh does not fit the devices.
     """
-    mesh = make_mesh(fsdp=fsdp or 1) if topology is None else topology_mesh(topology, fsdp)
+    mesh = make_mesh(fsdp=1 if fsdp is None else fsdp) if topology is None else topology_mesh(topology, fsdp)
     print(f"{_title(system)}\non {_mesh_words(mesh)}\n", flush=True)
     stages, refused = examine(system, mesh)
     if stages:

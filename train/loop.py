@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import CheckpointWriter, restore_latest, write_stage
+from dalle2_jax.checkpoint import CheckpointWriter, restore_latest, to_json, write_stage
 from dalle2_jax.evaluation.grid import caption_grid, save_png
 from dalle2_jax.sharding import (
     DEFAULT_RULES,
@@ -30,7 +30,7 @@ from dalle2_jax.sharding import (
     partition,
     replicate,
 )
-from train.metrics import Clock, History, MetricsWriter, Progress, duration, mean_of
+from train.metrics import Clock, History, MetricsWriter, Progress, duration, is_recorded, mean_of
 from train.resume import check_resumable, finished_record
 from train.signals import StopSignals
 from train.state import abstract_state, create_state, make_step
@@ -106,6 +106,9 @@ def run(
     check_resumable(stage_dir, record, log)
     done = finished_record(stage_dir, recipe.steps)
     if done is not None:
+        new = to_json(record)
+        if new.get("sampling") != done.get("sampling") and jax.process_index() == 0:
+            write_stage(stage_dir, {**done, "sampling": new["sampling"]})
         log(f"{stage_name} is finished: {done['step']} steps in {duration(done['seconds'])}")
         return Result(done["step"], done["seconds"], True)
     with CheckpointWriter(stage_dir) as writer, StopSignals() as signals:
@@ -165,18 +168,23 @@ class _Stage:
             for sentence in restored.damaged:
                 self.log(f"{sentence}; going on from step {restored.step} instead")
             self.clock.before = float(restored.metadata.get("seconds", 0.0))
-            if restored.step >= recipe.steps:
-                return self._end(record, restored.step)
-            self.log(f"{self.name} goes on from step {restored.step}")
+            if restored.step < recipe.steps:
+                self.log(f"{self.name} goes on from step {restored.step}")
         first = restored.step if restored else 0
+        validated = is_recorded(self.directory, first, "validation")
         self._write_record(record, first, self.clock.before, False)
         state = restored.state if restored else create_state(recipe, self.abstract)
-        iterator = batches()
+        step, iterator = first, None
         try:
-            if restored:
-                iterator.set_state(restored.iterator)
             with MetricsWriter(self.directory, first, enabled=jax.process_index() == 0) as metrics:
-                step, state = self._steps(state, first, iterator, metrics, stop_at)
+                if restored:
+                    # What was due at this step, and the stop or the kill came before it.
+                    self._look(first, state, metrics, validated, self._sheet(first).is_file())
+                if first < recipe.steps:
+                    iterator = batches()
+                    if restored:
+                        iterator.set_state(restored.iterator)
+                    step, state = self._steps(state, first, iterator, metrics, stop_at)
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
@@ -188,11 +196,11 @@ class _Stage:
         finished, steps = step >= self.recipe.steps, self.recipe.steps
         seconds = self.clock.seconds()
         self._write_record(record, step, seconds, finished)
-        number = None
+        number = self.signals.received
         if finished:
             self.log(f"{self.name} is trained: {step} steps in {duration(seconds)}")
         else:
-            number = self.signals.received or signal.SIGTERM
+            number = number or signal.SIGTERM
             self.log(f"{self.name} stopped and saved at step {step} of {steps}: the same command goes on from there")
         return Result(step, seconds, finished, number)
 
@@ -229,15 +237,22 @@ class _Stage:
                 values, skipped = self.history.take(), int(state["skipped"])
                 self.progress.line(step, values, self.clock.seconds_a_step(values.pop("steps")), skipped)
                 metrics.write(step, "train", {**values, "skipped": skipped})
-            if not stopping:
-                ended = step >= recipe.steps
-                with self.clock.pause():
-                    if recipe.validate_every and (ended or _due(step, recipe.validate_every)):
-                        self._run_validation(step, state["ema"], metrics)
-                    if recipe.preview_every and (ended or _due(step, recipe.preview_every)):
-                        self._run_preview(step, state, metrics)
+            if not stopping or step >= recipe.steps:
+                self._look(step, state, metrics)
             if last:
                 return step, state
+
+    def _look(self, step: int, state: Any, metrics: MetricsWriter, validated: bool = False, shown: bool = False):
+        """The validation and the preview that are due after `step`, but for those made already."""
+        recipe, ended = self.recipe, step >= self.recipe.steps
+        with self.clock.pause():
+            if recipe.validate_every and (ended or _due(step, recipe.validate_every)) and not validated:
+                self._run_validation(step, state["ema"], metrics)
+            if recipe.preview_every and (ended or _due(step, recipe.preview_every)) and not shown:
+                self._run_preview(step, state, metrics)
+
+    def _sheet(self, step: int) -> Path:
+        return self.directory / "samples" / f"step_{step}.png"
 
     def _told_to_stop(self, step: int) -> bool:
         told = self.signals.received is not None
@@ -293,7 +308,7 @@ class _Stage:
             return
         pictures = [rows["image"], *(np.asarray(made)[:count] for made in drawn.values())]
         sheet = caption_grid(pictures, list(rows.get("captions", [""] * count)), labels=("real", *drawn))
-        save_png(self.directory / "samples" / f"step_{step}.png", sheet)
+        save_png(self._sheet(step), sheet)
         metrics.picture(step, "samples", np.asarray(sheet))
 
 

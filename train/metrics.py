@@ -60,6 +60,12 @@ class MetricsWriter:
         self.close()
 
 
+def is_recorded(stage_dir: Path, step: int, kind: str) -> bool:
+    """Whether `metrics.jsonl` has numbers of one kind at one step."""
+    records = (json.loads(line) for line in _lines(stage_dir / METRICS_FILE))
+    return any((record["step"], record["kind"]) == (step, kind) for record in records)
+
+
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []

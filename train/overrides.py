@@ -17,42 +17,63 @@ from dalle2_jax.checkpoint.rebuild import field_names
 
 
 def apply_overrides(system: Any, overrides: Sequence[str]) -> Any:
-    """The system with every `path=value` set, in order.
+    """The system with every `path=value` set, the last of each path; fields that must fit each other change together.
 
     Raises:
         ValueError: one sentence, if a path does not exist (naming the nearest that does) or a value has the wrong type.
     """
+    changes: dict[str, Any] = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
             raise ValueError(f"{override!r} is not an override; write path.to.field=value")
-        system = _set(system, system, path, path.split("."), text)
-    return system
+        *owners, name = path.split(".")
+        place = changes
+        for index, owner in enumerate(owners):
+            place = place.setdefault(owner, {})
+            if isinstance(place, str):
+                raise ValueError(f"{path!r} goes on past a value: {'.'.join(owners[: index + 1])!r} is {place!r}")
+        place[name] = text
+    return _apply(system, system, changes, "")
 
 
-def _set(root: Any, owner: Any, path: str, names: list[str], text: str) -> Any:
-    name, rest = names[0], names[1:]
-    children = _children(owner)
-    if name not in children:
-        raise ValueError(f"there is no field {path!r}{_nearest(root, children, path, names)}")
-    value = children[name]
-    if rest:
-        if not _children(value):
-            raise ValueError(f"{path!r} goes on past a value: {path[: -len('.'.join(rest)) - 1]!r} is {value!r}")
-        value = _set(root, value, path, rest, text)
-    else:
-        value = parse(text, _expected(owner, name, value), path)
-    return _replace(owner, name, value)
+def _apply(root: Any, owner: Any, changes: dict[str, Any], before: str) -> Any:
+    """`owner`, which stands at the path `before`, with a tree of changes made: texts for fields, dicts for owners."""
+    children, values = _children(owner), {}
+    for name, change in changes.items():
+        path = before + name
+        if name not in children:
+            raise ValueError(
+                f"there is no field {_whole(path, change)!r}{_nearest(root, children, before, name, change)}"
+            )
+        value = children[name]
+        if isinstance(change, str):
+            values[name] = parse(change, _expected(owner, name, value), path)
+        elif _children(value):
+            values[name] = _apply(root, value, change, path + ".")
+        else:
+            raise ValueError(f"{_whole(path, change)!r} goes on past a value: {path!r} is {value!r}")
+    return _replace(owner, values)
 
 
-def _nearest(root: Any, children: dict[str, Any], path: str, names: list[str]) -> str:
+def _whole(path: str, change: Any) -> str:
+    """The path as it was written: with the names below it, of the first change there."""
+    while isinstance(change, dict):
+        name, change = next(iter(change.items()))
+        path = f"{path}.{name}"
+    return path
+
+
+def _nearest(root: Any, children: dict[str, Any], before: str, name: str, change: Any) -> str:
     """A hint: the path with its wrong name put right, or else the most similar path of all."""
-    before = path.split(".")[: -len(names)]
-    near = difflib.get_close_matches(names[0], children, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(name, children, n=1, cutoff=0.7)
     if near:
-        return f"; did you mean {'.'.join([*before, near[0], *names[1:]])!r}?"
-    close = difflib.get_close_matches(path, list(all_paths(root)), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
+        return f"; did you mean {_whole(before + near[0], change)!r}?"
+    path, paths = _whole(before + name, change), list(all_paths(root))
+    close = difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; the nearest is {difflib.get_close_matches(path, paths, n=1, cutoff=0.0)[0]!r}"
 
 
 def _children(owner: Any) -> dict[str, Any]:
@@ -71,14 +92,17 @@ def _stages(owner: Any) -> dict[str, Any]:
     return stages if isinstance(stages, dict) else {}
 
 
-def _replace(owner: Any, name: str, value: Any) -> Any:
+def _replace(owner: Any, values: dict[str, Any]) -> Any:
     if isinstance(owner, dict):
-        return {**owner, name: value}
-    if name not in field_names(type(owner)):
-        return dataclasses.replace(owner, stages={**owner.stages, name: value})
+        return {**owner, **values}
+    fields = field_names(type(owner))
+    stages = {name: value for name, value in values.items() if name not in fields}
+    values = {name: value for name, value in values.items() if name in fields}
+    if stages:
+        values["stages"] = {**values.get("stages", _stages(owner)), **stages}
     if isinstance(owner, nn.Module):
-        return owner.clone(**{name: value})
-    return dataclasses.replace(owner, **{name: value})
+        return owner.clone(**values)
+    return dataclasses.replace(owner, **values)
 
 
 def all_paths(owner: Any, prefix: str = "") -> Iterator[str]:

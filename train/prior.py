@@ -14,7 +14,7 @@ from dalle2_jax.clip import CLIP
 from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
 from dalle2_jax.layers.pictures import resize, to_float
 from dalle2_jax.prior import DiffusionPrior
-from train.system import Batch, Parameters, Recipe
+from train.system import Batch, Parameters, Recipe, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,11 @@ class PriorRecipe(Recipe):
     sampling: Sampling = Sampling(sampler="ddpm", steps="64", candidates=2)
     text_drop: float = 0.1
     clip: CLIP | None = field(default=None, metadata={"attached": True})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("prior.text_drop", self.text_drop)
+        self.process.respaced(self.sampling.steps)
 
     def attach(self, stages: Mapping[str, Any]) -> tuple[PriorRecipe, Parameters]:
         clip = stages["clip"]
@@ -58,23 +63,38 @@ class PriorRecipe(Recipe):
         text = states if self.module.vocabulary_size is None else batch["tokens"]
         return image_embedding, {"text_embedding": text_embedding, "text": text, "text_mask": batch["mask"]}
 
-    def _loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, text_drop: float):
+    def _loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         image_embedding, condition = jax.lax.stop_gradient(self._condition(batch, frozen))
         drop_key, loss_key = jax.random.split(key)
-        keep_text = jax.random.uniform(drop_key, image_embedding.shape[:1]) >= text_drop
+        keep_text = jax.random.uniform(drop_key, image_embedding.shape[:1]) >= (self.text_drop if training else 0.0)
+        rngs = {"dropout": jax.random.fold_in(key, 2)}
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
-            return self.module.apply({"params": params}, x_t, timesteps, **condition, keep_text=keep_text)
+            return self.module.apply(
+                {"params": params},
+                x_t,
+                timesteps,
+                **condition,
+                keep_text=keep_text,
+                deterministic=not training,
+                rngs=rngs,
+            )
 
         x_0 = self.module.scale_embedding(image_embedding)
         loss, _ = diffusion_loss(loss_key, denoiser, x_0, self.process, kind="simple")
         return loss.mean()
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
-        return self._loss(params, batch, key, frozen, self.text_drop), {}
+        return self._loss(params, batch, key, frozen, training=True), {}
 
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        return {"loss": self._loss(params, batch, key, frozen, 0.0)}
+        return {"loss": self._loss(params, batch, key, frozen, training=False)}
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": self.kind, "module": self.module, "process": self.process, "sampling": self.sampling}
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "process": self.process,
+            "sampling": self.sampling,
+            "training": {"text_drop": self.text_drop},
+        }

@@ -8,17 +8,37 @@ config.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
+from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.data.pipeline import Data
 
 Batch = Mapping[str, jax.Array]
 Parameters = Any
+
+DTYPES = ("float32", "bfloat16", "float16")
+SIZES = ("image_size", "patch_size", "patch", "width", "heads", "channels", "head_channels", "groups", "embedding_size")
+
+
+def module_fields(module: nn.Module, path: str) -> Iterator[tuple[str, str, Any]]:
+    """(path, name, value) of every field of a network and of the networks among its fields."""
+    for name in field_names(type(module)):
+        value = getattr(module, name)
+        if isinstance(value, nn.Module):
+            yield from module_fields(value, f"{path}.{name}")
+        else:
+            yield f"{path}.{name}", name, value
+
+
+def check_share(path: str, value: float) -> None:
+    """Raises ValueError unless `value` lies in 0 to 1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{path} is {value}; it must lie in 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +83,16 @@ class Recipe:
     preview_count: int = 8
     checkpoint_every: int = 1000
 
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("log_every", 1), ("preview_count", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{self.kind}.{name} is {getattr(self, name)}; it must be {least} or more")
+        for path, name, value in module_fields(self.module, f"{self.kind}.module"):
+            if name in ("dtype", "param_dtype") and value not in DTYPES:
+                raise ValueError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
+            if name in SIZES and value is not None and value < 1:
+                raise ValueError(f"{path} is {value}; it must be 1 or more")
+
     def attach(self, stages: Mapping[str, Any]) -> tuple[Recipe, Parameters]:
         """Binds the earlier stages' networks into the recipe; returns it and the pytree of their parameters."""
         return self, {}
@@ -100,9 +130,19 @@ class System:
     context_length: int
     stages: dict[str, Recipe]
 
-    def stage(self, name: str) -> Recipe:
-        """The recipe called `name`; a KeyError becomes the caller's sentence with the nearest name."""
-        return self.stages[name]
+    def __post_init__(self) -> None:
+        for stage, recipe in self.stages.items():
+            for path, name, value in module_fields(recipe.module, f"{stage}.module"):
+                if name == "vocabulary_size" and value is not None and value < self.vocabulary_size:
+                    raise ValueError(
+                        f"{path} is {value} but the tokenizer may have {self.vocabulary_size} tokens; "
+                        f"set {path}={self.vocabulary_size}, or a smaller vocabulary_size"
+                    )
+                if name == "context_length" and value != self.context_length:
+                    raise ValueError(
+                        f"{path} is {value} but captions have {self.context_length} tokens; "
+                        f"set {path}={self.context_length}, or another context_length"
+                    )
 
     def with_stage(self, name: str, recipe: Recipe) -> System:
         """This system with one stage's recipe replaced."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from dalle2_jax.decoder import Upsampler, gaussian_blur, random_crop, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from train.system import Batch, Parameters, Recipe
+from train.system import Batch, Parameters, Recipe, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,13 @@ class UpsamplerRecipe(Recipe):
         return self.module.unet.image_size
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("upsampler.blur_probability", self.blur_probability)
+        self.process.respaced(self.sampling.steps)
         if self.module.residual and self.process.prediction != "x0":
             raise ValueError(
-                "a residual upsampler predicts x_0: set upsampler.process.prediction=x0, or residual=false"
+                "a residual upsampler predicts x_0: set upsampler.process.prediction=x0, or "
+                "upsampler.module.residual=false"
             )
         crop = self.low_size * self.crop_fraction
         if self.size % self.low_size or crop != int(crop) or crop < 1:

@@ -282,4 +282,6 @@ def load_part(stage_dir: str | Path, name: str) -> tuple[Any, int]:
             raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
         abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found[name])
         return _load_parts(path, {name: abstract})[name], step
-    raise CheckpointError(f"{'; '.join(damaged)}; no checkpoint is left to fall back to")
+    raise CheckpointError(
+        f"{'; '.join(damaged)}; no checkpoint is left to fall back to: delete {stage_dir} to train the stage anew"
+    )

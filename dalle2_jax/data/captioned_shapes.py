@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 from dalle2_jax.data import scene as scenes
 
 IMAGE_SIZE = 64
+MOST_CAPTIONS = 16  # beside the full one, there is no other thing to say of a single object
 SPLITS = ("train", "validation", "test", "unseen")
 
 
@@ -59,6 +60,10 @@ def configured(config: str, **changes: int) -> CaptionedShapesConfig:
             raise ValueError(f"captioned_shapes has no setting {name!r}; it has {', '.join(allowed)}")
         if value < (0 if name == "seed" else 1):
             raise ValueError(f"captioned_shapes cannot have {name}={value}; use a larger number")
+    if changes.get("captions", 1) > MOST_CAPTIONS:
+        raise ValueError(
+            f"captioned_shapes cannot have captions={changes['captions']}; there are {MOST_CAPTIONS} to say"
+        )
     changes = {name: changes[name] for name in allowed if name in changes and changes[name] != getattr(base, name)}
     if not changes:
         return base
@@ -98,7 +103,7 @@ def _png(picture: np.ndarray) -> io.BytesIO:
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     """Pictures of one or two coloured shapes on a background, captioned by a small grammar."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")  # of the pictures: another one for any change of how scenes are drawn
     BUILDER_CONFIGS = list(CONFIGS.values())
     url_infos = None  # nothing is downloaded; TFDS would import importlib_resources to look for checksums
 
@@ -161,10 +166,18 @@ def prepare(data_dir: str, config: str = "one_object", **changes: int) -> Captio
     """
     builder_config = configured(config, **changes)
     root = Path(data_dir).expanduser()
+
+    def made() -> tuple[CaptionedShapes, Path]:
+        builder = CaptionedShapes(data_dir=str(root), config=builder_config, file_format="array_record")
+        return builder, Path(builder.data_dir)
+
+    with _quiet():
+        builder, folder = made()
+    if (folder / "dataset_info.json").exists():  # also where nobody may write
+        return builder
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root), _quiet():
-        builder = CaptionedShapes(data_dir=str(root), config=builder_config, file_format="array_record")
-        folder = Path(builder.data_dir)
+        builder, folder = made()
         if not (folder / "dataset_info.json").exists():
             for left in (folder, *folder.parent.glob(f"{folder.name}.incomplete*")):
                 shutil.rmtree(left, ignore_errors=True)

@@ -113,9 +113,8 @@ class _Gather:
             image, captions = self.source.examples(index)
             image = image if self.image_size is None else resize(image, self.image_size)
             chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tokens, mask = self.tokenizer.encode([group[i] for group, i in zip(captions, chosen, strict=True)])
+            texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
+            tokens, mask = self.tokenizer.encode(texts, warn=False)
         return {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
 
 

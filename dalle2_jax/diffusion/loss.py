@@ -44,21 +44,17 @@ def diffusion_loss(
       timesteps: int32 [batch], indices into the process' chain; None: uniform.
       noise: of x_0's shape; None: standard normal.
       weight_limit: None leaves every timestep's squared error of the prediction its weight of 1. A number weights the
-        squared error of x_0 with min(SNR + 1, weight_limit) instead, whatever is predicted (`snr_weight`).
+        squared error of x_0 with min(SNR + 1, weight_limit) instead, whether x_0 or v is predicted (`snr_weight`).
 
     Returns:
       The loss, float32 [batch], and its terms, a dict of float32 [batch]: "mse" (unweighted), and "vlb" unless the kind
       is "simple".
 
     Raises:
-      ValueError: for an unknown kind, for "hybrid" without a learned variance, and for a weight limit below 1.
+      ValueError: for an unknown kind, for "hybrid" without a learned variance, and for a weight limit that is below 1
+        or has nothing to weight.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown diffusion loss {kind!r}; the losses are {KINDS}")
-    if kind == "hybrid" and process.variance != "learned_range":
-        raise ValueError(f"the hybrid loss needs variance='learned_range', and this process has {process.variance!r}")
-    if weight_limit is not None and weight_limit < 1:
-        raise ValueError(f"weight_limit is {weight_limit}; weights start at 1, so it must be 1 or more, or None")
+    check_loss(process, kind, weight_limit)
     timesteps_key, noise_key = jax.random.split(key)
     i = jax.random.randint(timesteps_key, x_0.shape[:1], 0, process.steps) if timesteps is None else timesteps
     noise = jax.random.normal(noise_key, x_0.shape, jnp.float32) if noise is None else noise
@@ -80,18 +76,34 @@ def diffusion_loss(
     return (vlb if kind == "vlb" else simple + VLB_WEIGHT * vlb), {"mse": mse, "vlb": vlb}
 
 
+def check_loss(process: Process, kind: str, weight_limit: float | None = None) -> None:
+    """Raises ValueError for what `diffusion_loss` does not take."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown diffusion loss {kind!r}; the losses are {', '.join(KINDS)}")
+    if kind == "hybrid" and process.variance != "learned_range":
+        raise ValueError(f"the hybrid loss needs variance='learned_range', and this process has {process.variance!r}")
+    if weight_limit is None:
+        return
+    if weight_limit < 1:
+        raise ValueError(f"weight_limit is {weight_limit}; weights start at 1, so it must be 1 or more, or None")
+    if kind == "vlb" or process.prediction == "epsilon":
+        raise ValueError(
+            "weight_limit weights the squared error of a network that predicts x0 or v: under much noise that of "
+            "epsilon says nothing of x_0, and the vlb loss has weights of its own; set weight_limit=None"
+        )
+
+
 def snr_weight(process: Process, i: jax.Array, limit: float) -> jax.Array:
-    """What makes the squared error of the prediction min(SNR + 1, limit) times that of x_0, float32 like `i`.
+    """What makes the squared error of the prediction (x_0 or v) min(SNR + 1, limit) times that of x_0, of i's shape.
 
     With no limit this is the squared error of v (Salimans and Ho 2022, Sec. 4.2), whose weight grows without bounds as
     the noise vanishes; the limit keeps a network that predicts x_0 from spending itself there (as min-SNR does, Hang et
     al. 2023), and the 1 keeps what is decided under much noise.
     """
-    abar = process.alphas_cumprod
-    variance = 1.0 - abar
-    # The squared error of the prediction over that of x_0.
-    scale = {"x0": np.ones_like(abar), "epsilon": abar / variance, "v": 1.0 / variance}[process.prediction]
-    return jnp.asarray(np.minimum(1.0 / variance, limit) / scale, jnp.float32)[i]
+    weight = 1.0 / (1.0 - process.alphas_cumprod)
+    # The squared error of v is that of x_0 times SNR + 1.
+    scale = weight if process.prediction == "v" else 1.0
+    return jnp.asarray(np.minimum(weight, limit) / scale, jnp.float32)[i]
 
 
 def vlb_term(output: jax.Array, x_0: jax.Array, x_t: jax.Array, i: jax.Array, process: Process) -> jax.Array:

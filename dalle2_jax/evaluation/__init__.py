@@ -1,1 +1,1 @@
-"""Measuring what a system makes: the shape oracle that reads pictures of captioned shapes without a network."""
+"""Measuring what a system makes: the shape oracle (no network), CLIP retrieval, the prior's suite, picture sheets."""

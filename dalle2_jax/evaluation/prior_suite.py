@@ -1,6 +1,8 @@
 """The prior's cosine suite: is what it draws as near to the caption, and to the true picture, as it should be?
 
-The measures are those that users of the PyTorch trainer judged a prior by; the ranges say what "healthy" means here.
+The measures and ranges are those that users of the PyTorch trainer judged a prior by, but for one: they saw the
+similarity to the caption come within 0.01 of the true pictures' after 1B samples. A prior that is trained for minutes
+comes within 0.02; a sick one misses by far more.
 """
 
 import numpy as np
@@ -8,7 +10,7 @@ import numpy as np
 HEALTHY = {
     "to_true_picture": "0.75 or more",
     "to_text_minus_baseline": "within 0.05 of 0: as near to its caption as true pictures are",
-    "to_unrelated_text": "0.35 or more below to_text",
+    "to_unrelated_text": "0.1 or less",
 }
 
 
@@ -19,8 +21,8 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 def prior_suite(drawn: np.ndarray, true: np.ndarray, text: np.ndarray) -> dict[str, object]:
     """Mean cosines of unit-norm embeddings `[n, z]`: drawn by the prior, of the true pictures, of the captions.
 
-    `to_text_minus_baseline` is the difference between drawn and true pictures' similarity to the caption; the unrelated
-    captions are the others in turn, so neighbours in the list should differ.
+    `to_text_minus_baseline` is the difference between drawn and true pictures' similarity to the caption; an unrelated
+    caption is the one half the list away.
     """
     unrelated = np.roll(text, (len(text) + 1) // 2, axis=0)
     measured = {
@@ -33,6 +35,6 @@ def prior_suite(drawn: np.ndarray, true: np.ndarray, text: np.ndarray) -> dict[s
     healthy = {
         "to_true_picture": measured["to_true_picture"] >= 0.75,
         "to_text_minus_baseline": abs(measured["to_text_minus_baseline"]) <= 0.05,
-        "to_unrelated_text": measured["to_text"] - measured["to_unrelated_text"] >= 0.35,
+        "to_unrelated_text": measured["to_unrelated_text"] <= 0.1,
     }
     return {**measured, "healthy": healthy, "healthy_ranges": HEALTHY}

@@ -1,6 +1,7 @@
 """Everything `dalle2 evaluate` measures of a run on captioned shapes: the oracle, retrieval, the prior, the upsampler.
 
-Each figure is over held-out captions, one picture a caption, from a fixed seed, with no choice among pictures.
+Each figure is over pictures that no stage was trained on, one picture a caption, from a fixed seed, with no choice
+among pictures. The test split says what the training split says too; what only the unseen pairs say is new.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dalle2_jax.evaluation.oracle import score
 from dalle2_jax.evaluation.prior_suite import prior_suite
 from dalle2_jax.evaluation.retrieval import recall_at
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from dalle2_jax.unclip import DALLE2, Generated
+from dalle2_jax.unclip import DALLE2
 
 ATTRIBUTES = ("color", "background", "shape", "size", "all")
 Report = dict[str, Any]
@@ -59,7 +60,8 @@ def evaluate(
 ) -> tuple[Report, dict[str, Any]]:
     """Measures `model` on `data` (captioned_shapes, one_object); returns the report and what `samples.png` shows.
 
-    The second value holds `examples` (of the test split, with pictures, captions and scenes) and `generated`.
+    The second value holds "test" and "unseen" (pictures, captions and scenes) and what was drawn of their captions:
+    "generated" and "unseen_generated".
     `oracle_embedding_only` withholds the caption from the decoder; `oracle_other_embedding` scores those same pictures
     against other captions of the split, which is drawing from another caption's embedding, and `chance` is what the
     captions' own attributes share with those.
@@ -143,6 +145,3 @@ def format_report(report: Report) -> str:
             f"gain {figures['gain_db']:+.1f} dB"
         )
     return "\n".join(lines)
-
-
-__all__ = ["Generated", "Report", "evaluate", "format_report", "oracle_accuracies", "psnr", "upsampler_against_bicubic"]

@@ -11,8 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from dalle2_jax.data import captioned_shapes
 from dalle2_jax.data import scene as scenes
-from dalle2_jax.data.captioned_shapes import CONFIGS, SPLITS, configured, example, prepare
+from dalle2_jax.data.captioned_shapes import CONFIGS, SPLITS, CaptionedShapes, configured, example, prepare
 
 COUNTS = {"train": 40, "validation": 10, "test": 12, "unseen": 9}
 
@@ -98,14 +99,15 @@ def test_same_seed_same_bytes(tmp_path):
 
 def test_what_was_left_half_prepared_is_replaced(tmp_path, capfd):
     small = {"train": 3, "validation": 1, "test": 1, "unseen": 1}
-    final = tmp_path / "captioned_shapes" / configured("one_object", **small).name / "1.0.0"
+    version = str(CaptionedShapes.VERSION)
+    final = tmp_path / "captioned_shapes" / configured("one_object", **small).name / version
     final.mkdir(parents=True)
     (final / "captioned_shapes-train.array_record-00000-of-00001").write_bytes(b"half")
-    left = final.parent / "1.0.0.incompleteABC_1.0.0"
+    left = final.parent / f"{version}.incompleteABC_{version}"
     left.mkdir()
     builder = prepare(str(tmp_path), **small)
     assert len(builder.as_data_source(split="train")) == 3
-    assert sorted(path.name for path in final.parent.iterdir()) == ["1.0.0"]
+    assert sorted(path.name for path in final.parent.iterdir()) == [version]
     assert "drawing" in capfd.readouterr().err
     prepare(str(tmp_path), **small)
     assert capfd.readouterr() == ("", "")
@@ -118,3 +120,16 @@ def test_unknown_settings_are_refused(tmp_path):
         prepare(str(tmp_path), trian=3)
     with pytest.raises(ValueError, match="train=0"):
         prepare(str(tmp_path), train=0)
+
+
+def test_a_prepared_data_set_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    small = {"train": 3, "validation": 1, "test": 1, "unseen": 1}
+    prepare(str(tmp_path), **small)
+    monkeypatch.setattr(captioned_shapes, "_alone", lambda folder: pytest.fail("a lock was asked for"))
+    assert len(prepare(str(tmp_path), **small).as_data_source(split="train")) == 3
+
+
+def test_more_captions_than_there_are_to_say_are_refused():
+    with pytest.raises(ValueError, match="captions=17; there are 16 to say"):
+        configured("one_object", captions=17)
+    assert len(set(example(configured("one_object", captions=16), "train", 0)[1])) == 17

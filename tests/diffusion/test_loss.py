@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.diffusion import Process, diffusion_loss, variational_bound
+from dalle2_jax.diffusion import Process, check_loss, diffusion_loss, variational_bound
 from dalle2_jax.diffusion.loss import discretized_gaussian_log_likelihood, gaussian_kl
 
 
@@ -30,7 +30,7 @@ def test_simple_loss_is_the_squared_error_of_the_prediction(prediction, shape):
     np.testing.assert_array_equal(metrics["mse"], loss)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+@pytest.mark.parametrize("prediction", ["x0", "v"])
 def test_a_weight_limit_makes_all_predictions_one_loss(prediction):
     """The x_0 of a prediction is off by what min(SNR + 1, limit) weights; with no limit in reach that is v's loss."""
     process = Process(prediction=prediction, variance="fixed_small", clip=None)
@@ -40,7 +40,7 @@ def test_a_weight_limit_makes_all_predictions_one_loss(prediction):
     abar = np.cumprod(1 - process.betas)[np.asarray(i)]
     a, b = (jnp.asarray(np.sqrt(x)[:, None, None, None], jnp.float32) for x in (abar, 1 - abar))
     # What each network says if its x_0 is `off` beside the true one.
-    output = {"x0": x_0 + off, "epsilon": noise - a * off / b, "v": a * noise - b * x_0 - off / b}[prediction]
+    output = {"x0": x_0 + off, "v": a * noise - b * x_0 - off / b}[prediction]
     error = np.asarray(jnp.square(off).mean(axis=(1, 2, 3)))
 
     def loss(limit):
@@ -242,4 +242,7 @@ def test_refusals():
     with pytest.raises(ValueError, match="6 channels"):
         diffusion_loss(jax.random.key(0), lambda x, t: x, x_0, Process(), "simple")
     with pytest.raises(ValueError, match="weight_limit is 0.5; weights start at 1"):
-        diffusion_loss(jax.random.key(0), lambda x, t: x, x_0, Process(variance="fixed_small"), weight_limit=0.5)
+        check_loss(Process(prediction="x0", variance="fixed_small"), "simple", 0.5)
+    for process, kind in ((Process(), "hybrid"), (Process(prediction="x0"), "vlb")):
+        with pytest.raises(ValueError, match="set weight_limit=None"):
+            check_loss(process, kind, 5.0)

@@ -156,6 +156,29 @@ def test_signals_save_and_stop(tmp_path):
         assert signal.getsignal(number) is before
 
 
+def test_a_signal_at_the_last_step_is_not_lost(tmp_path):
+    def interrupt(line):
+        if "toy 12/12" in line:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    result, _ = train(tmp_path, log=interrupt)
+    assert (result.step, result.finished, result.signal) == (12, True, signal.SIGTERM)
+    assert read_stage(tmp_path)["finished"]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_what_was_due_at_a_stop_is_made_up_for(tmp_path, stop_at):
+    recipe = toy_recipe(steps=6, validate_every=2, preview_every=2)
+    train(tmp_path / "alone", recipe)
+    train(tmp_path / "stopped", recipe, stop_at=stop_at)
+    assert [record["step"] for record in records(tmp_path / "stopped", "validation")] == list(range(2, stop_at, 2))
+    train(tmp_path / "stopped", recipe)
+    assert (tmp_path / "alone" / "metrics.jsonl").read_text() == (tmp_path / "stopped" / "metrics.jsonl").read_text()
+    for step in (2, 4, 6):
+        sheets = [(tmp_path / run / "samples" / f"step_{step}.png").read_bytes() for run in ("alone", "stopped")]
+        assert sheets[0] == sheets[1]
+
+
 def test_skipped_steps_are_counted_and_said(tmp_path):
     result, lines = train(tmp_path, toy_recipe(steps=5), poisoned=(1, 3))
     assert result.finished and "| 2 skipped" in [line for line in lines if line.startswith("toy 5/5")][0]

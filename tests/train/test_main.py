@@ -59,6 +59,18 @@ def call(*arguments) -> int:
         (["{config}", "toy", "toy.steps=x"], "toy.steps takes a whole number, not 'x'"),
         (["{config}", "toy", "toy.batch_size=12"], "a batch of 12 does not divide over the 8 devices"),
         (["{config}", "toy", "--dry-run", "toy.batch_size=12"], "a batch of 12 does not divide"),
+        (["{config}", "toy", "toy.steps=0"], "toy.steps is 0; it must be 1 or more"),
+        (["{config}", "toy", "toy.module.width=0"], "toy.module.width is 0; it must be 1 or more"),
+        (["{config}", "toy", "--topology", "v5e:4x4"], "--topology v5e:4x4 goes with describe"),
+        (["shapes", "clip", "clip.module.vision.patch_size=5"], "divide"),
+        (["shapes", "clip", "clip.module.dtype=float33"], "clip.module.dtype is 'float33'; it must be one of float32,"),
+        (["shapes", "clip", "clip.module.text.vocabulary_size=300"], "set clip.module.text.vocabulary_size=512"),
+        (["shapes", "all", "prior.module.context_length=8"], "set prior.module.context_length=12"),
+        (["shapes", "all", "decoder.loss_kind=hybrid"], "the hybrid loss needs variance='learned_range'"),
+        (["shapes", "all", "decoder.weight_limit=0.5"], "weight_limit is 0.5"),
+        (["shapes", "all", "decoder.image_drop=2"], "decoder.image_drop is 2.0; it must lie in 0 to 1"),
+        (["shapes", "all", "prior.sampling.steps=many"], "'many'"),
+        (["shapes", "all", "decoder.module.unet.image_size=15"], "15x15 does not divide"),
         (["{config}", "toy", "--seed", "-1"], "--seed is -1; it must lie in 0 to 4294967295"),
         (["{config}", "toy", "--fsdp", "3"], "does not fit 8 devices"),
         (["{config}", "second"], "second needs toy, which is not trained yet; run first: python -m train {config} toy"),
@@ -72,6 +84,14 @@ def test_bad_input(config, tmp_path, capsys, arguments, sentence):
     shown = capsys.readouterr().err
     assert sentence.format(config=config) in shown and shown.count("\n") == 1 and shown.startswith("error: ")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_runs_folder_that_is_a_file(config, tmp_path, capsys):
+    (tmp_path / "runs").write_text("here")
+    assert call(config, "toy", "--runs-dir", tmp_path / "runs") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1 and str(tmp_path / "runs") in shown
+    assert (tmp_path / "runs").read_text() == "here"
 
 
 def test_a_file_that_is_no_config(tmp_path, config, capsys):

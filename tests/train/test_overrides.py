@@ -32,8 +32,13 @@ class Stage:
     module: Net = Net()
     optimizer: Rates = Rates()
     steps: int = 10
+    parts: int = 5
     learned: bool = False
     earlier: Net | None = field(default=None, metadata={"attached": True})
+
+    def __post_init__(self):
+        if self.steps % self.parts:
+            raise ValueError(f"{self.steps} steps do not divide into {self.parts} parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +78,9 @@ def test_values(override, found):
 
 
 def test_only_the_named_field_changes():
-    changed = change("decoder.module.channels=8", "stages.prior.steps=3", "name=a=b", "size=4")
+    changed = change("decoder.module.channels=8", "stages.prior.steps=15", "name=a=b", "size=4")
     assert changed.name == "a=b" and changed.size == 4
-    assert changed.stages["prior"] == dataclasses.replace(Stage(), steps=3)
+    assert changed.stages["prior"] == dataclasses.replace(Stage(), steps=15)
     assert changed.stages["decoder"] == dataclasses.replace(Stage(), module=Net(channels=8))
     assert Whole().stages["decoder"].module.channels == 3
 
@@ -87,6 +92,8 @@ def test_only_the_named_field_changes():
         ("decoder.modul.channels=1", "did you mean 'decoder.module.channels'"),
         ("decoder.module.chanels=1", "did you mean 'decoder.module.channels'"),
         ("decoder.learning_rate=1", "did you mean 'decoder.optimizer.learning_rate'"),
+        ("zzz=1", "there is no field 'zzz'; the nearest is '"),
+        ("decoder.steps=12", "12 steps do not divide into 5 parts"),
         ("decoder.earlier=1", "no field 'decoder.earlier'"),
         ("decoder.steps=1.5", "decoder.steps takes a whole number, not '1.5'"),
         ("decoder.steps=", "takes a whole number"),
@@ -105,6 +112,19 @@ def test_sentences(override, sentence):
     with pytest.raises(ValueError, match=sentence) as raised:
         change(override)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "overrides", [("decoder.steps=12", "decoder.parts=4"), ("decoder.parts=4", "decoder.steps=12")]
+)
+def test_fields_that_must_fit_each_other_change_together(overrides):
+    assert change(*overrides, "decoder.module.channels=4").stages["decoder"] == Stage(
+        steps=12, parts=4, module=Net(channels=4)
+    )
+
+
+def test_the_last_of_a_path_counts():
+    assert change("decoder.steps=20", "prior.steps=15", "decoder.steps=30").stages["decoder"].steps == 30
 
 
 def test_all_paths():

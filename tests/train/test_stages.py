@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +34,7 @@ def records(folder: Path) -> list[dict]:
 def assert_same_ending(a: Path, b: Path) -> None:
     assert records(a) == records(b)
     for ema in (True, False):
-        jax.tree.map(np.testing.assert_array_equal, load_params(a, ema), load_params(b, ema))
+        chex.assert_trees_all_equal(load_params(a, ema), load_params(b, ema))
 
 
 # Training
@@ -193,6 +194,26 @@ def test_conditions_are_dropped_as_often_as_in_the_paper(tiny):
     assert abs((~kept).mean() - 0.1) < 4 * np.sqrt(0.09 / count)
     recipe.validate(WEIGHT, blank(8), jax.random.key(3), {"clip": WEIGHT})
     assert network.calls[-1][-1]["keep_text"].all()
+
+
+def test_the_decoders_loss_is_weighted_as_the_recipe_says(tiny):
+    losses = {}
+    for limit in (None, 1.0, 3.0):
+        recipe, network = stubbed(tiny.system.stages["decoder"], weight_limit=limit)
+        losses[limit] = float(recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT})[0])
+    assert losses[1.0] == pytest.approx(losses[None], rel=1e-5)
+    assert losses[1.0] * 1.01 < losses[3.0] < losses[1.0] * 3
+
+
+def test_a_new_sampling_of_a_finished_stage_is_recorded(tiny, tmp_path):
+    for name in ("clip", "decoder"):
+        shutil.copytree(tiny.run_dir / name, tmp_path / name)
+    decoder = tiny.system.stages["decoder"]
+    changed = dataclasses.replace(decoder, sampling=dataclasses.replace(decoder.sampling, guidance_scale=7.0))
+    result, _ = cascade.train(tiny.system.with_stage("decoder", changed), tmp_path, ["decoder"])
+    assert result.finished and load_stage(tmp_path / "decoder").part("sampling").guidance_scale == 7.0
+    before, after = read_stage(tiny.run_dir / "decoder"), read_stage(tmp_path / "decoder")
+    assert {**before, "sampling": after["sampling"]} == after
 
 
 def test_noise_on_the_embedding_keeps_its_norm(tiny):
