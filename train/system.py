@@ -27,7 +27,7 @@ SIZES = ("image_size", "patch_size", "patch", "width", "heads", "channels", "hea
 
 def module_fields(module: nn.Module, path: str) -> Iterator[tuple[str, str, Any]]:
     """(path, name, value) of every field of a network and of the networks among its fields."""
-    for name in field_names(type(module)):
+    for name in field_names(type(module)) if isinstance(module, nn.Module) else ():
         value = getattr(module, name)
         if isinstance(value, nn.Module):
             yield from module_fields(value, f"{path}.{name}")

@@ -72,7 +72,7 @@ def test_priors_that_are_not_healthy():
     true, text = embeddings()
     assert prior_suite(text, true, text)["healthy"]["to_text_minus_baseline"] is False  # hands the caption through
     others = prior_suite(np.roll(true, 3, axis=0), true, text)["healthy"]  # of other captions
-    assert others["to_true_picture"] is False and others["to_unrelated_text"] is False
+    assert others["to_true_picture"] is False and others["to_text_minus_baseline"] is False
     same = np.broadcast_to(unit(true.mean(0)), true.shape)  # says the same of everything
     assert prior_suite(same, true, text)["healthy"]["to_unrelated_text"] is False
 
