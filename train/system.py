@@ -8,6 +8,7 @@ config.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -62,7 +63,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(ABC):
     """How one stage is trained. Subclasses give `kind`, `needs` and the methods below; the loop calls nothing else.
 
     Shapes: a batch is `{"image": uint8 [b, h, w, 3], "tokens": int32 [b, n], "mask": bool [b, n]}`.
@@ -84,9 +85,9 @@ class Recipe:
     checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("log_every", 1), ("preview_count", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{self.kind}.{name} is {getattr(self, name)}; it must be {least} or more")
+        for name in ("steps", "batch_size", "log_every", "preview_count"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.kind}.{name} is {getattr(self, name)}; it must be 1 or more")
         for path, name, value in module_fields(self.module, f"{self.kind}.module"):
             if name in ("dtype", "param_dtype") and value not in DTYPES:
                 raise ValueError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
@@ -97,19 +98,19 @@ class Recipe:
         """Binds the earlier stages' networks into the recipe; returns it and the pytree of their parameters."""
         return self, {}
 
+    @abstractmethod
     def init(self, key: jax.Array) -> Parameters:
         """The parameters at step 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(
         self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The training loss, a float32 scalar, and a dict of scalar metrics."""
-        raise NotImplementedError
 
+    @abstractmethod
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
         """Scalar metrics on held-out data, without dropout or dropped conditioning; `"loss"` among them."""
-        raise NotImplementedError
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array | None:
         """uint8 pictures `[n, h, w, 3]`, one a caption of the batch, or None where a stage has nothing to show."""
