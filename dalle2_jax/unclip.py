@@ -30,6 +30,9 @@ from dalle2_jax.tokenizer import Tokenizer
 
 _STATIC = ("module", "process", "sampling")
 
+# What CLIP makes of captions: their embeddings, its text states, the tokens and their mask.
+Encoded = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
 
 @partial(jax.jit, static_argnames="module")
 def _encode_text(params, tokens, mask, *, module):
@@ -155,7 +158,7 @@ class DALLE2:
         """The side of the final pictures."""
         return (self.upsamplers[-1] if self.upsamplers else self.decoder).info["image_size"]
 
-    def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> tuple[jax.Array, jax.Array, Any, Any]:
+    def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> Encoded:
         """CLIP's caption embeddings, unit norm `[b, z]`; then its text states, the tokens and their mask."""
         tokens, mask = _spread(*map(jnp.asarray, self.tokenizer.encode(captions, strict=strict)))
         embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
@@ -170,7 +173,10 @@ class DALLE2:
         self, keys: jax.Array, captions: Sequence[str], *, strict: bool = False, **changes: Any
     ) -> jax.Array:
         """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, candidates, ...)."""
-        text_embedding, states, tokens, mask = self.encode_text(captions, strict=strict)
+        return self._draw(keys, self.encode_text(captions, strict=strict), **changes)
+
+    def _draw(self, keys: jax.Array, encoded: Encoded, **changes: Any) -> jax.Array:
+        text_embedding, states, tokens, mask = encoded
         text = tokens if self.prior.module.vocabulary_size is not None else states
         (keys,) = _spread(_keys(keys, text_embedding.shape[0]))
         return _prior(
@@ -194,10 +200,16 @@ class DALLE2:
         **changes: Any,
     ) -> jax.Array:
         """The decoder's pictures, float32 `[b, h, w, 3]` in [-1, 1]; captions None lets the embedding speak alone."""
+        encoded = self.encode_text(captions or ["nothing"] * image_embeddings.shape[0], strict=strict)
+        return self._decode(keys, image_embeddings, encoded, captions is not None, **changes)
+
+    def _decode(
+        self, keys: jax.Array, image_embeddings: jax.Array, encoded: Encoded, keep_text: bool, **changes: Any
+    ) -> jax.Array:
         count = image_embeddings.shape[0]
         module, text, mask = self.decoder.module, None, None
         if module.text is not None or module.text_width is not None:
-            _, states, tokens, mask = self.encode_text(captions or ["nothing"] * count, strict=strict)
+            _, states, tokens, mask = encoded
             text = tokens if module.text is not None else states
         keys, image_embeddings = _spread(_keys(keys, count), image_embeddings)
         return _decode(
@@ -206,7 +218,7 @@ class DALLE2:
             image_embeddings,
             text,
             mask,
-            jnp.full(count, captions is not None),
+            jnp.full(count, keep_text),
             module=module,
             process=self.decoder.part("process"),
             sampling=dataclasses.replace(self.decoder.part("sampling"), **changes),
@@ -292,12 +304,12 @@ class DALLE2:
 
     def _generate_batch(self, keys, captions, image_embeddings, caption_to_decoder, prior, decoder, upsampler):
         stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(self.upsamplers)))(keys)
-        text_embeddings = self.encode_text(captions)[0]
+        encoded = self.encode_text(captions)
         if image_embeddings is None:
-            image_embeddings = self.draw_embeddings(stage_keys[:, 0], captions, **prior)
-        pictures = self.decode(stage_keys[:, 1], image_embeddings, captions if caption_to_decoder else None, **decoder)
+            image_embeddings = self._draw(stage_keys[:, 0], encoded, **prior)
+        pictures = self._decode(stage_keys[:, 1], image_embeddings, encoded, caption_to_decoder, **decoder)
         decoded, upsampled = to_uint8(pictures), []
         for index in range(len(self.upsamplers)):
             pictures = self.upsample(stage_keys[:, 2 + index], pictures, index=index, **upsampler)
             upsampled.append(to_uint8(pictures))
-        return text_embeddings, image_embeddings, decoded, tuple(upsampled)
+        return encoded[0], image_embeddings, decoded, tuple(upsampled)

@@ -220,16 +220,23 @@ def planned_stages(system: System) -> Iterator[tuple[str, Recipe, Any, Any]]:
     """
     planned: dict[str, LoadedStage] = {}
     for name, recipe in system.stages.items():
-        recipe, frozen = recipe.attach({kind: _planned(planned, kind, name) for kind in recipe.needs})
-        params = jax.eval_shape(recipe.init, jax.random.key(0))
-        planned.setdefault(recipe.kind, LoadedStage(name, recipe.kind, recipe.module, params, recipe.describe()))
-        yield name, recipe, frozen, params
+        yield name, *plan_stage(name, recipe, planned)
 
 
-def _planned(planned: Mapping[str, LoadedStage], kind: str, name: str) -> LoadedStage:
-    if kind not in planned:
-        raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r} before it, and the config has none")
-    return planned[kind]
+def plan_stage(name: str, recipe: Recipe, planned: dict[str, LoadedStage]) -> tuple[Recipe, Any, Any]:
+    """(attached recipe, frozen parameters, own parameters) as shapes; adds the stage to those `planned`, by kind.
+
+    Raises:
+        ValueError: if the network cannot be built, or needs a stage that is not planned.
+    """
+    for kind in recipe.needs:
+        if kind not in planned:
+            raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r} before it, and there is none")
+    recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
+    params = jax.eval_shape(recipe.init, jax.random.key(0))
+    ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)  # what later stages are given
+    planned.setdefault(recipe.kind, LoadedStage(name, recipe.kind, recipe.module, ema, recipe.describe()))
+    return recipe, frozen, params
 
 
 def _found(directory: Path, recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.sharding import DEFAULT_RULES, check_batch, make_mesh, partition
-from train.cascade import lower_step
+from train.cascade import lower_step, plan_stage
 from train.flops import count_flops
 from train.metrics import duration
 from train.state import abstract_state, make_step
@@ -73,17 +73,10 @@ def examine(system: System, mesh: Mesh) -> tuple[list[Stage], dict[str, str]]:
     refused: dict[str, str] = {}
     planned: dict[str, LoadedStage] = {}
     for name, recipe in system.stages.items():
-        missing = [kind for kind in recipe.needs if kind not in planned]
-        if missing:
-            refused[name] = f"it needs a stage of the kind {missing[0]!r} before it, and none could be built"
-            continue
         try:
-            recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
-            abstract = abstract_state(recipe, mesh)
-            loaded = LoadedStage(name, recipe.kind, recipe.module, abstract["ema"], recipe.describe())
-            planned.setdefault(recipe.kind, loaded)
+            recipe, frozen, _ = plan_stage(name, recipe, planned)
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
-            stages.append(_stage(system, name, recipe, abstract, frozen, mesh))
+            stages.append(_stage(system, name, recipe, abstract_state(recipe, mesh), frozen, mesh))
         except ValueError as error:
             refused[name] = str(error).strip().splitlines()[0]
     return stages, refused

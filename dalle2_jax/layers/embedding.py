@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def timestep_embedding(timesteps: jax.Array, width: int, max_period: float = 10000.0) -> jax.Array:
+def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
     """Sinusoids of the timesteps, as in DDPM, with GLIDE's layout: all cosines, then all sines.
 
-    Frequency `i` of `width / 2` is `max_period ** (-i / (width / 2))`.
+    Frequency `i` of `width / 2` is `10000 ** (-i / (width / 2))`.
 
     Args:
       timesteps: `[batch]`, integer or float.
       width: size of the embedding, even.
-      max_period: the longest wavelength, over 2 pi.
 
     Returns:
       float32 `[batch, width]`.
@@ -25,7 +24,7 @@ def timestep_embedding(timesteps: jax.Array, width: int, max_period: float = 100
     if width % 2:
         raise ValueError(f"a timestep embedding needs an even width, got {width}")
     half = width // 2
-    frequencies = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 

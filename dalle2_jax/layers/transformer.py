@@ -10,9 +10,6 @@ from dalle2_jax.layers.attention import MultiHeadAttention
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
-    "relu": nn.relu,
-    "silu": nn.silu,
 }
 
 
@@ -88,7 +85,7 @@ class Transformer(nn.Module):
       width, depth, heads: size of the states, number of layers, heads a layer.
       is_causal: whether position `i` sees only positions up to `i`.
       mlp_ratio: hidden size of the MLP over the width.
-      activation: "gelu" (exact), "quick_gelu" (OpenAI's CLIP), "gelu_tanh", "relu" or "silu".
+      activation: "gelu" (exact) or "quick_gelu" (OpenAI's CLIP).
       epsilon: of the layer norms.
       dropout: rate on the output of both branches.
       remat: whether a layer's activations are computed again in the backward pass.

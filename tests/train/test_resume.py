@@ -1,11 +1,9 @@
 """Real processes that are killed or told to stop, through the command line and real data; they go on bit-equal."""
 
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,26 +11,13 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_params, read_stage
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.train import processes
+from tests.train.processes import finish, wait_for
 
 CONFIG = """
-import os, time
-from dalle2_jax.checkpoint import store
 from dalle2_jax.data import Data
 from tests.train.toy import toy_recipe
 from train.system import System
-
-pause = float(os.environ.get("SLOW_SAVES", "0"))
-if pause:
-    write_checksums = store.write_checksums
-
-    def slow(path):
-        print(f"saving {path.name}", flush=True)
-        time.sleep(pause)
-        write_checksums(path)
-
-    store.write_checksums = slow
 
 
 def system(accelerator):
@@ -52,38 +37,9 @@ def place(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("resume")
 
 
-def environment(place: Path, slow_saves: float) -> dict[str, str]:
-    """The variables of a training process: data below `place`, the tests' compilation cache."""
-    return {
-        **os.environ,
-        "DALLE2_DATA_DIR": str(place / "data"),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
-        "JAX_PLATFORMS": "cpu",
-        "SLOW_SAVES": str(slow_saves),
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
 def start(place: Path, run: str, steps: int, every: int = 10, slow_saves: float = 0.0) -> subprocess.Popen:
-    config = place / f"toy_{steps}_{every}.py"
-    config.write_text(CONFIG.replace("STEPS", str(steps)).replace("EVERY", str(every)))
-    command = [sys.executable, "-m", "train", str(config), "toy", "--run", run, "--runs-dir", str(place / "runs")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment(place, slow_saves), **pipes)
-
-
-def wait_for(process: subprocess.Popen, text: str) -> list[str]:
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return lines
-    raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    output = process.communicate(timeout=300)[0]
-    return process.returncode, output
+    config = CONFIG.replace("STEPS", str(steps)).replace("EVERY", str(every))
+    return processes.start(place, config, "toy", run, slow_saves)
 
 
 def losses(folder: Path) -> list[dict]:

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +18,8 @@ import pytest
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_stage
 from tests import cascade
-from tests.train.test_resume import ROOT, environment, finish, wait_for
+from tests.train import processes
+from tests.train.processes import finish, wait_for
 from train.decoder import DecoderRecipe
 from train.prior import PriorRecipe
 
@@ -300,20 +300,8 @@ def test_a_stage_before_the_one_it_needs_is_refused(tiny, tmp_path):
 # Real processes
 
 CONFIG = """
-import dataclasses, os, time
-from dalle2_jax.checkpoint import store
+import dataclasses
 from tests.cascade import tiny_system
-
-pause = float(os.environ.get("SLOW_SAVES", "0"))
-if pause:
-    write_checksums = store.write_checksums
-
-    def slow(path):
-        print(f"saving {path.name}", flush=True)
-        time.sleep(pause)
-        write_checksums(path)
-
-    store.write_checksums = slow
 
 
 def system(accelerator):
@@ -327,11 +315,7 @@ def system(accelerator):
 
 
 def start(place: Path, run: str, steps: int, slow_saves: float = 0.0) -> subprocess.Popen:
-    config = place / "tiny.py"
-    config.write_text(CONFIG.replace("STEPS", str(steps)))
-    command = [sys.executable, "-m", "train", str(config), "all", "--run", run, "--runs-dir", str(place / "runs")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=environment(place, slow_saves), **pipes)
+    return processes.start(place, CONFIG.replace("STEPS", str(steps)), "all", run, slow_saves)
 
 
 @pytest.mark.slow
