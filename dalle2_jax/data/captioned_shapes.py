@@ -9,19 +9,16 @@ function of (seed, split, index), and each split runs evenly through all its com
 background.
 """
 
-import contextlib
 import dataclasses
-import io
+import functools
 import itertools
-import logging
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from dalle2_jax.data import scene as scenes
+from dalle2_jax.data.build import png, prepare_builder
 
 IMAGE_SIZE = 64
 MOST_CAPTIONS = 16  # beside the full one, there is no other thing to say of a single object
@@ -91,15 +88,6 @@ def example(config: CaptionedShapesConfig, split: str, index: int) -> tuple[scen
     return scene, [scenes.full_caption(scene), *scenes.partial_captions(rng, scene, config.captions)]
 
 
-def _png(picture: np.ndarray) -> io.BytesIO:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
-    file.seek(0)
-    return file
-
-
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     """Pictures of one or two coloured shapes on a background, captioned by a small grammar."""
 
@@ -124,38 +112,8 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str):
         for index in range(getattr(self.builder_config, split)):
             scene, captions = example(self.builder_config, split, index)
-            picture = _png(scenes.draw(scene, IMAGE_SIZE))
+            picture = png(scenes.draw(scene, IMAGE_SIZE))
             yield index, {"image": picture, "captions": captions, "scene": scene.to_json()}
-
-
-@contextlib.contextmanager
-def _alone(folder: Path):
-    """Lets one process at a time prepare under `folder`, where the system has file locks."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with open(folder / ".captioned_shapes.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps TFDS from speaking of downloads and custom configs."""
-    from tensorflow_datasets.core.utils import tqdm_utils
-
-    shown, logger = getattr(tqdm_utils, "_active", True), logging.getLogger("absl")
-    level = logger.level
-    tqdm_utils.display_progress_bar(False)
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tqdm_utils.display_progress_bar(shown)
-        logger.setLevel(level)
 
 
 def prepare(data_dir: str, config: str = "one_object", **changes: int) -> CaptionedShapes:
@@ -164,24 +122,8 @@ def prepare(data_dir: str, config: str = "one_object", **changes: int) -> Captio
     `changes` are other counts a split (`train=64`), `captions` or `seed`. What an interrupted preparation left behind
     is removed. Raises ValueError for an unknown config or setting.
     """
-    builder_config = configured(config, **changes)
-    root = Path(data_dir).expanduser()
-
-    def made() -> tuple[CaptionedShapes, Path]:
-        builder = CaptionedShapes(data_dir=str(root), config=builder_config, file_format="array_record")
-        return builder, Path(builder.data_dir)
-
-    with _quiet():
-        builder, folder = made()
-    if (folder / "dataset_info.json").exists():  # also where nobody may write
-        return builder
-    root.mkdir(parents=True, exist_ok=True)
-    with _alone(root), _quiet():
-        builder, folder = made()
-        if not (folder / "dataset_info.json").exists():
-            for left in (folder, *folder.parent.glob(f"{folder.name}.incomplete*")):
-                shutil.rmtree(left, ignore_errors=True)
-            total = sum(getattr(builder_config, split) for split in SPLITS)
-            print(f"drawing captioned_shapes/{builder_config.name}: {total} pictures", file=sys.stderr, flush=True)
-            builder.download_and_prepare()
-    return builder
+    settings = configured(config, **changes)
+    root = str(Path(data_dir).expanduser())
+    make = functools.partial(CaptionedShapes, data_dir=root, config=settings, file_format="array_record")
+    total = sum(getattr(settings, split) for split in SPLITS)
+    return prepare_builder(make, root, f"drawing captioned_shapes/{settings.name}: {total} pictures")

@@ -10,11 +10,14 @@ import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 
+from dalle2_jax.data.folder import SPLITS as FOLDER_SPLITS
+from dalle2_jax.data.folder import FolderRecords, read_folder
 from dalle2_jax.data.scene import Scene
-from dalle2_jax.data.source import Source, open_records
+from dalle2_jax.data.source import Source, open_builder, open_records
 from dalle2_jax.data.transforms import resize
 from dalle2_jax.tokenizer import Tokenizer
 
@@ -23,14 +26,17 @@ from dalle2_jax.tokenizer import Tokenizer
 class Data:
     """Which pictures and captions to train on: plain values only, so that a config file says it and a stage records it.
 
-    `config` None is the data set's first. Environment variable DALLE2_DATA_DIR goes before `data_dir`. `image_size`
-    resizes on the host. `cache` decodes a split into memory once; without it pictures are decoded as they are needed.
-    `caption_probability_full` is how often training takes a picture's first caption; otherwise it draws another one.
-    `counts` (train, validation, test, unseen) and `seed` are settings of captioned_shapes alone.
+    `config` None is the data set's first. `folder` is the folder of pictures that the name "folder" reads
+    (`dalle2_jax.data.folder`). Environment variable DALLE2_DATA_DIR goes before `data_dir`, where data sets are
+    prepared. `image_size` resizes on the host. `cache` decodes a split into memory once; without it pictures are
+    decoded as they are needed. `caption_probability_full` is how often training takes a picture's first caption;
+    otherwise it draws another one. `counts` (train, validation, test, unseen) and `seed` are settings of
+    captioned_shapes alone.
     """
 
     name: str = "captioned_shapes"
     config: str | None = None
+    folder: str | None = None
     data_dir: str = "data_cache"
     train_split: str = "train"
     validation_split: str = "validation"
@@ -49,7 +55,7 @@ class Data:
             raise ValueError("counts names four numbers of pictures: train, validation, test, unseen")
 
     @property
-    def folder(self) -> str:
+    def prepared_dir(self) -> str:
         return os.environ.get("DALLE2_DATA_DIR") or self.data_dir
 
 
@@ -58,13 +64,31 @@ def open_source(data: Data, split: str) -> Source:
 
     Raises ValueError, naming what there is, for a data set, config or split that does not exist.
     """
+    if (data.name == "folder") != (data.folder is not None):
+        raise ValueError(
+            f"data.name is {data.name!r} and data.folder {data.folder!r}; pictures of a folder want data.name=folder "
+            "and data.folder=PATH, other data sets no folder"
+        )
+    if data.name == "folder":
+        folder = read_folder(data.folder, data.prepared_dir)
+        records = FolderRecords(folder.root, folder.split(split))
+        settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary()}
+        return Source(data.folder, split, records, "image", "captions", **settings)
+    opened = open_records(data.name, _builder(data), split)
+    return Source(data.name, split, *opened, image_size=data.image_size, cache=data.cache)
+
+
+def _builder(data: Data):
     changes = {}
     if data.name == "captioned_shapes":
-        counts = data.counts or ()
-        changes = dict(zip(("train", "validation", "test", "unseen"), counts, strict=False))
+        changes = dict(zip(("train", "validation", "test", "unseen"), data.counts or (), strict=False))
         changes["seed"] = data.seed
-    opened = open_records(data.name, data.config, split, data.folder, changes)
-    return Source(data.name, split, *opened, image_size=data.image_size, cache=data.cache)
+    return open_builder(data.name, data.config, data.prepared_dir, changes)
+
+
+def has_split(data: Data, split: str) -> bool:
+    """Whether the data set has a split of that name."""
+    return split.split("[")[0] in (FOLDER_SPLITS if data.name == "folder" else _builder(data).info.splits)
 
 
 def all_captions(data: Data, split: str, source: Source | None = None) -> list[str]:
@@ -84,14 +108,24 @@ def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.n
     return tokens, mask
 
 
-class _Gather:
-    """Turns {"index", "draws"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
+Transform = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, image_size: int | None, full: float):
+
+def _shrink(pictures: np.ndarray, image_size: int | None) -> np.ndarray:
+    return pictures if image_size is None or image_size >= pictures.shape[1] else resize(pictures, image_size)
+
+
+class _Gather:
+    """Turns {"index", "draws", "seeds"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
+
+    def __init__(
+        self, source: Source, tokenizer: Tokenizer, image_size: int | None, full: float, transform: Transform | None
+    ):
         self.source, self.tokenizer, self.image_size, self.full = source, tokenizer, image_size, full
+        self.transform = transform
         if not source.cache:
             return
-        self.pictures = source.pictures() if image_size is None else resize(source.pictures(), image_size)
+        self.pictures = _shrink(source.pictures(), image_size)
         captions = source.captions()
         numbers: dict[str, int] = {}
         flat = [numbers.setdefault(caption, len(numbers)) for group in captions for caption in group]
@@ -111,11 +145,18 @@ class _Gather:
             image, tokens, mask = self.pictures[index], self.tokens[caption], self.mask[caption]
         else:
             image, captions = self.source.examples(index)
-            image = image if self.image_size is None else resize(image, self.image_size)
+            image = _shrink(image, self.image_size)
             chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
             texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
             tokens, mask = self.tokenizer.encode(texts, warn=False)
-        return {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
+        pictures = {"image": image}
+        if self.transform is not None:
+            made = [
+                self.transform(picture, np.random.default_rng(seed))
+                for picture, seed in zip(image, drawn["seeds"], strict=True)
+            ]
+            pictures = {name: np.stack([one[name] for one in made]) for name in made[0]}
+        return {**pictures, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
 
 
 class TrainIterator:
@@ -155,9 +196,12 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     source: Source | None = None,
+    transform: Transform | None = None,
 ) -> TrainIterator:
     """Shuffled batches without end: {"image" uint8, "tokens" int32, "mask" bool, "index" int32}.
 
+    Pictures larger than `image_size` are made smaller. `transform` turns each picture (uint8 [h, w, 3], with a random
+    generator that depends on the seed and the picture's place alone) into entries of the batch instead of "image".
     `batch_size` is that of all processes together; each gets every `process_count`-th row of the same batch, so that
     what is learned does not depend on how many there are. Raises ValueError for a batch larger than the split or one
     that does not divide by the processes. `source` spares opening the split again.
@@ -173,9 +217,10 @@ def train_iterator(
 
     def draw(number: int, index: np.ndarray) -> dict[str, np.ndarray]:
         draws = np.random.default_rng((seed, number)).random((batch_size, 2))
-        return {"index": np.asarray(index)[mine], "draws": draws[mine]}
+        seeds = [(seed, number, row) for row in range(batch_size)]
+        return {"index": np.asarray(index)[mine], "draws": draws[mine], "seeds": seeds[mine]}
 
-    gather = _Gather(source, tokenizer, image_size, data.caption_probability_full)
+    gather = _Gather(source, tokenizer, image_size, data.caption_probability_full, transform)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     batches = order.batch(batch_size, drop_remainder=True).map_with_index(draw).map(gather)
     options = grain.ReadOptions(num_threads=1 if source.cache else 8, prefetch_buffer_size=4 if source.cache else 8)
@@ -213,7 +258,7 @@ def evaluation_batches(
         image, captions = source.examples(index)
         captions = [group[0] for group in captions]
         tokens, mask = _encode(tokenizer, captions)
-        image = image if image_size is None else resize(image, image_size)
+        image = _shrink(image, image_size)
         batch = {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
         if with_captions:
             batch["captions"] = captions
@@ -238,6 +283,8 @@ def evaluation_examples(data: Data, split: str, count: int, *, source: Source | 
     Splits of captioned_shapes run evenly through their combinations, so these do too.
     """
     source = source or open_source(data, split)
+    if not len(source):
+        raise ValueError(f"the split {split!r} of {data.folder or data.name} is empty; there is nothing to measure on")
     index = range(min(count, len(source)))
     pictures, captions = source.examples(index)
     scenes = source.scenes(index) if source.has_scenes else None

@@ -2,14 +2,14 @@
 
 import difflib
 import functools
-import io
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from dalle2_jax.data.picture import PictureError, read_picture
 from dalle2_jax.data.scene import Scene
-from dalle2_jax.data.transforms import resize, to_square_rgb
+from dalle2_jax.data.transforms import resize
 
 CAPTION_NAMES = ("captions", "caption", "text", "label")
 
@@ -19,11 +19,14 @@ class Source:
 
     `records` is a TFDS data source whose pictures are left encoded, `image` the picture's feature, `caption` the
     feature that captions come from, and `class_names` its classes where that is a label. With `cache` everything is
-    decoded into memory at first use.
+    decoded into memory at first use. `notice` is what to tell people of it.
     """
 
-    def __init__(self, name, split, records, image, caption, class_names=None, image_size=None, cache=True):
+    def __init__(
+        self, name, split, records, image, caption, class_names=None, image_size=None, cache=True, notice=None
+    ):
         self.name, self.split, self.image_size, self.cache = name, split, image_size, cache
+        self.notice = notice
         self._records, self._image, self._caption, self._class_names = records, image, caption, class_names
 
     def __len__(self) -> int:
@@ -34,12 +37,10 @@ class Source:
         return self.name == "captioned_shapes"
 
     def _decode(self, record) -> np.ndarray:
-        from PIL import Image
-
-        picture = Image.open(io.BytesIO(record[self._image]))
-        if picture.mode not in ("L", "RGB", "RGBA"):
-            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
-        picture = to_square_rgb(np.asarray(picture))
+        try:
+            picture = read_picture(record[self._image])
+        except PictureError as error:
+            raise ValueError(f"a picture of {self.name} ({self.split}) cannot be used: {error}") from error
         return picture if self.image_size is None else resize(picture[None], self.image_size)[0]
 
     def _texts(self, record) -> tuple[str, ...]:
@@ -105,16 +106,25 @@ class Source:
         return [Scene.from_json(record["scene"].decode()) for record in records]
 
 
-def open_records(name: str, config: str | None, split: str, data_dir: str, changes: dict[str, int]):
-    """(TFDS data source with undecoded pictures, image feature, caption feature, class names or None) of one split."""
+def open_builder(name: str, config: str | None, data_dir: str, changes: dict[str, int]):
+    """The TFDS builder of a data set, prepared; `changes` are settings of captioned_shapes alone."""
     import tensorflow_datasets as tfds
 
     if name == "captioned_shapes":
-        from dalle2_jax.data.captioned_shapes import prepare
+        from dalle2_jax.data import captioned_shapes
 
-        builder = prepare(data_dir, config or "one_object", **changes)
-    else:
-        builder = _prepared(tfds, name if config is None else f"{name}/{config}", data_dir)
+        return captioned_shapes.prepare(data_dir, config or "one_object", **changes)
+    if name == "emoji":
+        from dalle2_jax.data import emoji
+
+        return emoji.prepare(data_dir, config)
+    return _prepared(tfds, name if config is None else f"{name}/{config}", data_dir)
+
+
+def open_records(name: str, builder, split: str):
+    """(TFDS data source with undecoded pictures, image feature, caption feature, class names or None) of one split."""
+    import tensorflow_datasets as tfds
+
     if split.split("[")[0] not in builder.info.splits:
         raise ValueError(f"the data set {name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     features = builder.info.features
@@ -134,10 +144,16 @@ def _prepared(tfds, name: str, data_dir: str):
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
         near = difflib.get_close_matches(
-            name, ["captioned_shapes", *tfds.list_builders(with_community_datasets=False)], 3, cutoff=0.5
+            name,
+            ["captioned_shapes", "emoji", "folder", *tfds.list_builders(with_community_datasets=False)],
+            3,
+            cutoff=0.5,
         )
         hint = f"; did you mean {' or '.join(near)}?" if near else "; captioned_shapes needs no download"
         raise ValueError(f"there is no data set {name!r}{hint}") from error
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the data set {name} cannot be opened ({reason}); try another data.config") from error
     if not builder.is_prepared():
         print(f"preparing {name} under {data_dir}", file=sys.stderr, flush=True)
         try:

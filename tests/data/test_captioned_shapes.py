@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dalle2_jax.data import captioned_shapes
+from dalle2_jax.data import build
 from dalle2_jax.data import scene as scenes
 from dalle2_jax.data.captioned_shapes import CONFIGS, SPLITS, CaptionedShapes, configured, example, prepare
 
@@ -125,7 +125,7 @@ def test_unknown_settings_are_refused(tmp_path):
 def test_a_prepared_data_set_is_read_where_nothing_can_be_written(tmp_path, monkeypatch):
     small = {"train": 3, "validation": 1, "test": 1, "unseen": 1}
     prepare(str(tmp_path), **small)
-    monkeypatch.setattr(captioned_shapes, "_alone", lambda folder: pytest.fail("a lock was asked for"))
+    monkeypatch.setattr(build, "_alone", lambda folder: pytest.fail("a lock was asked for"))
     assert len(prepare(str(tmp_path), **small).as_data_source(split="train")) == 3
 
 

@@ -247,3 +247,36 @@ def test_drawing_the_examples_again_gives_the_pictures(data, source):
 
     config = configured("one_object", **dict(zip(("train", "validation", "test", "unseen"), COUNTS, strict=True)))
     np.testing.assert_array_equal(source.pictures([7])[0], draw(example(config, "train", 7)[0]))
+
+
+def test_a_transform_makes_the_same_of_a_picture_in_any_process(data, tokenizer):
+    def transform(picture, rng):
+        return {"image": picture[:4], "noise": rng.integers(0, 1000, 3)}
+
+    def first(**settings):
+        iterator = train_iterator(data, "train", tokenizer, 8, 0, transform=transform, **settings)
+        next(iterator)
+        return next(iterator)
+
+    whole = first()
+    assert whole["image"].shape == (8, 4, 64, 3) and len({tuple(row) for row in whole["noise"]}) == 8
+    assert _equal(whole, first())
+    for process in range(2):
+        part = first(process_index=process, process_count=2)
+        assert _equal(part, {name: value[process::2] for name, value in whole.items()})
+
+
+def test_pictures_are_sent_no_larger_than_they_are_wanted(data, tokenizer, source):
+    small = next(train_iterator(data, "train", tokenizer, 8, 0, image_size=16))
+    np.testing.assert_array_equal(small["image"], resize(source.pictures(small["index"]), 16))
+    assert next(train_iterator(data, "train", tokenizer, 8, 0, image_size=100))["image"].shape == (8, 64, 64, 3)
+
+
+def test_an_empty_split_is_no_test(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("a thing")
+    folder = Data(name="folder", folder=str(tmp_path), data_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="the split 'test' of .* is empty"):
+        evaluation_examples(folder, "test", 10)

@@ -1,0 +1,64 @@
+"""Reading one picture file of any mode as the pixels that a viewer would show."""
+
+import io
+import warnings
+
+import numpy as np
+
+from dalle2_jax.data.transforms import to_square_rgb
+
+MOST_PIXELS = 100_000_000
+
+
+class PictureError(ValueError):
+    """A file that is no picture, or none that can be trained on; says what is wrong in a few words."""
+
+
+def open_picture(file: bytes | str):
+    """A decoded `PIL.Image` of mode L, RGB or RGBA, turned as its EXIF data say; the first frame where there are more.
+
+    Palettes, CMYK, 16 bits, bilevel and gray with alpha are converted. Raises PictureError for what is no picture, is
+    cut short or has more than `MOST_PIXELS`.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures, odd EXIF data and palettes: judged below
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+                width, height = picture.size
+                if width * height > MOST_PIXELS:
+                    raise PictureError(f"it has {width} x {height} pixels, more than {MOST_PIXELS:,}")
+                picture.load()
+                mode = picture.mode
+                picture = ImageOps.exif_transpose(picture)
+                return _plain(picture), mode
+    except PictureError:
+        raise
+    except Image.DecompressionBombError:
+        raise PictureError(f"it has more than {MOST_PIXELS:,} pixels") from None
+    except UnidentifiedImageError:
+        raise PictureError("it is not a picture that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow's readers raise
+        raise PictureError(f"it is damaged or cut short ({' '.join(str(error).split())})") from None
+
+
+def _plain(picture):
+    """The picture in a mode that holds 8 bits a channel."""
+    from PIL import Image
+
+    if picture.mode in ("L", "RGB", "RGBA"):
+        has_transparency = "transparency" in picture.info
+        return picture.convert("RGBA") if has_transparency else picture
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        values = np.asarray(picture).astype(np.float64)
+        # 16 bits a pixel is what such files hold; what lies beyond is scaled to its own range.
+        top = 65535.0 if values.max() > 255 else 255.0
+        return Image.fromarray(np.rint(np.clip(values / max(top, values.max()), 0, 1) * 255).astype(np.uint8))
+    transparent = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBa")
+    return picture.convert("RGBA" if transparent else "RGB")
+
+
+def read_picture(file: bytes | str) -> np.ndarray:
+    """The central square of a picture, uint8 [s, s, 3]; what is transparent turns white. Raises PictureError."""
+    return to_square_rgb(np.asarray(open_picture(file)[0]))
