@@ -1,5 +1,6 @@
 """Drawing pictures: the decoder from an image embedding and a caption, an upsampler from a smaller picture."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from dalle2_jax.diffusion.guidance import classifier_free_guidance
 from dalle2_jax.diffusion.process import Process
 from dalle2_jax.diffusion.sampler import normal
 from dalle2_jax.diffusion.sampling import Sampling, sample
+from dalle2_jax.diffusion.tiling import tiled
 
 
 def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,6 +49,7 @@ def sample_decoder(
         {**condition, "keep_image": kept, "keep_text": keep_text},
         {**condition, "keep_image": ~kept, "keep_text": ~kept},
         sampling.guidance_scale,
+        interval=sampling.interval(process),
     )
     x_T = normal(noise_keys, (batch, size, size, 3))
     return jnp.clip(sample(step_keys, guided, x_T, process, sampling), -1.0, 1.0)
@@ -60,12 +63,21 @@ def sample_upsampler(
     sampling: Sampling,
     low_resolution: jax.Array,
     size: int,
+    tile: int | None = None,
 ) -> jax.Array:
-    """Pictures `[b, size, size, 3]` from `low_resolution` `[b, h, w, 3]`, both in [-1, 1]; no guidance (Sec. 2.1)."""
+    """Pictures `[b, size, size, 3]` from `low_resolution` `[b, h, w, 3]`, both in [-1, 1]; no guidance (Sec. 2.1).
+
+    tile: denoise in tiles of that many pixels, a quarter of which they share, so that memory follows the tile and not
+    the picture (`dalle2_jax.diffusion.tiled`); None: whole.
+    """
     noise_keys, step_keys = _split(keys)
 
-    def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
+    def denoiser(x_t: jax.Array, timesteps: jax.Array, low_resolution: jax.Array) -> jax.Array:
         return upsampler.apply({"params": params}, x_t, timesteps, low_resolution)
 
+    if tile is None:
+        conditioned = functools.partial(denoiser, low_resolution=low_resolution)
+    else:
+        conditioned = tiled(denoiser, upsampler.enlarge(low_resolution, (size, size)), tile, tile // 4)
     x_T = normal(noise_keys, (low_resolution.shape[0], size, size, 3))
-    return jnp.clip(sample(step_keys, denoiser, x_T, process, sampling), -1.0, 1.0)
+    return jnp.clip(sample(step_keys, conditioned, x_T, process, sampling), -1.0, 1.0)

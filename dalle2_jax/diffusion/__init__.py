@@ -1,29 +1,61 @@
 """Diffusion as arithmetic over a function: schedules, the process, losses, samplers, guidance. It sees no network."""
 
 from dalle2_jax.diffusion.guidance import classifier_free_guidance
-from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, variational_bound
-from dalle2_jax.diffusion.process import Prediction, Process
-from dalle2_jax.diffusion.sampler import SAMPLERS, ddim, ddim_step, ddpm, ddpm_step, normal
+from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, variational_bound, x0_error
+from dalle2_jax.diffusion.process import Prediction, Process, dynamic_threshold
+from dalle2_jax.diffusion.sampler import (
+    SAMPLERS,
+    ddim,
+    ddim_inverse_step,
+    ddim_invert,
+    ddim_step,
+    ddpm,
+    ddpm_step,
+    dpmpp_2m,
+    dpmpp_2m_step,
+    normal,
+)
 from dalle2_jax.diffusion.sampling import Sampling, sample
-from dalle2_jax.diffusion.schedule import betas, cosine_betas, linear_betas, respace
+from dalle2_jax.diffusion.schedule import betas, cosine_betas, linear_betas, respace, zero_terminal_snr
+from dalle2_jax.diffusion.tiling import tiled
+from dalle2_jax.diffusion.timesteps import (
+    LossHistory,
+    draw_timesteps,
+    loss_history,
+    timestep_probabilities,
+    update_history,
+)
 
 __all__ = [
     "SAMPLERS",
+    "LossHistory",
     "Prediction",
     "Process",
     "Sampling",
     "betas",
+    "check_loss",
     "classifier_free_guidance",
     "cosine_betas",
     "ddim",
+    "ddim_inverse_step",
+    "ddim_invert",
     "ddim_step",
     "ddpm",
     "ddpm_step",
-    "check_loss",
     "diffusion_loss",
+    "dpmpp_2m",
+    "dpmpp_2m_step",
+    "draw_timesteps",
+    "dynamic_threshold",
     "linear_betas",
+    "loss_history",
     "normal",
     "respace",
     "sample",
+    "tiled",
+    "timestep_probabilities",
+    "update_history",
     "variational_bound",
+    "x0_error",
+    "zero_terminal_snr",
 ]

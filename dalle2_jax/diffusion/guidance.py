@@ -13,6 +13,7 @@ def classifier_free_guidance(
     null_condition: Any,
     guidance_scale: jax.Array | float,
     channels: int | None = None,
+    interval: tuple[float, float] | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Guide a denoiser (Ho & Salimans 2021; GLIDE Sec. 2.3): unconditional + scale (conditional - unconditional).
 
@@ -24,6 +25,8 @@ def classifier_free_guidance(
       condition: any pytree of arrays [batch, ...].
       null_condition: the same tree, with what stands for no condition; only the condition may differ, never x_t.
       guidance_scale: a number, or a (traced) scalar, or [batch], one an example.
+      interval: guide only at timesteps from the first to below the second of these (Kynkaanniemi et al. 2024), and
+        leave the conditional prediction as it is elsewhere; None: at all.
       channels: how many of the output's first channels are guided; None: as many as x_t has. The others (those of a
         learned variance) are the conditional half's, unchanged.
 
@@ -40,6 +43,8 @@ def classifier_free_guidance(
         conditional, unconditional = jnp.split(output, 2)
         prediction, null_prediction = conditional[..., :count], unconditional[..., :count]
         scale = jnp.asarray(guidance_scale, jnp.float32)
+        if interval is not None:
+            scale = jnp.where((interval[0] <= t) & (t < interval[1]), scale, 1.0)
         scale = scale.reshape(scale.shape + (1,) * (x_t.ndim - scale.ndim)) if scale.ndim else scale
         prediction = null_prediction + scale * (prediction - null_prediction)
         return jnp.concatenate([prediction, conditional[..., count:]], axis=-1)

@@ -14,6 +14,7 @@ import numpy as np
 from dalle2_jax.diffusion.process import Process
 
 KINDS = ("simple", "vlb", "hybrid")
+WEIGHTINGS = ("uniform", "min_snr", "min_snr_plus_one")
 VLB_WEIGHT = 0.001  # lambda of IDDPM Eq. 16
 # exp is continued by its tangent from here on: no variance a network can utter makes a loss or its gradient overflow.
 LARGEST_EXPONENT = 20.0
@@ -29,7 +30,8 @@ def diffusion_loss(
     kind: str = "simple",
     timesteps: jax.Array | None = None,
     noise: jax.Array | None = None,
-    weight_limit: float | None = None,
+    weighting: str = "uniform",
+    weight_limit: float = 5.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a denoiser at one random timestep an example.
 
@@ -43,18 +45,21 @@ def diffusion_loss(
         "vlb", where the latter trains only the variance channels (IDDPM Eq. 16).
       timesteps: int32 [batch], indices into the process' chain; None: uniform.
       noise: of x_0's shape; None: standard normal.
-      weight_limit: None leaves every timestep's squared error of the prediction its weight of 1. A number weights the
-        squared error of x_0 with min(SNR + 1, weight_limit) instead, whether x_0 or v is predicted (`snr_weight`).
+      weighting: of the timesteps in "simple" and "hybrid". "uniform": each counts alike, as in DDPM. "min_snr": as if
+        the squared error of x_0 were weighted with min(SNR, weight_limit), whatever is predicted (Hang et al. 2023,
+        whose limit is 5). "min_snr_plus_one": with min(SNR + 1, weight_limit), which keeps what is decided under much
+        noise; for x0 and v.
+      weight_limit: see there.
 
     Returns:
       The loss, float32 [batch], and its terms, a dict of float32 [batch]: "mse" (unweighted), and "vlb" unless the kind
       is "simple".
 
     Raises:
-      ValueError: for an unknown kind, for "hybrid" without a learned variance, and for a weight limit that is below 1
-        or has nothing to weight.
+      ValueError: for an unknown kind or weighting, for "hybrid" without a learned variance, and for a weighting that
+        does not go with the prediction or the kind.
     """
-    check_loss(process, kind, weight_limit)
+    check_loss(process, kind, weighting, weight_limit)
     timesteps_key, noise_key = jax.random.split(key)
     i = jax.random.randint(timesteps_key, x_0.shape[:1], 0, process.steps) if timesteps is None else timesteps
     noise = jax.random.normal(noise_key, x_0.shape, jnp.float32) if noise is None else noise
@@ -64,7 +69,7 @@ def diffusion_loss(
     output = denoiser(x_t, process.original_timesteps(i))
     prediction, variance_channels = process.split(output, x_t)
     mse = _mean(jnp.square(prediction - process.target(x_0, noise, i)))
-    simple = mse if weight_limit is None else snr_weight(process, i, weight_limit) * mse
+    simple = mse if weighting == "uniform" else snr_weight(process, i, weighting, weight_limit) * mse
     if kind == "simple":
         return simple, {"mse": mse}
 
@@ -76,34 +81,39 @@ def diffusion_loss(
     return (vlb if kind == "vlb" else simple + VLB_WEIGHT * vlb), {"mse": mse, "vlb": vlb}
 
 
-def check_loss(process: Process, kind: str, weight_limit: float | None = None) -> None:
+def check_loss(process: Process, kind: str, weighting: str = "uniform", weight_limit: float = 5.0) -> None:
     """Raises ValueError for what `diffusion_loss` does not take."""
     if kind not in KINDS:
         raise ValueError(f"unknown diffusion loss {kind!r}; the losses are {', '.join(KINDS)}")
     if kind == "hybrid" and process.variance != "learned_range":
         raise ValueError(f"the hybrid loss needs variance='learned_range', and this process has {process.variance!r}")
-    if weight_limit is None:
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"unknown weighting {weighting!r} of the timesteps; there are {', '.join(WEIGHTINGS)}")
+    if weighting == "uniform":
         return
     if weight_limit < 1:
-        raise ValueError(f"weight_limit is {weight_limit}; weights start at 1, so it must be 1 or more, or None")
-    if kind == "vlb" or process.prediction == "epsilon":
+        raise ValueError(f"weight_limit is {weight_limit}; it must be 1 or more")
+    if kind == "vlb":
+        raise ValueError("the vlb loss has weights of its own; set weighting=uniform")
+    if weighting == "min_snr_plus_one" and process.prediction == "epsilon":
         raise ValueError(
-            "weight_limit weights the squared error of a network that predicts x0 or v: under much noise that of "
-            "epsilon says nothing of x_0, and the vlb loss has weights of its own; set weight_limit=None"
+            "min_snr_plus_one weights the squared error of a network that predicts x0 or v: under much noise that of "
+            "epsilon says nothing of x_0; set weighting=min_snr or uniform"
         )
 
 
-def snr_weight(process: Process, i: jax.Array, limit: float) -> jax.Array:
-    """What makes the squared error of the prediction (x_0 or v) min(SNR + 1, limit) times that of x_0, of i's shape.
+def snr_weight(process: Process, i: jax.Array, weighting: str, limit: float) -> jax.Array:
+    """What makes the squared error of the prediction min(SNR, limit) or min(SNR + 1, limit) times that of x_0.
 
-    With no limit this is the squared error of v (Salimans and Ho 2022, Sec. 4.2), whose weight grows without bounds as
-    the noise vanishes; the limit keeps a network that predicts x_0 from spending itself there (as min-SNR does, Hang et
-    al. 2023), and the 1 keeps what is decided under much noise.
+    Without a limit the former is the squared error of epsilon and the latter that of v (Salimans and Ho 2022, Sec.
+    4.2), whose weights grow without bounds as the noise vanishes; a limit keeps a network from spending itself there.
     """
-    weight = 1.0 / (1.0 - process.alphas_cumprod)
-    # The squared error of v is that of x_0 times SNR + 1.
-    scale = weight if process.prediction == "v" else 1.0
-    return jnp.asarray(np.minimum(weight, limit) / scale, jnp.float32)[i]
+    abar = process.alphas_cumprod
+    snr = abar / (1.0 - abar)
+    weight = np.minimum(snr if weighting == "min_snr" else 1.0 / (1.0 - abar), limit)
+    # How many times the squared error of x_0 the squared error of the prediction is.
+    scale = {"epsilon": snr, "x0": np.ones_like(snr), "v": 1.0 / (1.0 - abar)}[process.prediction]
+    return jnp.asarray(weight / scale, jnp.float32)[i]
 
 
 def vlb_term(output: jax.Array, x_0: jax.Array, x_t: jax.Array, i: jax.Array, process: Process) -> jax.Array:
@@ -119,21 +129,27 @@ def vlb_term(output: jax.Array, x_0: jax.Array, x_t: jax.Array, i: jax.Array, pr
     return jnp.where(jnp.asarray(i) == 0, -likelihood, divergence) / math.log(2)
 
 
-def variational_bound(key: jax.Array, denoiser: Denoiser, x_0: jax.Array, process: Process) -> dict[str, jax.Array]:
+def variational_bound(
+    key: jax.Array, denoiser: Denoiser, x_0: jax.Array, process: Process, noise: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """The whole variational bound of pictures x_0 in [-1, 1] (DDPM Eq. 5), in bits per dimension, by one `lax.scan`.
 
     Returns {"total": [batch], "prior": [batch] (KL of q(x_T | x_0) to the standard normal), "terms": [batch, steps],
-    "mse": [batch, steps] (of epsilon)}; every step is estimated once, with its own noise.
+    "mse": [batch, steps] (of epsilon)}; every step is estimated once, with its own noise: `noise` [steps, batch, ...]
+    where it is given.
     """
     x_0 = x_0.astype(jnp.float32)
     batch = x_0.shape[0]
 
     def term(_, step):
         i = jnp.full((batch,), step, jnp.int32)
-        noise = jax.random.normal(jax.random.fold_in(key, step), x_0.shape, jnp.float32)
-        x_t = process.q_sample(x_0, i, noise)
+        if noise is None:
+            added = jax.random.normal(jax.random.fold_in(key, step), x_0.shape, jnp.float32)
+        else:
+            added = jnp.asarray(noise, jnp.float32)[step]
+        x_t = process.q_sample(x_0, i, added)
         output = denoiser(x_t, process.original_timesteps(i))
-        mse = _mean(jnp.square(process.predict(output, x_t, i).epsilon - noise))
+        mse = _mean(jnp.square(process.predict(output, x_t, i).epsilon - added))
         return None, (vlb_term(output, x_0, x_t, i, process), mse)
 
     _, (terms, mse) = jax.lax.scan(term, None, jnp.arange(process.steps, dtype=jnp.int32))
@@ -142,6 +158,25 @@ def variational_bound(key: jax.Array, denoiser: Denoiser, x_0: jax.Array, proces
     prior = _mean(gaussian_kl(math.sqrt(abar) * x_0, log_variance, jnp.zeros_like(x_0), jnp.zeros_like(x_0)))
     prior = prior / math.log(2)
     return {"total": prior + terms.sum(axis=0), "prior": prior, "terms": terms.T, "mse": mse.T}
+
+
+def x0_error(key: jax.Array, denoiser: Denoiser, x_0: jax.Array, process: Process, points: int = 20) -> jax.Array:
+    """The mean squared error a dimension of the predicted x_0, float32 [points], at evenly spread timesteps.
+
+    What `Process.x0_error` wants: for the best network it is the variance of x_0 given x_t, averaged over dimensions
+    and examples, by which Analytic-DPM finds the variance of the reverse step. One `lax.scan`.
+    """
+    x_0 = x_0.astype(jnp.float32)
+    places = np.rint(np.linspace(0, process.steps - 1, points)).astype(np.int32)
+
+    def error(_, place):
+        i = jnp.full(x_0.shape[:1], place)
+        noise = jax.random.normal(jax.random.fold_in(key, place), x_0.shape, jnp.float32)
+        x_t = process.q_sample(x_0, i, noise)
+        model = process.predict(denoiser(x_t, process.original_timesteps(i)), x_t, i)
+        return None, jnp.square(model.x_0 - x_0).mean()
+
+    return jax.lax.scan(error, None, jnp.asarray(places))[1]
 
 
 def gaussian_kl(

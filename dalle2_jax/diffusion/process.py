@@ -16,7 +16,7 @@ import numpy as np
 from dalle2_jax.diffusion import schedule as schedules
 
 PREDICTIONS = ("epsilon", "x0", "v")
-VARIANCES = ("fixed_small", "fixed_large", "learned_range")
+VARIANCES = ("fixed_small", "fixed_large", "learned_range", "analytic")
 
 
 class Prediction(NamedTuple):
@@ -43,10 +43,17 @@ class Process:
       timesteps: T, the length of the process as trained.
       prediction: what the network predicts: "epsilon" (DDPM), "x0" (the prior of DALL-E 2) or
         "v" = sqrt(abar) epsilon - sqrt(1 - abar) x_0 (Salimans & Ho 2022).
-      variance: of p(x_{t-1} | x_t): "fixed_small" (beta~), "fixed_large" (beta), or "learned_range" (IDDPM Eq. 15), for
-        which the network's output has twice the channels of x_t, the variance's second.
+      variance: of p(x_{t-1} | x_t): "fixed_small" (beta~), "fixed_large" (beta), "learned_range" (IDDPM Eq. 15), for
+        which the network's output has twice the channels of x_t, the variance's second, or "analytic" (Analytic-DPM,
+        Bao et al. 2022, which the paper's prior is sampled with), which needs `x0_error`.
       clip: predicted x_0 are clamped to [-clip, clip]; None: they are not.
       respacing: the part of the timesteps that is visited (`schedule.respace`); None: all.
+      dynamic_percentile: the clamp is not at `clip` but at this percentile (0 to 1) of each example's own |x_0| where
+        that is larger, and the result is scaled back to `clip` (dynamic thresholding, Imagen Sec. 2.3).
+      zero_terminal_snr: the schedule is scaled so that nothing of x_0 is left at the last timestep (Lin et al. 2024);
+        for networks that predict x0 or v, as epsilon says nothing there.
+      x0_error: the mean squared error a dimension of the network's predicted x_0, at timesteps spread evenly from the
+        first to the last (`loss.x0_error` measures it).
     """
 
     schedule: str = "cosine"
@@ -55,6 +62,9 @@ class Process:
     variance: str = "learned_range"
     clip: float | None = 1.0
     respacing: str | None = None
+    dynamic_percentile: float | None = None
+    zero_terminal_snr: bool = False
+    x0_error: tuple[float, ...] | None = None
 
     def __post_init__(self):
         choices = {"schedule": tuple(schedules.SCHEDULES), "prediction": PREDICTIONS, "variance": VARIANCES}
@@ -66,8 +76,23 @@ class Process:
         is_number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
         if self.clip is not None and not (is_number and self.clip > 0):
             raise ValueError(f"Process.clip is {self.clip!r}; it must be a positive number, or None for no clamp")
+        if self.dynamic_percentile is not None and not (0 < self.dynamic_percentile <= 1 and self.clip is not None):
+            raise ValueError(
+                f"Process.dynamic_percentile is {self.dynamic_percentile!r} with clip {self.clip!r}; it must be a "
+                "share of 1, such as 0.995, with a clip to scale back to"
+            )
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "zero_terminal_snr leaves nothing of x_0 at the last timestep, and epsilon says nothing of it there; "
+                "set Process.prediction to v or x0"
+            )
+        if self.variance == "analytic" and self.x0_error is None:
+            raise ValueError(
+                "the analytic variance needs the network's measured error (Process.x0_error); it is recorded when a "
+                "stage's training ends"
+            )
         if self.respacing is not None:
-            schedules.respace(self.respacing, self.timesteps)
+            schedules.respace(self.respacing, self.timesteps, self._alphas_cumprod)
 
     def respaced(self, spec: str | None) -> "Process":
         """The same process with only the timesteps that `spec` keeps (of the original T); None: all of them."""
@@ -78,8 +103,9 @@ class Process:
     @cached_property
     def timestep_map(self) -> np.ndarray:
         """The original timestep of each step of the chain, int32 [steps], ascending."""
-        kept = range(self.timesteps) if self.respacing is None else schedules.respace(self.respacing, self.timesteps)
-        return np.asarray(kept, np.int32)
+        if self.respacing is None:
+            return np.arange(self.timesteps, dtype=np.int32)
+        return np.asarray(schedules.respace(self.respacing, self.timesteps, self._alphas_cumprod), np.int32)
 
     @property
     def steps(self) -> int:
@@ -89,7 +115,13 @@ class Process:
     @cached_property
     def alphas_cumprod(self) -> np.ndarray:
         """abar_i: the share of the variance of x_i that is signal."""
-        return np.cumprod(1 - schedules.betas(self.schedule, self.timesteps))[self.timestep_map]
+        return self._alphas_cumprod[self.timestep_map]
+
+    @cached_property
+    def _alphas_cumprod(self) -> np.ndarray:
+        """abar of every timestep, visited or not."""
+        abar = np.cumprod(1 - schedules.betas(self.schedule, self.timesteps))
+        return schedules.zero_terminal_snr(abar) if self.zero_terminal_snr else abar
 
     @cached_property
     def alphas_cumprod_previous(self) -> np.ndarray:
@@ -146,6 +178,34 @@ class Process:
     def fixed_large_log_variance(self) -> np.ndarray:
         """log beta_i with beta~_1 in the first place, where beta_0 would be poor for the likelihood (DDPM's code)."""
         return np.log(self._with_first(self.betas))
+
+    @cached_property
+    def analytic_log_variance(self) -> np.ndarray:
+        """log of beta~_i plus what the doubt about x_0 adds to it (Analytic-DPM, Theorem 1, by x_0's own error)."""
+        places = np.linspace(0, self.timesteps - 1, len(self.x0_error))
+        error = np.interp(self.timestep_map, places, self.x0_error)
+        variance = self.posterior_variance + self.posterior_mean_coefficients[0] ** 2 * error
+        return np.log(np.maximum(variance, 1e-20))
+
+    @cached_property
+    def half_log_snr(self) -> np.ndarray:
+        """lambda_i = log(sqrt(abar) / sqrt(1 - abar)), in which the DPM-Solvers count time."""
+        with np.errstate(divide="ignore"):  # -inf where nothing of x_0 is left
+            return 0.5 * (np.log(self.alphas_cumprod) - np.log1p(-self.alphas_cumprod))
+
+    @cached_property
+    def dpmpp_coefficients(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """DPM-Solver++(2M)'s weights of x_t, of the extrapolated x_0, and of the last two x_0's difference in that.
+
+        The last is 0 at the chain's first and last visited step, which are of first order.
+        """
+        abar, previous = self.alphas_cumprod, self.alphas_cumprod_previous
+        ratio = np.sqrt((1 - previous) / (1 - abar))
+        extrapolation = np.zeros(self.steps)
+        if self.steps > 2:
+            lengths = self.half_log_snr[:-1] - self.half_log_snr[1:]  # of the steps 1, 2, ...
+            extrapolation[1:-1] = lengths[:-1] / (2 * lengths[1:])
+        return ratio, np.sqrt(previous) - ratio * np.sqrt(abar), extrapolation
 
     def _with_first(self, variances: np.ndarray) -> np.ndarray:
         first = self.posterior_variance[1] if self.steps > 1 else self.betas[0]
@@ -207,10 +267,15 @@ class Process:
         prediction, variance_channels = self.split(output, x_t)
         x_0, epsilon = self._x_0_and_epsilon(prediction, x_t, i)
         if self.clip is not None:
-            x_0 = jnp.clip(x_0, -self.clip, self.clip)
+            x_0 = self._clamp(x_0)
             epsilon = self.epsilon_from_x_0(x_0, x_t, i)
         mean, _, _ = self.q_posterior(x_0, x_t, i)
         return Prediction(x_0, epsilon, mean, self._log_variance(variance_channels, x_t, i))
+
+    def _clamp(self, x_0: jax.Array) -> jax.Array:
+        if self.dynamic_percentile is None:
+            return jnp.clip(x_0, -self.clip, self.clip)
+        return dynamic_threshold(x_0, self.dynamic_percentile, self.clip)
 
     def epsilon_from_x_0(self, x_0: jax.Array, x_t: jax.Array, i: jax.Array) -> jax.Array:
         """The epsilon that makes x_t of x_0: (x_t - sqrt(abar) x_0) / sqrt(1 - abar)."""
@@ -232,8 +297,21 @@ class Process:
             # IDDPM Eq. 15: interpolate between the bounds in the log domain; outputs in [-1, 1] span them.
             fraction = (variance_channels + 1) / 2
             return fraction * gather(self.log_betas, i, x_t) + (1 - fraction) * small
-        log_variance = small if self.variance == "fixed_small" else gather(self.fixed_large_log_variance, i, x_t)
-        return jnp.broadcast_to(log_variance, x_t.shape)
+        if self.variance == "analytic":
+            small = gather(self.analytic_log_variance, i, x_t)
+        elif self.variance == "fixed_large":
+            small = gather(self.fixed_large_log_variance, i, x_t)
+        return jnp.broadcast_to(small, x_t.shape)
+
+
+def dynamic_threshold(x_0: jax.Array, percentile: float, limit: float = 1.0) -> jax.Array:
+    """Clamps each example to its own percentile of |x_0| and scales that to `limit` (Imagen Sec. 2.3).
+
+    An example whose percentile lies within `limit` is only clamped there.
+    """
+    axes = tuple(range(1, x_0.ndim))
+    bound = jnp.maximum(jnp.quantile(jnp.abs(x_0), percentile, axis=axes, keepdims=True), limit)
+    return jnp.clip(x_0, -bound, bound) * (limit / bound)
 
 
 def _float32(*arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -4,6 +4,7 @@ A denoiser is any f(x_t, t) -> prediction, where t is int32 [batch] in the origi
 and the chain is float32. `process.respaced("27")` is how a sampler is given fewer steps.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -40,6 +41,31 @@ def ddim_step(
     return mean + _unless_last(i, eta * gather(process.posterior_variance**0.5, i, x_t) * noise)
 
 
+def ddim_inverse_step(output: jax.Array, x_t: jax.Array, i: jax.Array, process: Process) -> jax.Array:
+    """The DDIM step backwards, from x at step i to x at step i + 1 of the chain (ADM App. F).
+
+    `output` is the network's at x_t and step i; what it says of x_0 is taken as it is, without a clamp.
+    """
+    model = dataclasses.replace(process, clip=None, dynamic_percentile=None).predict(output, x_t, i)
+    return _at_level(model.x_0, model.epsilon, i + 1, process)
+
+
+def _at_level(x_0: jax.Array, epsilon: jax.Array, i: jax.Array, process: Process) -> jax.Array:
+    signal, sigma = process.sqrt_alphas_cumprod, process.sqrt_one_minus_alphas_cumprod
+    return gather(signal, i, x_0) * x_0 + gather(sigma, i, x_0) * epsilon
+
+
+def dpmpp_2m_step(x_0: jax.Array, previous_x_0: jax.Array, x_t: jax.Array, i: jax.Array, process: Process) -> jax.Array:
+    """One step of DPM-Solver++(2M) (Lu et al. 2022, Alg. 2) from step i to i - 1, of second order.
+
+    `x_0` is what the network predicts at x_t, `previous_x_0` what it predicted at the step i + 1. The first and the
+    last step of the chain are of first order and look at `x_0` alone.
+    """
+    ratio, weight, extrapolation = process.dpmpp_coefficients
+    extrapolated = x_0 + gather(extrapolation, i, x_t) * (x_0 - previous_x_0)
+    return gather(ratio, i, x_t) * x_t + gather(weight, i, x_t) * extrapolated
+
+
 def ddpm(key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process) -> jax.Array:
     """Ancestral sampling (DDPM Alg. 2) with the process' variances, from noise x_T [batch, ...] to x_0, float32.
 
@@ -58,7 +84,52 @@ def ddim(
     return _scan(key, denoiser, x_T, process, lambda *step: ddim_step(*step[:3], process, step[3], eta))
 
 
-SAMPLERS = {"ddpm": ddpm, "ddim": ddim}
+def dpmpp_2m(key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process) -> jax.Array:
+    """DPM-Solver++(2M) (Lu et al. 2022) from noise x_T [batch, ...] to x_0, float32; deterministic in x_T."""
+    del key
+    timesteps = jnp.asarray(process.timestep_map)
+
+    def body(carry, i):
+        x_t, previous_x_0 = carry
+        x_0 = process.predict(denoiser(x_t, jnp.full(x_T.shape[:1], timesteps[i])), x_t, i).x_0
+        return (dpmpp_2m_step(x_0, previous_x_0, x_t, i, process), x_0), None
+
+    x_T = x_T.astype(jnp.float32)
+    (x_0, _), _ = jax.lax.scan(body, (x_T, x_T), jnp.arange(process.steps, dtype=jnp.int32), reverse=True)
+    return x_0
+
+
+def ddim_invert(denoiser: Denoiser, x_0: jax.Array, process: Process, refinements: int = 0) -> jax.Array:
+    """The x_T from which `ddim` at eta 0 comes back to x_0 (DALL-E 2 Sec. 3; ADM App. F), by one `lax.scan`.
+
+    x_0 counts as x at the chain's first step, so that one step less is taken than in sampling (249 of 250). Each step
+    asks the network at the picture it leaves; `refinements` then ask it again at the picture where it arrived and go
+    back to the start with that, which makes the inverse as exact as one likes for as many more evaluations.
+    """
+    timesteps = jnp.asarray(process.timestep_map)
+    unclamped = dataclasses.replace(process, clip=None, dynamic_percentile=None)
+
+    def evaluate(x, i):
+        return denoiser(x, jnp.full(x_0.shape[:1], timesteps[i]))
+
+    def body(x_t, i):
+        x_next = ddim_inverse_step(evaluate(x_t, i), x_t, i, process)
+
+        def refine(_, x_next):
+            # DDIM leads from x_next to x_t along this epsilon: solve its step (Eq. 12) for x_next.
+            epsilon = unclamped.predict(evaluate(x_next, i + 1), x_next, i + 1).epsilon
+            clean = (x_t - gather(process.sqrt_one_minus_alphas_cumprod, i, x_t) * epsilon) / gather(
+                process.sqrt_alphas_cumprod, i, x_t
+            )
+            return _at_level(clean, epsilon, i + 1, process)
+
+        return jax.lax.fori_loop(0, refinements, refine, x_next), None
+
+    x_T, _ = jax.lax.scan(body, x_0.astype(jnp.float32), jnp.arange(process.steps - 1, dtype=jnp.int32))
+    return x_T
+
+
+SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,36 +1,85 @@
 """How a stage is sampled, as data: which sampler, over which timesteps, at which guidance scale."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import jax
 
-from dalle2_jax.diffusion.process import Process
-from dalle2_jax.diffusion.sampler import SAMPLERS
+from dalle2_jax.diffusion.process import VARIANCES, Process
+from dalle2_jax.diffusion.sampler import SAMPLERS, Denoiser
+
+THRESHOLDS = ("none", "static", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """A stage's sampling settings; a trained stage records them as its defaults.
 
-    sampler: a name of `SAMPLERS`. steps: the respacing ("27", "10,10,3,2,2", "fast27", ...). eta: DDIM's noise, 0 to 1.
-    guidance_scale: 1 leaves guidance off. candidates: how many are drawn to keep the best of (the prior; Sec. 2.2).
+    sampler: a name of `SAMPLERS`. steps: the respacing ("27", "10,10,3,2,2", "fast27", "logsnr12", ...); a plain
+    number of them is spread evenly over the timesteps, but for dpmpp_2m, which counts time in log SNR, over that.
+    eta: DDIM's noise, 0 to 1. guidance_scale: 1 leaves guidance off. guidance_interval: the part of the timesteps
+    that is guided, as shares from 0 (the least noise) to 1. candidates: how many are drawn to keep the best of (the
+    prior; Sec. 2.2). variance: another one than the process was trained with ("analytic", "fixed_small", ...).
+    threshold: "none", "static" or "dynamic" clamping of predicted x_0, where it is not the process' own;
+    percentile: of the dynamic one.
     """
 
     sampler: str = "ddim"
     steps: str = "50"
     guidance_scale: float = 1.0
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)
     eta: float = 0.0
     candidates: int = 1
+    variance: str | None = None
+    threshold: str | None = None
+    percentile: float = 0.995
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"there is no sampler {self.sampler!r}; the samplers are {', '.join(sorted(SAMPLERS))}")
         if self.candidates < 1:
             raise ValueError(f"candidates is {self.candidates}; at least one sample must be drawn")
+        if self.variance not in (None, *VARIANCES):
+            raise ValueError(f"there is no variance {self.variance!r}; the variances are {', '.join(VARIANCES)}")
+        if self.threshold not in (None, *THRESHOLDS):
+            raise ValueError(f"there is no threshold {self.threshold!r}; the thresholds are {', '.join(THRESHOLDS)}")
+        interval = self.guidance_interval
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(f"guidance_interval is {interval}; it must be two shares from 0 to 1, the smaller first")
+
+    def interval(self, process: Process) -> tuple[float, float] | None:
+        """The timesteps that are guided, as `classifier_free_guidance` wants them; None: all."""
+        low, high = self.guidance_interval
+        return None if (low, high) == (0.0, 1.0) else (low * process.timesteps, high * process.timesteps)
+
+    def process(self, trained: Process) -> Process:
+        """The chain that is sampled: the trained process with these settings' timesteps, variance and clamp.
+
+        Raises:
+          ValueError: for timesteps the process does not have, or a variance that it cannot have.
+        """
+        even = self.sampler == "dpmpp_2m" and self.steps.strip().isdigit()
+        changes = {"respacing": f"logsnr{self.steps}" if even else self.steps}
+        if self.variance is not None:
+            if self.variance == "learned_range" != trained.variance:
+                raise ValueError("the network has learned no variance; choose fixed_small, fixed_large or analytic")
+            changes["variance"] = self.variance
+        if self.threshold == "none":
+            changes |= {"clip": None, "dynamic_percentile": None}
+        elif self.threshold is not None:
+            percentile = self.percentile if self.threshold == "dynamic" else None
+            changes |= {"clip": trained.clip or 1.0, "dynamic_percentile": percentile}
+        return dataclasses.replace(trained, **changes)
 
 
-def sample(key: jax.Array, denoiser, x_T: jax.Array, process: Process, sampling: Sampling) -> jax.Array:
+def sample(key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process, sampling: Sampling) -> jax.Array:
     """Runs `sampling.sampler` over the respaced `process` from `x_T`; `denoiser` is f(x_t, t) (already guided)."""
-    respaced = process.respaced(sampling.steps)
+    chain = sampling.process(process)
+    if process.variance == "learned_range" != chain.variance:
+        with_variance, channels = denoiser, x_T.shape[-1]
+
+        def denoiser(x_t, t):
+            return with_variance(x_t, t)[..., :channels]
+
     options = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
-    return SAMPLERS[sampling.sampler](key, denoiser, x_T, respaced, **options)
+    return SAMPLERS[sampling.sampler](key, denoiser, x_T, chain, **options)

@@ -9,7 +9,13 @@ import numpy as np
 
 MAX_BETA = 0.999
 
-RESPACINGS = '"27" (evenly spaced), "10,10,3,2,2" (steps in each equal section), "ddim25" (fixed stride) or "fast27"'
+RESPACINGS = (
+    '"27" (evenly spaced), "10,10,3,2,2" (steps in each equal section), "ddim25" (fixed stride), "fast27", or '
+    '"logsnr12" (evenly spaced in the log of the signal-to-noise ratio)'
+)
+# What a network says of a picture under more noise than this (half the log of the SNR) is not worth a step of few:
+# the bound that DPM-Solver's authors give for the cosine schedule.
+LOWEST_HALF_LOG_SNR = -5.1
 
 
 def linear_betas(timesteps: int) -> np.ndarray:
@@ -37,7 +43,13 @@ def betas(name: str, timesteps: int) -> np.ndarray:
     return SCHEDULES[name](timesteps)
 
 
-def respace(spec: str, timesteps: int) -> tuple[int, ...]:
+def zero_terminal_snr(alphas_cumprod: np.ndarray) -> np.ndarray:
+    """Shifts and scales sqrt(abar) so that its last value is 0 and its first stays (Lin et al. 2024, Alg. 1)."""
+    root = np.sqrt(alphas_cumprod)
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def respace(spec: str, timesteps: int, alphas_cumprod: np.ndarray | None = None) -> tuple[int, ...]:
     """The timesteps, ascending, that the respacing `spec` keeps of 0..timesteps-1 (IDDPM Sec. 4; GLIDE's respace.py).
 
     - `"25"`: 25 evenly spaced steps, the first and the last timestep included. `"1"` is the last timestep alone, the
@@ -46,6 +58,8 @@ def respace(spec: str, timesteps: int) -> tuple[int, ...]:
       given so many evenly spaced steps, its ends included (a count of 1 keeps the section's first timestep).
     - `"ddim25"`: a fixed integer stride from 0 that gives exactly 25 steps.
     - `"fast27"`: GLIDE's hand-tuned 27 steps, `"10,10,3,2,2"` with the last timestep moved down by two.
+    - `"logsnr12"`: 12 steps evenly spaced in log(abar / (1 - abar)), as DPM-Solver wants them (Lu et al. 2022); they
+      need the schedule's `alphas_cumprod` (float64 [timesteps]), and leave out timesteps that are all but noise.
 
     ValueError, naming the spec, if it is malformed or asks for more steps than there are.
     """
@@ -53,6 +67,8 @@ def respace(spec: str, timesteps: int) -> tuple[int, ...]:
         return (*_sections(spec, [10, 10, 3, 2, 2], timesteps)[:-1], timesteps - 3)
     if isinstance(spec, str) and spec.startswith("ddim"):
         return _strided(spec, _counts(spec, spec[len("ddim") :])[0], timesteps)
+    if isinstance(spec, str) and spec.startswith("logsnr"):
+        return _even_in_log_snr(spec, _counts(spec, spec[len("logsnr") :])[0], alphas_cumprod)
     counts = _counts(spec, spec)
     if counts == [1]:
         return (timesteps - 1,)
@@ -62,7 +78,7 @@ def respace(spec: str, timesteps: int) -> tuple[int, ...]:
 def _counts(spec: str, text: str) -> list[int]:
     """The positive step counts written in `text`, separated by commas; only the section notation may have several."""
     parts = text.split(",") if isinstance(text, str) else []
-    single_only = isinstance(spec, str) and spec.startswith("ddim")
+    single_only = isinstance(spec, str) and spec.startswith(("ddim", "logsnr"))
     well_formed = all(part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts)
     if not parts or not well_formed or (single_only and len(parts) > 1):
         raise ValueError(f"bad respacing {spec!r}; write {RESPACINGS}, with counts of at least 1")
@@ -97,3 +113,24 @@ def _strided(spec: str, count: int, timesteps: int) -> tuple[int, ...]:
     raise ValueError(
         f"respacing {spec!r}: no integer stride gives {count} of {timesteps} timesteps; write {RESPACINGS}"
     )
+
+
+def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray) -> tuple[int, ...]:
+    abar = np.asarray(alphas_cumprod)
+    with np.errstate(divide="ignore"):  # nothing may be left of the picture at the last timestep
+        half_log_snr = 0.5 * (np.log(abar) - np.log1p(-abar))
+    last = int(np.flatnonzero(half_log_snr >= LOWEST_HALF_LOG_SNR)[-1])
+    if count > last + 1:
+        raise ValueError(
+            f"respacing {spec!r} asks for {count} steps, but only {last + 1} timesteps are not all but noise; "
+            f"write {RESPACINGS}, with no more steps than timesteps"
+        )
+    if count == 1:
+        return (last,)
+    kept: list[int] = []
+    for place, target in enumerate(np.linspace(half_log_snr[0], half_log_snr[last], count)):
+        nearest = int(np.abs(half_log_snr - target).argmin())
+        # Where little noise is, a timestep is wide: each may be kept once, and enough must be left for the others.
+        lowest = kept[-1] + 1 if kept else 0
+        kept.append(min(max(nearest, lowest), last - (count - 1 - place)))
+    return tuple(kept)

@@ -42,7 +42,11 @@ def sample_prior(
         return prior.apply({"params": params}, x_t, timesteps, **condition)
 
     guided = classifier_free_guidance(
-        denoiser, {**condition, "keep_text": kept}, {**condition, "keep_text": ~kept}, sampling.guidance_scale
+        denoiser,
+        {**condition, "keep_text": kept},
+        {**condition, "keep_text": ~kept},
+        sampling.guidance_scale,
+        interval=sampling.interval(process),
     )
     x_T = normal(noise_keys, (batch * count, prior.embedding_size))
     candidates = prior.unscale_embedding(sample(step_keys, guided, x_T, process, sampling))

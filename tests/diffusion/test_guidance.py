@@ -93,3 +93,13 @@ def test_a_sampler_takes_a_guided_denoiser_of_embeddings():
     guided = classifier_free_guidance(lambda x, t, c: c, condition, null, 2.0)
     x_0 = ddim(jax.random.key(0), guided, jnp.ones((2, 3)), process)
     np.testing.assert_allclose(x_0, np.full((2, 3), 0.9), atol=1e-6)
+
+
+def test_outside_the_interval_the_prediction_is_the_conditional_one(example):
+    x_t, t, condition, null = example
+    within = classifier_free_guidance(_denoiser, condition, null, 3.0, interval=(400, 999))(x_t, t)
+    guided = classifier_free_guidance(_denoiser, condition, null, 3.0)(x_t, t)
+    conditional = _denoiser(x_t, t, condition)
+    np.testing.assert_allclose(np.asarray(within)[[0, 2]], np.asarray(conditional)[[0, 2]], atol=1e-5)
+    np.testing.assert_array_equal(within[1], guided[1])
+    assert np.abs(within[1] - conditional[1]).max() > 0.1

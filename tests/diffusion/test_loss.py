@@ -30,9 +30,18 @@ def test_simple_loss_is_the_squared_error_of_the_prediction(prediction, shape):
     np.testing.assert_array_equal(metrics["mse"], loss)
 
 
-@pytest.mark.parametrize("prediction", ["x0", "v"])
-def test_a_weight_limit_makes_all_predictions_one_loss(prediction):
-    """The x_0 of a prediction is off by what min(SNR + 1, limit) weights; with no limit in reach that is v's loss."""
+@pytest.mark.parametrize(
+    ("weighting", "prediction"),
+    [
+        ("min_snr", "epsilon"),
+        ("min_snr", "x0"),
+        ("min_snr", "v"),
+        ("min_snr_plus_one", "x0"),
+        ("min_snr_plus_one", "v"),
+    ],
+)
+def test_a_weighting_makes_all_predictions_one_loss(weighting, prediction):
+    """Whatever is predicted, it is the squared error of the x_0 it means that is weighted."""
     process = Process(prediction=prediction, variance="fixed_small", clip=None)
     shape = (4, 4, 4, 3)
     x_0, noise, i = _pictures(0, shape), jax.random.normal(jax.random.key(0), shape), jnp.asarray([20, 300, 600, 980])
@@ -40,20 +49,23 @@ def test_a_weight_limit_makes_all_predictions_one_loss(prediction):
     abar = np.cumprod(1 - process.betas)[np.asarray(i)]
     a, b = (jnp.asarray(np.sqrt(x)[:, None, None, None], jnp.float32) for x in (abar, 1 - abar))
     # What each network says if its x_0 is `off` beside the true one.
-    output = {"x0": x_0 + off, "v": a * noise - b * x_0 - off / b}[prediction]
+    output = {"epsilon": noise - a / b * off, "x0": x_0 + off, "v": a * noise - b * x_0 - off / b}[prediction]
     error = np.asarray(jnp.square(off).mean(axis=(1, 2, 3)))
 
     def loss(limit):
         arguments = (jax.random.key(1), lambda x, t: output, x_0, process)
-        return diffusion_loss(*arguments, timesteps=i, noise=noise, weight_limit=limit)
+        return diffusion_loss(*arguments, timesteps=i, noise=noise, weighting=weighting, weight_limit=limit)
 
-    weights = np.minimum(abar / (1 - abar) + 1, 5)
-    assert weights[0] == 5 and 1 < weights[2] < 2
-    np.testing.assert_allclose(loss(5)[0], weights * error, rtol=2e-3)
-    np.testing.assert_allclose(loss(1)[0], error, rtol=2e-3)
-    # Far above every SNR + 1 this is the squared error of v (Salimans and Ho 2022), whose error is that of x_0 over b.
-    np.testing.assert_allclose(loss(1e9)[0], error / (1 - abar), rtol=2e-3)
-    np.testing.assert_allclose(loss(5)[1]["mse"], loss(None)[0])
+    snr = abar / (1 - abar)
+    unlimited = snr if weighting == "min_snr" else snr + 1
+    assert unlimited[0] > 5 > unlimited[2]
+    np.testing.assert_allclose(loss(5)[0], np.minimum(unlimited, 5) * error, rtol=3e-3)
+    np.testing.assert_allclose(loss(1e9)[0], unlimited * error, rtol=3e-3)
+    # Without a limit the one is the squared error of epsilon, the other that of v (Salimans and Ho 2022).
+    if (weighting, prediction) in (("min_snr", "epsilon"), ("min_snr_plus_one", "v")):
+        np.testing.assert_allclose(loss(1e9)[0], loss(1e9)[1]["mse"], rtol=1e-5)
+    plain = diffusion_loss(jax.random.key(1), lambda x, t: output, x_0, process, timesteps=i, noise=noise)
+    np.testing.assert_allclose(loss(5)[1]["mse"], plain[0])
 
 
 def test_the_denoiser_sees_the_marginal_and_the_original_timesteps():
@@ -241,8 +253,11 @@ def test_refusals():
         diffusion_loss(jax.random.key(0), lambda x, t: x, x_0, Process(variance="fixed_small"), "hybrid")
     with pytest.raises(ValueError, match="6 channels"):
         diffusion_loss(jax.random.key(0), lambda x, t: x, x_0, Process(), "simple")
-    with pytest.raises(ValueError, match="weight_limit is 0.5; weights start at 1"):
-        check_loss(Process(prediction="x0", variance="fixed_small"), "simple", 0.5)
-    for process, kind in ((Process(), "hybrid"), (Process(prediction="x0"), "vlb")):
-        with pytest.raises(ValueError, match="set weight_limit=None"):
-            check_loss(process, kind, 5.0)
+    with pytest.raises(ValueError, match="weight_limit is 0.5; it must be 1 or more"):
+        check_loss(Process(prediction="x0", variance="fixed_small"), "simple", "min_snr", 0.5)
+    with pytest.raises(ValueError, match="unknown weighting 'snr'.*min_snr_plus_one"):
+        check_loss(Process(), "simple", "snr")
+    with pytest.raises(ValueError, match="set weighting=uniform"):
+        check_loss(Process(prediction="x0"), "vlb", "min_snr")
+    with pytest.raises(ValueError, match="set weighting=min_snr or uniform"):
+        check_loss(Process(), "hybrid", "min_snr_plus_one")

@@ -97,3 +97,25 @@ def test_respaced_chain_has_the_marginals_of_the_whole(spec):
     assert kept.timestep_map.dtype == np.int32 and kept.steps == len(respace(spec, 1000))
     np.testing.assert_allclose(np.cumprod(1 - kept.betas), whole.alphas_cumprod[kept.timestep_map], rtol=1e-6)
     np.testing.assert_allclose(whole.betas, cosine_betas(1000), rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("count", [1, 2, 12, 100, 900])
+def test_steps_evenly_spaced_in_log_snr(name, count):
+    abar = np.cumprod(1 - betas(name, 1000))
+    kept = np.asarray(respace(f"logsnr{count}", 1000, abar))
+    assert len(kept) == count and (np.diff(kept) > 0).all() and kept[-1] < 1000
+    half_log_snr = 0.5 * np.log(abar / (1 - abar))
+    # Never under noise that hides all but a sixtieth of the picture's deviation, and as far as that.
+    assert half_log_snr[kept[-1]] >= -5.1 and (kept[-1] == 999 or half_log_snr[kept[-1] + 1] < -5.1)
+    if count in (2, 12):
+        assert kept[0] == 0
+        lengths = -np.diff(half_log_snr[kept])
+        np.testing.assert_allclose(lengths, lengths.mean(), rtol=0.25)
+
+
+def test_log_snr_steps_are_refused_where_there_are_too_few():
+    abar = np.cumprod(1 - betas("cosine", 1000))
+    for spec in ("logsnr1000", "logsnr0", "logsnr", "logsnr3,4"):
+        with pytest.raises(ValueError, match=f"respacing '{spec}'"):
+            respace(spec, 1000, abar)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from guided_diffusion import gaussian_diffusion
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
+from guided_diffusion.resample import LossSecondMomentResampler
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
 
 STEPS = 1000
@@ -37,6 +38,7 @@ def gather(table: np.ndarray, t: torch.Tensor, shape: tuple[int, ...]) -> torch.
 
 
 gaussian_diffusion._extract_into_tensor = gather
+np.int = int  # its resampler is older than numpy's leave of the name
 
 
 def process(schedule: str, mean: str, variance: str, spacing: str, loss: LossType) -> SpacedDiffusion:
@@ -91,10 +93,66 @@ def record(references: dict, case: tuple[str, str, str, str], seed: int) -> None
         references["/".join((*case, key))] = array.astype(np.int32 if array.dtype == np.int64 else np.float32)
 
 
+def record_bound(references: dict, variance: str) -> None:
+    """The whole bound of a small denoiser, with the noise of every step."""
+    bound = process("cosine", "epsilon", variance, "12", LossType.RESCALED_KL)
+    generator = torch.Generator().manual_seed(50)
+    x_0 = (torch.randint(0, 256, SHAPE, generator=generator) / 127.5 - 1).double()
+
+    def model(x, timesteps):
+        prediction = 0.9 * x + 0.1 * torch.tanh(x)
+        if variance != "learned_range":
+            return prediction
+        return torch.cat([prediction, torch.sin(3 * x)], dim=1)
+
+    noises = []
+    draw = torch.randn_like
+
+    def remember(x):
+        noises.append(draw(x))
+        return noises[-1]
+
+    torch.manual_seed(51)
+    torch.randn_like = remember
+    try:
+        found = bound.calc_bpd_loop(model, x_0, clip_denoised=True)
+    finally:
+        torch.randn_like = draw
+    name = f"bound/{variance}"
+    references[f"{name}/x_0"] = np.moveaxis(x_0.numpy(), 1, -1).astype(np.float32)
+    # It goes from the last step to the first; so are its noises, and its terms.
+    references[f"{name}/noise"] = np.moveaxis(torch.stack(noises[::-1]).numpy(), 2, -1).astype(np.float32)
+    references[f"{name}/terms"] = found["vb"].flip(1).numpy().astype(np.float32)
+    references[f"{name}/mse"] = found["mse"].flip(1).numpy().astype(np.float32)
+    for key, ours in (("total_bpd", "total"), ("prior_bpd", "prior")):
+        references[f"{name}/{ours}"] = found[key].numpy().astype(np.float32)
+
+
+def record_resampler(references: dict) -> None:
+    """Timesteps drawn by their losses: what is known after a stream of losses, and the weights."""
+    sampler = LossSecondMomentResampler(process("cosine", "epsilon", "fixed_small", "6", LossType.MSE))
+    rng = np.random.default_rng(60)
+    timesteps = rng.integers(0, 6, (40, 8))
+    losses = rng.random((40, 8)) * (1 + timesteps)
+    known = []
+    for row, values in zip(timesteps, losses, strict=True):
+        sampler.update_with_all_losses(row.tolist(), values.tolist())
+        weights = sampler.weights()
+        known.append(weights / weights.sum())
+    references["resampler/timesteps"] = timesteps.astype(np.int32)
+    references["resampler/losses"] = losses.astype(np.float32)
+    references["resampler/probabilities"] = np.stack(known).astype(np.float32)
+    history = sampler._loss_history
+    references["resampler/history"] = history.astype(np.float32)
+
+
 def main() -> None:
     references = {}
     for seed, case in enumerate(CASES):
         record(references, case, seed)
+    for variance in ("fixed_small", "learned_range"):
+        record_bound(references, variance)
+    record_resampler(references)
     path = Path(__file__).parent / "references" / "diffusion.npz"
     np.savez_compressed(path, **references)
     print(f"{path.name}: {len(references)} arrays, {path.stat().st_size} bytes")

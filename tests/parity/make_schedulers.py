@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UnCLIPScheduler
+from diffusers import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    UnCLIPScheduler,
+)
+from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 
 STEPS = 1000
 SHAPE = (2, 3, 4, 4)
@@ -75,6 +82,58 @@ def in_float64(scheduler):
     return scheduler
 
 
+def record_dpm_solver(references: dict[str, np.ndarray], name: str, prediction: str) -> None:
+    """A whole chain of DPM-Solver++(2M) over evenly spread timesteps, with random network outputs."""
+    timesteps = [int(t) for t in np.rint(np.linspace(0, STEPS - 1, int(name.rpartition("/")[2])))]
+    scheduler = DPMSolverMultistepScheduler(prediction_type=prediction, beta_schedule="squaredcos_cap_v2")
+    exact = in_float64(copy.deepcopy(scheduler))
+    abar = exact.alphas_cumprod.numpy()[timesteps[::-1]]
+    for which, sigmas in (("published", None), ("result", np.sqrt((1 - abar) / abar))):
+        solver = copy.deepcopy(scheduler)
+        solver.set_timesteps(timesteps=timesteps[::-1])
+        if sigmas is not None:
+            solver.sigmas = torch.from_numpy(np.append(sigmas, 0.0))
+        stored = {"output": [], "x_t": [], which: []}
+        for seed, timestep in enumerate(solver.timesteps):
+            output, x_t = inputs(300 + seed, SHAPE)
+            stored["output"].append(channels_last(output))
+            stored["x_t"].append(channels_last(x_t))
+            stored[which].append(channels_last(solver.step(output.double(), timestep, x_t.double()).prev_sample))
+        references.update({f"{name}/{key}": np.stack(value).astype(np.float32) for key, value in stored.items()})
+    references[f"{name}/timesteps"] = np.asarray(timesteps, np.int32)
+
+
+def record_inverse(references: dict[str, np.ndarray], prediction: str) -> None:
+    """Steps of DDIM backwards, from one timestep of the chain to the next."""
+    scheduler = DDIMInverseScheduler(beta_schedule="linear", prediction_type=prediction, clip_sample=False)
+    scheduler.set_timesteps(25)
+    exact = in_float64(scheduler)
+    name, chain = f"ddim_inverse/{prediction}", scheduler.timesteps
+    references[f"{name}/timesteps"] = chain.numpy().astype(np.int32)
+    stored: dict[str, list] = {"output": [], "x_t": [], "result": []}
+    indices = [0, 1, 12, 23]
+    for seed, i in enumerate(indices):
+        output, x_t = inputs(400 + seed, SHAPE)
+        values = output, x_t, exact.step(output.double(), int(chain[i + 1]), x_t.double()).prev_sample
+        for key, value in zip(stored, values, strict=True):
+            stored[key].append(channels_last(value))
+    references.update({f"{name}/{key}": np.stack(value).astype(np.float32) for key, value in stored.items()})
+    references[f"{name}/i"] = np.asarray(indices, np.int32)
+
+
+def record_small(references: dict[str, np.ndarray]) -> None:
+    """A schedule whose end is pure noise, and dynamic thresholding."""
+    for schedule in ("linear", "squaredcos_cap_v2"):
+        exact = in_float64(DDIMScheduler(beta_schedule=schedule))
+        betas = rescale_zero_terminal_snr(exact.betas)
+        references[f"zero_snr/{schedule}"] = torch.cumprod(1 - betas, dim=0).numpy()
+    thresholding = DDPMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1e9)
+    sample = torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(7))
+    sample = sample * torch.tensor([0.1, 0.7, 1.5, 9.0])[:, None, None, None]
+    references["threshold/input"] = channels_last(sample)
+    references["threshold/result"] = channels_last(thresholding._threshold_sample(sample))
+
+
 def main() -> None:
     references = {}
 
@@ -103,6 +162,12 @@ def main() -> None:
     learned = DDPMScheduler(beta_schedule="linear", variance_type="learned_range")
     learned.set_timesteps(50)
     record(references, "ddpm_learned", learned, SHAPE, [0, 1, 25, 49], extra_channels=True)
+
+    for prediction in ("epsilon", "sample", "v_prediction"):
+        record_dpm_solver(references, f"dpmpp/{prediction}/8", prediction)
+        record_inverse(references, prediction)
+    record_dpm_solver(references, "dpmpp/sample/20", "sample")
+    record_small(references)
 
     path = Path(__file__).parent / "references" / "schedulers.npz"
     path.parent.mkdir(exist_ok=True)

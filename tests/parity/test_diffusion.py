@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.diffusion import Process, ddim_step, ddpm_step, diffusion_loss, variational_bound
+from dalle2_jax.diffusion import (
+    Process,
+    ddim_step,
+    ddpm_step,
+    diffusion_loss,
+    loss_history,
+    timestep_probabilities,
+    update_history,
+    variational_bound,
+)
 from dalle2_jax.diffusion.loss import vlb_term
 
 REFERENCES = Path(__file__).parent / "references" / "diffusion.npz"
@@ -83,3 +92,34 @@ def test_moments_and_steps(case):
     np.testing.assert_allclose(model.log_variance, reference["log_variance"], rtol=1e-5, atol=1e-7)
     for name, step in steps.items():
         np.testing.assert_allclose(step, reference[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "learned_range"])
+def test_the_whole_bound(variance):
+    with np.load(REFERENCES) as file:
+        reference = {key.rpartition("/")[2]: file[key] for key in file if key.startswith(f"bound/{variance}/")}
+    process = Process(variance=variance, respacing="12")
+
+    def denoiser(x, t):
+        prediction = 0.9 * x + 0.1 * jnp.tanh(x)
+        return jnp.concatenate([prediction, jnp.sin(3 * x)], axis=-1) if variance == "learned_range" else prediction
+
+    bound = jax.jit(
+        lambda *arguments: variational_bound(jax.random.key(0), denoiser, arguments[0], process, arguments[1])
+    )
+    found = bound(reference["x_0"], reference["noise"])
+    for name in ("total", "prior", "terms", "mse"):
+        np.testing.assert_allclose(found[name], reference[name], rtol=3e-4, atol=1e-6, err_msg=name)
+
+
+def test_importance_sampling_of_timesteps():
+    with np.load(REFERENCES) as file:
+        reference = {key.rpartition("/")[2]: file[key] for key in file if key.startswith("resampler/")}
+    update, history = jax.jit(update_history), loss_history(6)
+    for i, losses, probabilities in zip(
+        reference["timesteps"], reference["losses"], reference["probabilities"], strict=True
+    ):
+        history = update(history, i, losses)
+        np.testing.assert_allclose(timestep_probabilities(history), probabilities, rtol=1e-5)
+    np.testing.assert_allclose(history.losses, reference["history"], rtol=1e-6)
+    assert np.ptp(reference["probabilities"][-1]) > 0.1

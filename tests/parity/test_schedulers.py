@@ -1,4 +1,8 @@
-"""Single steps against diffusers' UnCLIPScheduler (Karlo), DDPMScheduler and DDIMScheduler: same times, same noise."""
+"""Single steps against diffusers' schedulers, at the same times with the same noise.
+
+UnCLIPScheduler (Karlo), DDPMScheduler, DDIMScheduler, DDIMInverseScheduler and DPMSolverMultistepScheduler; and its
+thresholding and its schedule that ends in pure noise.
+"""
 
 from pathlib import Path
 
@@ -7,7 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.diffusion import Process, ddim_step, ddpm_step
+from dalle2_jax.diffusion import (
+    Process,
+    betas,
+    ddim_inverse_step,
+    ddim_step,
+    ddpm_step,
+    dpmpp_2m_step,
+    dynamic_threshold,
+    zero_terminal_snr,
+)
 
 REFERENCES = Path(__file__).parent / "references" / "schedulers.npz"
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
@@ -65,3 +78,55 @@ def test_learned_range_is_ddpm_schedulers(references):
 def test_ddim_steps_are_ddim_schedulers(references, prediction, eta):
     process = Process("linear", prediction=PREDICTIONS[prediction], variance="fixed_small", respacing="ddim25")
     _compare(references, f"ddim/{prediction}/{eta}", process, lambda *arguments: ddim_step(*arguments, eta=eta))
+
+
+@pytest.mark.parametrize("name", ["epsilon/8", "sample/8", "v_prediction/8", "sample/20"])
+def test_dpm_solver_steps_are_dpm_solver_multistep_schedulers(references, name):
+    prediction, _, steps = name.partition("/")
+    process = Process(prediction=PREDICTIONS[prediction], variance="fixed_small", clip=None, respacing=steps)
+    timesteps, output, x_t, result, published = (
+        references[f"dpmpp/{name}/{key}"] for key in ("timesteps", "output", "x_t", "result", "published")
+    )
+    np.testing.assert_array_equal(process.timestep_map, timesteps)
+
+    @jax.jit
+    def steps_of(output, x_t):
+        i = jnp.arange(process.steps)[::-1]  # the chain starts at its last step
+        x_0 = jax.vmap(lambda output, x_t, i: process.predict(output, x_t, i).x_0)(output, x_t, i)
+        previous = jnp.concatenate([x_0[:1], x_0[:-1]])
+        step = jax.vmap(lambda *arguments: dpmpp_2m_step(*arguments, process))
+        return step(x_0, previous, x_t, i)
+
+    ours = np.asarray(steps_of(output, x_t))
+    # Where all is noise, epsilon and v say little of x_0 and it is huge: the error is held against the largest value.
+    largest = np.maximum(1, np.abs(result).max(axis=(1, 2, 3, 4), keepdims=True))
+    np.testing.assert_allclose(ours / largest, result / largest, atol=1e-5)
+    np.testing.assert_allclose((ours / largest)[1:], (published / largest)[1:], atol=2e-3)
+    assert np.abs(result - x_t).max() > 0.1
+
+
+@pytest.mark.parametrize("prediction", sorted(PREDICTIONS))
+def test_inverse_steps_are_ddim_inverse_schedulers(references, prediction):
+    process = Process("linear", prediction=PREDICTIONS[prediction], variance="fixed_small", respacing="ddim25")
+    timesteps, output, x_t, result, i = (
+        references[f"ddim_inverse/{prediction}/{key}"] for key in ("timesteps", "output", "x_t", "result", "i")
+    )
+    np.testing.assert_array_equal(process.timestep_map, timesteps)
+    step = jax.jit(jax.vmap(lambda output, x_t, i: ddim_inverse_step(output, x_t, i, process)))
+    ours = np.asarray(step(output, x_t, i))
+    largest = np.maximum(1, np.abs(result).max(axis=(1, 2, 3, 4), keepdims=True))
+    np.testing.assert_allclose(ours / largest, result / largest, atol=1e-5)
+    assert np.abs(result - x_t).max() > 0.1
+
+
+@pytest.mark.parametrize("schedule", sorted(SCHEDULES))
+def test_a_schedule_that_ends_in_noise_is_diffusers(references, schedule):
+    ours = zero_terminal_snr(np.cumprod(1 - betas(SCHEDULES[schedule], 1000)))
+    np.testing.assert_allclose(ours, references[f"zero_snr/{schedule}"], atol=1e-12)
+    assert ours[-1] == 0
+
+
+def test_dynamic_thresholding_is_diffusers(references):
+    ours = dynamic_threshold(jnp.asarray(references["threshold/input"]), 0.9)
+    np.testing.assert_allclose(ours, references["threshold/result"], atol=1e-6)
+    assert np.abs(ours).max() <= 1
