@@ -10,7 +10,8 @@ Adam's moments and the moving average, a training of all of them is some 6e22 op
 counted and lowered by the tests.
 
 From the paper: all sizes, noise schedules, dropout, weight decay, batch sizes, iterations, learning rates, Adam's
-betas and epsilons, averaging, sampling steps, crops, blur and what is dropped of the conditioning (10% and 50%).
+betas and epsilons, averaging, sampling steps and variances (analytic for the prior), crops, blur, BSR degradation and
+what is dropped of the conditioning (10% and 50%).
 
 Where the paper says nothing, this file chooses:
 
@@ -18,16 +19,13 @@ Where the paper says nothing, this file chooses:
   batch, weight decay, warm-up, Adam and the 32 epochs are those of CLIP's ViT, over the 650 million pictures that
   App. C names; 256 positions, so that one tokenizer serves all stages; CLIP's vocabulary of 49,408. SAM (rho 0.1) is
   not built: AdamW.
-- The prior reads the states of CLIP's text transformer. Analytic-DPM is not built: 64 ancestral steps with the small
-  fixed variance. Its guidance scale is not given; 1 (Sec. 5.5: guiding the prior hurt).
+- The prior reads the states of CLIP's text transformer. Its guidance scale is not given; 1 (Sec. 5.5: guiding the prior
+  hurt).
 - The decoder's guidance scale is 1.25, that of Table 2.
 - The upsamplers add the time embedding instead of scaling and shifting by it: with Karlo's choice the first counts
   692 million, nearest to the table's 700; DDIM's 27 steps are GLIDE's `fast27`.
 - Warm-up is 1,000 steps to a constant rate (CLIP: 2,000 and a cosine), gradients are clipped at norm 1, and networks
   compute in bfloat16 with float32 parameters.
-
-The second upsampler's low-resolution pictures should be degraded by BSR (App. C). That is not built yet: they are
-blurred, as the first one's are.
 
 `data` is a placeholder, COCO's captions by its name in TFDS, since the paper's pictures are not public; name your own
 on the command line. Only the last stage needs pictures of 1024 px: `data.image_size=256` spares the host and the
@@ -86,7 +84,7 @@ def system(accelerator: bool) -> System:
             **computing,
         ),
         process=Process(schedule="cosine", timesteps=1000, prediction="x0", variance="fixed_small", clip=None),
-        sampling=Sampling(sampler="ddpm", steps="64", guidance_scale=1.0, candidates=2),
+        sampling=Sampling(sampler="ddpm", steps="64", guidance_scale=1.0, candidates=2, variance="analytic"),
         text_drop=0.1,
         steps=600_000,
         batch_size=4096,
@@ -167,7 +165,7 @@ def system(accelerator: bool) -> System:
         ),
         low_size=256,
         crop_fraction=0.25,
-        blur_sigma=0.6,
+        degradation="bsr",
         process=Process(schedule="linear", timesteps=1000, prediction="epsilon", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="15"),
         steps=1_000_000,

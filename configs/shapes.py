@@ -69,6 +69,7 @@ def system(accelerator: bool) -> System:
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0),
         sampling=Sampling(sampler="ddim", steps="20", guidance_scale=1.25),
         loss_kind="simple",
+        weighting="min_snr_plus_one",
         weight_limit=10.0,
         image_drop=0.1,
         text_drop=0.3,

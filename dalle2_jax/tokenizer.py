@@ -82,6 +82,11 @@ class Tokenizer:
         """One more than the largest token: how many rows an embedding table needs."""
         return len(self.vocabulary) + _SPECIAL
 
+    def token_rows(self) -> dict[str, int]:
+        """The row of an embedding table that each token has; padding, start and end are named <pad>, <start>, <end>."""
+        rows = {"<pad>": PAD, "<start>": START, "<end>": END}
+        return rows | {token: number + _SPECIAL for number, token in enumerate(self.vocabulary)}
+
     def encode(self, captions: Sequence[str], strict: bool = False, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Captions to (tokens int32 [batch, context_length], mask bool [batch, context_length]).
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from configs import paper, shapes
+from configs import emoji, folder, paper, shapes
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.diffusion.schedule import respace
 from dalle2_jax.sharding import make_mesh
@@ -15,7 +15,13 @@ from train.cascade import lower_step
 from train.state import abstract_state
 from train.system import System
 
-SYSTEMS = {"shapes-cpu": (shapes, False), "shapes-accelerator": (shapes, True), "paper": (paper, True)}
+SYSTEMS = {
+    "shapes-cpu": (shapes, False),
+    "shapes-accelerator": (shapes, True),
+    "emoji-cpu": (emoji, False),
+    "emoji-accelerator": (emoji, True),
+    "paper": (paper, True),
+}
 
 
 @cache
@@ -104,9 +110,10 @@ def lower(name: str, stage: str) -> jax.stages.Lowered:
     return lower_step(system(name), recipe, abstract, frozen, make_mesh(fsdp=8))
 
 
-LARGE = ("decoder", "upsampler", "upsampler_1024")
+LARGE = [("paper", "decoder"), ("paper", "upsampler"), ("paper", "upsampler_1024")]
+LARGE += [(name, stage) for name in ("emoji-cpu", "emoji-accelerator") for stage in system(name).stages]
 CASES = [
-    pytest.param(name, stage, marks=[pytest.mark.slow] if name == "paper" and stage in LARGE else [])
+    pytest.param(name, stage, marks=[pytest.mark.slow] if (name, stage) in LARGE else [])
     for name in SYSTEMS
     for stage in system(name).stages
     # What an accelerator does not change need not be lowered twice.
@@ -123,3 +130,11 @@ def test_a_training_step_lowers(name, stage):
     _, metrics = lowered.out_info
     assert metrics["loss"].shape == () and str(metrics["loss"].dtype) == "float32"
     assert jax.tree.structure(state["params"]) == jax.tree.structure(built(name)[stage][1]["params"])
+
+
+def test_a_folder_is_trained_as_emoji_are():
+    for accelerator in (False, True):
+        own, other = folder.system(accelerator, "pictures/my pets"), emoji.system(accelerator)
+        assert own.name == "my pets" and own.stages == other.stages
+        assert (own.data.name, own.data.folder) == ("folder", "pictures/my pets")
+        assert own.data.image_size == other.data.image_size == (128 if accelerator else 64)

@@ -1,14 +1,18 @@
-"""python -m train CONFIG STAGE|all [--run NAME] [--seed N] [--dry-run] [path.to.field=value ...]
-python -m train describe CONFIG [path.to.field=value ...]
+"""python -m train CONFIG [ARGUMENT ...] STAGE|all [--run NAME] [--seed N] [--dry-run] [path.to.field=value ...]
+python -m train describe CONFIG [ARGUMENT ...] [path.to.field=value ...]
+
+A config's arguments are what its function `system(accelerator, ...)` wants beside the accelerator: configs/folder.py
+wants a FOLDER of pictures.
 """
 
 import argparse
 import dataclasses
 import difflib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +30,16 @@ def parser() -> argparse.ArgumentParser:
         description="Trains the stages of a system, or describes it (python -m train describe CONFIG).",
     )
     result.add_argument("config", metavar="CONFIG", help="a file of configs/, such as configs/shapes.py")
-    result.add_argument("stage", metavar="STAGE", help="a stage of the config, or: all")
-    result.add_argument("overrides", metavar="path.to.field=value", nargs="*", help="fields to change")
+    result.add_argument(
+        "rest",
+        metavar="[ARGUMENT ...] STAGE [path.to.field=value ...]",
+        nargs="*",
+        help="what the config wants to know (configs/folder.py: a FOLDER); a stage of it, or: all; fields to change",
+    )
     result.add_argument("--run", metavar="NAME", help="the run's folder below --runs-dir (default: the config's name)")
     result.add_argument("--runs-dir", metavar="DIR", type=Path, default=DEFAULT_RUNS, help="default: runs")
     result.add_argument("--seed", type=int, metavar="N", help="the seed of every stage (default: the config's)")
+    result.add_argument("--init-from", metavar="RUN", type=Path, help="start each stage from that run's of its name")
     result.add_argument("--fsdp", type=int, metavar="N", help="split parameters over N devices (default: 1)")
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
@@ -63,8 +72,12 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
-    describing = options.config == "describe"
-    path = find_config(options.stage if describing else options.config)
+    words = [options.config, *options.rest]
+    describing = words[0] == "describe"
+    if describing and len(words) < 2:
+        raise ValueError("describe wants a config: python -m train describe configs/shapes.py")
+    config = words[1] if describing else words[0]
+    path = find_config(config)
     backend.setup()
     import jax
 
@@ -73,34 +86,46 @@ def _run(options: argparse.Namespace) -> int:
     if options.distributed:
         jax.distributed.initialize()
     if options.topology and not describing:
-        raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {options.config}")
-    system = load_config(path, jax.default_backend() != "cpu")
+        raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
+    make_system = load_config(path)
+    wanted = arguments_of(make_system)
+    words = words[1 + describing :]
+    given, words = words[: len(wanted)], words[len(wanted) :]
+    if len(given) < len(wanted) or not (words or describing):
+        usage = " ".join(["python -m train", config, *(name.upper() for name in wanted), "STAGE|all"])
+        raise ValueError(f"{path} wants {'more arguments' if wanted else 'a stage'}: {usage}")
+    system = make_system(jax.default_backend() != "cpu", *given)
     if options.seed is not None:
         system = with_seed(system, options.seed)
-    system = apply_overrides(system, options.overrides)
+    if options.init_from is not None:
+        system = with_start(system, options.init_from)
+    system = apply_overrides(system, words if describing else words[1:])
     if describing:
         from train.describe import describe
 
         return int(describe(system, topology=options.topology, fsdp=options.fsdp) or 0)
-    return _train(options, path, system)
+    return _train(options, path, given, words, system)
 
 
-def _train(options: argparse.Namespace, path: Path, system: Any) -> int:
+def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], words: Sequence[str], system: Any) -> int:
     from dalle2_jax.sharding import make_mesh
     from train.cascade import plan_stages, train_stages
 
-    names = list(system.stages) if options.stage == "all" else [find_stage(options.stage, system)]
+    stage, *overrides = words
+    names = list(system.stages) if stage == "all" else [find_stage(stage, system)]
     run_dir = options.runs_dir / (options.run or system.name)
     mesh = make_mesh(fsdp=1 if options.fsdp is None else options.fsdp)
     if options.dry_run:
         plan_stages(system, names, run_dir, mesh)
         return 0
-    command = f"python -m train {options.config} {{stage}}" + (f" --run {options.run}" if options.run else "")
+    command = " ".join(["python -m train", options.config, *arguments, "{stage}"])
+    command += f" --run {options.run}" if options.run else ""
     if options.seed is not None:
         command += f" --seed {options.seed}"
     if options.runs_dir != DEFAULT_RUNS:
         command += f" --runs-dir {options.runs_dir}"
-    config = {"name": system.name, "text": path.read_text(encoding="utf-8"), "overrides": list(options.overrides)}
+    text = path.read_text(encoding="utf-8")
+    config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": overrides}
     result = train_stages(system, names, run_dir, mesh, command=command, config=config)
     return 0 if result.signal is None else 128 + result.signal
 
@@ -145,15 +170,34 @@ def with_seed(system: Any, seed: int) -> Any:
     return dataclasses.replace(system, stages=stages)
 
 
-def load_config(path: Path, accelerator: bool) -> Any:
-    """The system of a config file: what its function `system(accelerator)` returns."""
+def with_start(system: Any, run: Path) -> Any:
+    """The system with every stage starting from the stage of its name in `run`, where there is one.
+
+    Raises:
+        ValueError: if there is none at all.
+    """
+    found = [name for name in system.stages if (run / name / "stage.json").is_file()]
+    if not found:
+        raise ValueError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
+    for name in found:
+        system = system.with_stage(name, dataclasses.replace(system.stages[name], init_from=str(run / name)))
+    return system
+
+
+def load_config(path: Path) -> Callable[..., Any]:
+    """The function `system(accelerator, ...)` of a config file."""
     spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not callable(getattr(module, "system", None)):
         raise ValueError(f"{path} defines no function system(accelerator) and so is not a config")
-    return module.system(accelerator)
+    return module.system
+
+
+def arguments_of(make_system: Callable[..., Any]) -> list[str]:
+    """The names of what a config's function wants to know beside the accelerator."""
+    return list(inspect.signature(make_system).parameters)[1:]
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
 from dalle2_jax.tokenizer import Tokenizer
+from train.finetune import inherited_tokenizer, initial_parameters
 from train.loop import Result, run
 from train.metrics import duration
 from train.resume import finished_record
@@ -44,30 +46,35 @@ def train_stages(
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
     check_stages(system, names, mesh)
-    feed = _Feed(system, run_dir)
+    feed = _Feed(system, run_dir, log)
     result = Result(0, 0.0, True)
     for name in names:
         recipe = system.stages[name]
         needed = {kind: _load_needed(system, name, kind, run_dir, command) for kind in recipe.needs}
         recipe, frozen = recipe.attach(needed)
-        batch_size, parts = recipe.batch_size, batch_parts(mesh)
+        parts = batch_parts(mesh)
         info = {
             "config": dict(config or {}),
             "data": system.data,
             "tokenizer": feed.tokenizer.to_json(),
+            "init_from": recipe.init_from,
             "built_on": {kind: stage.version for kind, stage in needed.items()},
             "versions": versions(),
         }
         finished = finished_record(run_dir / name, recipe.steps) is not None
+        initial = None
+        if recipe.init_from is not None and not checkpoint_steps(run_dir / name):
+            initial = initial_parameters(name, recipe, feed.tokenizer, log)
         result = run(
             recipe,
             stage_name=name,
             stage_dir=run_dir / name,
-            batches=lambda size=batch_size, seed=recipe.seed: feed.training(size, seed),
-            validation=[] if finished else feed.validation(batch_size, recipe.validation_batches, parts),
+            batches=lambda recipe=recipe: feed.training(recipe),
+            validation=[] if finished else feed.validation(recipe, parts),
             frozen=frozen,
             mesh=mesh,
             info=info,
+            initial=initial,
             log=log,
         )
         if result.signal is not None:
@@ -85,7 +92,9 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
     for name, recipe, frozen, params in planned_stages(system):
         if name in waiting:
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
-            jax.eval_shape(recipe.loss, params, abstract_batch(system, recipe, None), jax.random.key(0), frozen)
+            carry = jax.eval_shape(recipe.init_carry)
+            known = frozen if carry is None else {**frozen, "carry": carry}
+            jax.eval_shape(recipe.loss, params, abstract_batch(system, recipe, None), jax.random.key(0), known)
             waiting.remove(name)
         if not waiting:
             return
@@ -121,21 +130,25 @@ def _load_needed(system: System, name: str, kind: str, run_dir: Path, command: s
 class _Feed:
     """The run's tokenizer and the system's data, opened when they are first asked for."""
 
-    def __init__(self, system: System, run_dir: Path):
-        self.system, self.run_dir = system, run_dir
+    def __init__(self, system: System, run_dir: Path, log: Log = print):
+        self.system, self.run_dir, self.log = system, run_dir, log
         self._sources: dict[str, Any] = {}
+        self._told: set[str] = set()
         self._tokenizer: Tokenizer | None = None
 
     def source(self, split: str) -> Any:
         if split not in self._sources:
-            self._sources[split] = open_source(self.system.data, split)
+            source = self._sources[split] = open_source(self.system.data, split)
+            if source.notice and source.notice not in self._told:
+                self._told.add(source.notice)
+                self.log(source.notice)
         return self._sources[split]
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """That of the run's other stages, or one trained on the captions."""
+        """That of the run's other stages, of a stage that one starts from, or one trained on the captions."""
         if self._tokenizer is None:
-            self._tokenizer = self._recorded() or self._train()
+            self._tokenizer = self._recorded() or inherited_tokenizer(self.system, self.log) or self._train()
         return self._tokenizer
 
     def _recorded(self) -> Tokenizer | None:
@@ -157,23 +170,25 @@ class _Feed:
         captions = all_captions(self.system.data, split, self.source(split))
         return Tokenizer.train(captions, self.system.vocabulary_size, self.system.context_length)
 
-    def training(self, batch_size: int, seed: int) -> Any:
+    def training(self, recipe: Recipe) -> Any:
         return train_iterator(
             self.system.data,
             self.system.data.train_split,
             self.tokenizer,
-            batch_size,
-            seed,
+            recipe.batch_size,
+            recipe.seed,
+            image_size=recipe.picture_size,
+            transform=recipe.prepare(),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             source=self.source(self.system.data.train_split),
         )
 
-    def validation(self, batch_size: int, count: int, parts: int) -> list[dict[str, Any]]:
-        """`count` whole batches, or as many examples as the split has, in batches that divide over `parts` devices."""
+    def validation(self, recipe: Recipe, parts: int) -> list[dict[str, Any]]:
+        """The recipe's whole batches, or as many examples as the split has, in batches that divide over `parts`."""
         source = self.source(self.system.data.validation_split)
-        size = min(batch_size, len(source) // parts * parts)
-        count = min(count, len(source) // size) if size else 0
+        size = min(recipe.batch_size, len(source) // parts * parts)
+        count = min(recipe.validation_batches, len(source) // size) if size else 0
         if not count:
             return []
         return evaluation_batches(
@@ -182,6 +197,7 @@ class _Feed:
             self.tokenizer,
             size,
             count * size,
+            image_size=recipe.picture_size,
             with_captions=True,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -257,15 +273,19 @@ def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh:
 
 def abstract_batch(system: System, recipe: Recipe, mesh: Mesh | None) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a training batch, split over `mesh` where one is given."""
-    sizes = [stage.describe().get("image_size", 0) for stage in system.stages.values()]
-    size, length = system.data.image_size or max(sizes), system.context_length
+    sizes = [size for size in (system.data.image_size, recipe.picture_size) if size is not None]
+    size, length = min(sizes, default=0), system.context_length
     split = None if mesh is None else batch_sharding(mesh)
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
 
+    prepare = recipe.prepare()
+    pictures = {"image": np.zeros((size, size, 3), np.uint8)}
+    if prepare is not None:
+        pictures = prepare(pictures["image"], np.random.default_rng(0))
     return {
-        "image": array((size, size, 3), jnp.uint8),
+        **{name: array(value.shape, value.dtype) for name, value in pictures.items()},
         "tokens": array((length,), jnp.int32),
         "mask": array((length,), jnp.bool_),
         "index": array((), jnp.int32),

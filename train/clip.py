@@ -31,6 +31,10 @@ class ClipRecipe(Recipe):
         super().__post_init__()
         check_share("clip.grayscale", self.grayscale)
 
+    @property
+    def picture_size(self) -> int:
+        return self.module.vision.image_size
+
     def init(self, key: jax.Array) -> Parameters:
         size, length = self.module.vision.image_size, self.module.text.context_length
         pictures = jnp.zeros((1, size, size, 3))

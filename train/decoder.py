@@ -12,17 +12,17 @@ import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP
 from dalle2_jax.decoder import Decoder, sample_decoder
-from dalle2_jax.diffusion import Process, Sampling, check_loss, diffusion_loss
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from train.system import Batch, Parameters, Recipe, check_share
+from train.diffusion import DiffusionRecipe
+from train.system import Batch, Parameters, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderRecipe(Recipe):
+class DecoderRecipe(DiffusionRecipe):
     """Trains `module` with its conditions dropped independently; the defaults (10% and 50%) are the paper's.
 
-    loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). weight_limit: see `diffusion_loss`; the
-    paper has none. image_drop, text_drop: how often the embedding and the caption are withheld. embedding_noise:
+    image_drop, text_drop: how often the embedding and the caption are withheld. embedding_noise:
     standard deviation of gaussian noise, relative to the embedding's norm, that teaches the decoder to bear the prior's
     errors; the paper has none.
     """
@@ -34,7 +34,6 @@ class DecoderRecipe(Recipe):
     process: Process = Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0)
     sampling: Sampling = Sampling(sampler="ddpm", steps="250", guidance_scale=1.25)
     loss_kind: str = "hybrid"
-    weight_limit: float | None = None
     image_drop: float = 0.1
     text_drop: float = 0.5
     embedding_noise: float = 0.0
@@ -44,12 +43,14 @@ class DecoderRecipe(Recipe):
         super().__post_init__()
         check_share("decoder.image_drop", self.image_drop)
         check_share("decoder.text_drop", self.text_drop)
-        check_loss(self.process, self.loss_kind, self.weight_limit)
-        self.process.respaced(self.sampling.steps)
 
     def attach(self, stages: Mapping[str, Any]) -> tuple[DecoderRecipe, Parameters]:
         clip = stages["clip"]
         return dataclasses.replace(self, clip=clip.module), {"clip": clip.params}
+
+    @property
+    def picture_size(self) -> int:
+        return max(self.clip.vision.image_size, self.module.unet.image_size)
 
     def init(self, key: jax.Array) -> Parameters:
         size = self.module.unet.image_size
@@ -76,7 +77,7 @@ class DecoderRecipe(Recipe):
             mask = batch["mask"]
         return {"image_embedding": image_embedding, "text": text, "text_mask": mask}
 
-    def _loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
+    def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         keys = dict(zip(("image", "text", "noise", "loss", "dropout"), jax.random.split(key, 5), strict=True))
         condition = jax.lax.stop_gradient(self._condition(batch, frozen))
         embedding = condition["image_embedding"]
@@ -100,38 +101,18 @@ class DecoderRecipe(Recipe):
                 rngs={"dropout": keys["dropout"]},
             )
 
-        x_0 = resize(to_float(batch["image"]), self.module.unet.image_size)
-        limit = self.weight_limit
-        loss, metrics = diffusion_loss(keys["loss"], denoiser, x_0, self.process, self.loss_kind, weight_limit=limit)
-        return loss.mean(), {name: value.mean() for name, value in metrics.items()}
-
-    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
-        return self._loss(params, batch, key, frozen, training=True)
-
-    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        loss, metrics = self._loss(params, batch, key, frozen, training=False)
-        return {"loss": loss, **metrics}
+        return denoiser, resize(to_float(batch["image"]), self.module.unet.image_size), keys["loss"]
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Decodes the embeddings of real pictures, so that it shows the decoder alone."""
         condition = self._condition(batch, frozen)
         count = batch["image"].shape[0]
         keys, kept = jax.random.split(key, count), jnp.ones(count, bool)
-        pictures = sample_decoder(keys, self.module, params, self.process, self.sampling, **condition, keep_text=kept)
+        sampling = self.preview_sampling
+        pictures = sample_decoder(keys, self.module, params, self.process, sampling, **condition, keep_text=kept)
         return to_uint8(pictures)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "module": self.module,
-            "process": self.process,
-            "sampling": self.sampling,
-            "image_size": self.module.unet.image_size,
-            "training": {
-                "loss_kind": self.loss_kind,
-                "weight_limit": self.weight_limit,
-                "image_drop": self.image_drop,
-                "text_drop": self.text_drop,
-                "embedding_noise": self.embedding_noise,
-            },
-        }
+        told = super().describe()
+        training = {name: getattr(self, name) for name in ("image_drop", "text_drop", "embedding_noise")}
+        return {**told, "image_size": self.module.unet.image_size, "training": {**told["training"], **training}}

@@ -44,7 +44,7 @@ MOST_SKIPPED = 50
 MOST_AHEAD = 2
 # Steps between two looks, with several processes, at whether any of them was told to stop.
 STEPS_BETWEEN_AGREEMENTS = 10
-VALIDATION_SEED, PREVIEW_SEED = 1, 2
+VALIDATION_SEED, PREVIEW_SEED, MEASURE_SEED = 1, 2, 3
 PREVIEW_COLUMNS = {"average": "ema", "raw": "params"}
 
 
@@ -78,6 +78,7 @@ def run(
     rules: Rules = DEFAULT_RULES,
     smallest_split: int = SMALLEST_SPLIT,
     info: Mapping[str, Any] | None = None,
+    initial: Any = None,
     log: Callable[[str], None] = print,
     stop_at: int | None = None,
 ) -> Result:
@@ -92,6 +93,7 @@ def run(
         mesh: all devices with data parallelism by default.
         rules, smallest_split: see `sharding.partition`; for parameters, optimizer state and `frozen`.
         info: what else `stage.json` shall say (config, data, tokenizer, ...).
+        initial: parameters to start from instead of random ones, where there is no checkpoint yet.
         stop_at: stops as if by SIGTERM after this step; for tests.
 
     Raises:
@@ -116,7 +118,7 @@ def run(
             recipe, stage_name, stage_dir, mesh, rules, smallest_split, frozen, validation, writer, signals, log
         )
         record["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(stage.abstract["params"]))
-        result = stage.train(batches, record, stop_at)
+        result = stage.train(batches, record, initial, stop_at)
     return result
 
 
@@ -161,7 +163,9 @@ class _Stage:
             return jax.device_put(arrays, sharding)
         return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in arrays.items()}
 
-    def train(self, batches: Callable[[], BatchIterator], record: dict[str, Any], stop_at: int | None) -> Result:
+    def train(
+        self, batches: Callable[[], BatchIterator], record: dict[str, Any], initial: Any, stop_at: int | None
+    ) -> Result:
         recipe = self.recipe
         restored = restore_latest(self.directory, self.abstract)
         if restored is not None:
@@ -173,7 +177,7 @@ class _Stage:
         first = restored.step if restored else 0
         validated = is_recorded(self.directory, first, "validation")
         self._write_record(record, first, self.clock.before, False)
-        state = restored.state if restored else create_state(recipe, self.abstract)
+        state = restored.state if restored else create_state(recipe, self.abstract, initial)
         step, iterator = first, None
         try:
             with MetricsWriter(self.directory, first, enabled=jax.process_index() == 0) as metrics:
@@ -185,6 +189,8 @@ class _Stage:
                     if restored:
                         iterator.set_state(restored.iterator)
                     step, state = self._steps(state, first, iterator, metrics, stop_at)
+            if step >= recipe.steps:
+                record["measured"] = self._measure(state["ema"])
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
@@ -286,6 +292,16 @@ class _Stage:
             + " | ".join(f"{k} {v:.4f}" for k, v in values.items())
         )
         metrics.write(step, "validation", values)
+
+    def _measure(self, ema: Any) -> dict[str, Any]:
+        """The means over the validation batches of what the recipe measures in the end."""
+        measure, key = jax.jit(self.recipe.measure, out_shardings=replicate(self.mesh)), jax.random.key(MEASURE_SEED)
+        found = [
+            jax.device_get(measure(ema, batch, jax.random.fold_in(key, index), self.frozen))
+            for index, batch in enumerate(self.validation)
+        ]
+        means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found) if found else {}
+        return {name: value.tolist() for name, value in means.items()}
 
     def _run_preview(self, step: int, state: Any, metrics: MetricsWriter) -> None:
         if self.preview_batch is None:

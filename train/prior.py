@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP
-from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float
 from dalle2_jax.prior import DiffusionPrior
-from train.system import Batch, Parameters, Recipe, check_share
+from train.diffusion import DiffusionRecipe
+from train.system import Batch, Parameters, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorRecipe(Recipe):
+class PriorRecipe(DiffusionRecipe):
     """Trains `module` on the frozen CLIP's embeddings; the caption is dropped with `text_drop` (10% in the paper)."""
 
     kind: ClassVar[str] = "prior"
@@ -33,7 +34,6 @@ class PriorRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("prior.text_drop", self.text_drop)
-        self.process.respaced(self.sampling.steps)
 
     def attach(self, stages: Mapping[str, Any]) -> tuple[PriorRecipe, Parameters]:
         clip = stages["clip"]
@@ -44,6 +44,10 @@ class PriorRecipe(Recipe):
                 f"set prior.module.embedding_size={embedding_size}"
             )
         return dataclasses.replace(self, clip=clip.module), {"clip": clip.params}
+
+    @property
+    def picture_size(self) -> int:
+        return self.clip.vision.image_size
 
     def init(self, key: jax.Array) -> Parameters:
         text_embedding = jnp.zeros((1, self.module.embedding_size))
@@ -63,7 +67,7 @@ class PriorRecipe(Recipe):
         text = states if self.module.vocabulary_size is None else batch["tokens"]
         return image_embedding, {"text_embedding": text_embedding, "text": text, "text_mask": batch["mask"]}
 
-    def _loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
+    def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         image_embedding, condition = jax.lax.stop_gradient(self._condition(batch, frozen))
         drop_key, loss_key = jax.random.split(key)
         keep_text = jax.random.uniform(drop_key, image_embedding.shape[:1]) >= (self.text_drop if training else 0.0)
@@ -80,21 +84,8 @@ class PriorRecipe(Recipe):
                 rngs=rngs,
             )
 
-        x_0 = self.module.scale_embedding(image_embedding)
-        loss, _ = diffusion_loss(loss_key, denoiser, x_0, self.process, kind="simple")
-        return loss.mean()
-
-    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
-        return self._loss(params, batch, key, frozen, training=True), {}
-
-    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        return {"loss": self._loss(params, batch, key, frozen, training=False)}
+        return denoiser, self.module.scale_embedding(image_embedding), loss_key
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "module": self.module,
-            "process": self.process,
-            "sampling": self.sampling,
-            "training": {"text_drop": self.text_drop},
-        }
+        told = super().describe()
+        return {**told, "training": {**told["training"], "text_drop": self.text_drop}}

@@ -9,7 +9,18 @@ from dalle2_jax.checkpoint import checkpoint_steps, read_stage, to_json
 # What may change between one start and the next; everything else makes it another stage.
 CHANGEABLE = ("steps", "batch_size", "optimizer", "seed", "sampling", "training")
 # What describes a start rather than the stage.
-IGNORED = ("format", "versions", "config", "seconds", "step", "finished", "parameters", "tokenizer")
+IGNORED = (
+    "format",
+    "versions",
+    "config",
+    "seconds",
+    "step",
+    "finished",
+    "parameters",
+    "tokenizer",
+    "measured",
+    "init_from",
+)
 # Where the data lies and how it is read, not what it is.
 IGNORED_DATA = ("data_dir", "cache")
 

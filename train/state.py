@@ -8,6 +8,7 @@ The state is a plain dict, so that any tool can read it from a checkpoint:
     step        int32, steps taken, skipped ones included
     skipped     int32, steps whose loss or gradient was not finite
     key         the stage's PRNG key; a step's is fold_in(key, step)
+    carry       what the recipe keeps from step to step (`Recipe.init_carry`), where it keeps anything
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -29,7 +31,7 @@ Metrics = dict[str, jax.Array]
 def init_state(recipe: Recipe, key: jax.Array) -> State:
     """The state at step 0 (pure, jit-able)."""
     init_key, step_key = jax.random.split(key)
-    params = recipe.init(init_key)
+    params, carry = recipe.init(init_key), recipe.init_carry()
     return {
         "params": params,
         "ema": jax.tree.map(lambda p: p.astype(jnp.float32), params),
@@ -37,6 +39,7 @@ def init_state(recipe: Recipe, key: jax.Array) -> State:
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
         "key": step_key,
+        **({} if carry is None else {"carry": carry}),
     }
 
 
@@ -52,11 +55,23 @@ def shardings_of(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-def create_state(recipe: Recipe, abstract: State) -> State:
-    """The state at step 0, made where it belongs: no device ever holds more than its part."""
-    return jax.jit(lambda key: init_state(recipe, key), out_shardings=shardings_of(abstract))(
+def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
+    """The state at step 0, made where it belongs: no device ever holds more than its part.
+
+    initial: parameters (a tree of arrays) that stand in place of the random ones, in their average too.
+    """
+    state = jax.jit(lambda key: init_state(recipe, key), out_shardings=shardings_of(abstract))(
         jax.random.key(recipe.seed)
     )
+    if initial is None:
+        return state
+    placed = {
+        name: jax.tree.map(
+            lambda value, spec: jax.device_put(np.asarray(value, spec.dtype), spec.sharding), initial, abstract[name]
+        )
+        for name in ("params", "ema")
+    }
+    return {**state, **placed}
 
 
 def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
@@ -74,8 +89,10 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         batch = jax.lax.with_sharding_constraint(batch, split)
         key = jax.random.fold_in(state["key"], state["step"])
 
+        known = {**frozen, "carry": state["carry"]} if "carry" in state else frozen
+
         def loss(params: Any, micro: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            return recipe.loss(params, micro, key, frozen)
+            return recipe.loss(params, micro, key, known)
 
         value, metrics, gradient = accumulated_gradient(loss, state["params"], batch, key, settings.accumulation)
         norm = optax.tree.norm(gradient).astype(jnp.float32)
@@ -85,6 +102,8 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         updates = state["step"] - state["skipped"]
         new = {"params": params, "ema": update_ema(state["ema"], params, updates, settings.ema_decay)}
         new["optimizer"] = optimizer_state
+        if "carry" in state:
+            new["carry"] = recipe.update_carry(state["carry"], metrics.pop("carry"))
         old = {name: state[name] for name in new}
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)

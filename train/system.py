@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
+import numpy as np
 
 from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.data.pipeline import Data
@@ -66,6 +67,8 @@ class Optimizer:
 class Recipe(ABC):
     """How one stage is trained. Subclasses give `kind`, `needs` and the methods below; the loop calls nothing else.
 
+    init_from: the folder of a trained stage to start from (runs/emoji/decoder), instead of random parameters.
+
     Shapes: a batch is `{"image": uint8 [b, h, w, 3], "tokens": int32 [b, n], "mask": bool [b, n]}`.
     """
 
@@ -77,6 +80,7 @@ class Recipe(ABC):
     batch_size: int
     optimizer: Optimizer = field(default_factory=Optimizer)
     seed: int = 0
+    init_from: str | None = None
     log_every: int = 50
     validate_every: int = 1000
     validation_batches: int = 4
@@ -93,6 +97,26 @@ class Recipe(ABC):
                 raise ValueError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
             if name in SIZES and value is not None and value < 1:
                 raise ValueError(f"{path} is {value}; it must be 1 or more")
+
+    @property
+    def picture_size(self) -> int | None:
+        """The side of the pictures that the stage looks at, so that the host need not send larger ones; None: any."""
+        return None
+
+    def prepare(self) -> Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None:
+        """What the host does to each training picture (uint8 [h, w, 3]): entries of the batch; None: nothing."""
+        return None
+
+    def init_carry(self) -> Any:
+        """What a recipe keeps from step to step beside the parameters, a pytree; None: nothing.
+
+        `loss` finds it as `frozen["carry"]`, and what it gives as `metrics["carry"]` goes to `update_carry`.
+        """
+        return None
+
+    def update_carry(self, carry: Any, seen: Any) -> Any:
+        """The carry after a step."""
+        return carry
 
     def attach(self, stages: Mapping[str, Any]) -> tuple[Recipe, Parameters]:
         """Binds the earlier stages' networks into the recipe; returns it and the pytree of their parameters."""
@@ -115,6 +139,10 @@ class Recipe(ABC):
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array | None:
         """uint8 pictures `[n, h, w, 3]`, one a caption of the batch, or None where a stage has nothing to show."""
         return None
+
+    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """What of the trained network is measured on held-out data when its training ends, for `stage.json`."""
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """What makes the trained stage what it is (JSON-able values and dataclasses), recorded in `stage.json`."""

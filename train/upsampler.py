@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from dalle2_jax.data.degrade import bsr
 from dalle2_jax.decoder import Upsampler, gaussian_blur, random_crop, sample_upsampler
-from dalle2_jax.diffusion import Process, Sampling, diffusion_loss
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from train.system import Batch, Parameters, Recipe, check_share
+from train.diffusion import DiffusionRecipe
+from train.system import Batch, Parameters, check_share
+
+DEGRADATIONS = ("blur", "bsr")
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpsamplerRecipe(Recipe):
+class UpsamplerRecipe(DiffusionRecipe):
     """Trains `module` from `low_size` to `module.unet.image_size` pixels on crops of `crop_fraction` of the side.
 
-    The low-resolution picture is blurred (kernel 3, `blur_sigma`) with `blur_probability`, so that the decoder's
-    softness is not new to the upsampler; the paper always blurs.
+    The low-resolution picture is made worse, so that the decoder's flaws are not new to the upsampler. degradation:
+    "blur" (kernel 3, `blur_sigma`, with `blur_probability`; the paper's first upsampler always blurs) or "bsr" (blur,
+    noise, resizing and JPEG on the host, `dalle2_jax.data.degrade`; the paper's second).
     """
 
     kind: ClassVar[str] = "upsampler"
@@ -29,8 +36,14 @@ class UpsamplerRecipe(Recipe):
     crop_fraction: float = 0.25
     blur_sigma: float = 0.6
     blur_probability: float = 1.0
+    degradation: str = "blur"
     process: Process = Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0)
     sampling: Sampling = Sampling(sampler="ddim", steps="fast27")
+
+    @property
+    def factor(self) -> int:
+        """How many times larger its pictures are than those it is given."""
+        return self.size // self.low_size
 
     @property
     def size(self) -> int:
@@ -40,12 +53,13 @@ class UpsamplerRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("upsampler.blur_probability", self.blur_probability)
-        self.process.respaced(self.sampling.steps)
         if self.module.residual and self.process.prediction != "x0":
             raise ValueError(
                 "a residual upsampler predicts x_0: set upsampler.process.prediction=x0, or "
                 "upsampler.module.residual=false"
             )
+        if self.degradation not in DEGRADATIONS:
+            raise ValueError(f"upsampler.degradation is {self.degradation!r}; it must be {' or '.join(DEGRADATIONS)}")
         crop = self.low_size * self.crop_fraction
         if self.size % self.low_size or crop != int(crop) or crop < 1:
             raise ValueError(
@@ -53,9 +67,18 @@ class UpsamplerRecipe(Recipe):
                 "of the side: the larger size must be a multiple of the smaller and the crop a whole number of pixels"
             )
 
+    @property
+    def picture_size(self) -> int:
+        return self.size
+
+    def prepare(self):
+        if self.degradation == "blur":
+            return None
+        return functools.partial(degraded_crop, crop=int(self.size * self.crop_fraction), factor=self.factor)
+
     def init(self, key: jax.Array) -> Parameters:
         crop = int(self.low_size * self.crop_fraction)
-        factor = self.size // self.low_size
+        factor = self.factor
         pictures, low = jnp.zeros((1, crop * factor, crop * factor, 3)), jnp.zeros((1, crop, crop, 3))
         return self.module.init(key, pictures, jnp.zeros(1, jnp.int32), low)["params"]
 
@@ -63,39 +86,48 @@ class UpsamplerRecipe(Recipe):
         pictures = resize(to_float(batch["image"]), self.size)
         return pictures, resize(pictures, self.low_size)
 
-    def _loss(self, params: Parameters, pictures: jax.Array, low: jax.Array, key: jax.Array, dropout: jax.Array | None):
+    def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
+        rngs = None
+        if training and self.degradation == "bsr":
+            pictures, low = to_float(batch["image"]), to_float(batch["low_resolution"])
+        else:
+            pictures, low = self._pair(batch)
+        if training:
+            keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
+            if self.degradation == "blur":
+                blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.blur_probability
+                low = jnp.where(blurred, gaussian_blur(low, self.blur_sigma), low)
+                pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
+            key, rngs = keys["loss"], {"dropout": keys["dropout"]}
+
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
-            rngs = None if dropout is None else {"dropout": dropout}
             arguments = (x_t, timesteps, low)
-            return self.module.apply({"params": params}, *arguments, deterministic=dropout is None, rngs=rngs)
+            return self.module.apply({"params": params}, *arguments, deterministic=not training, rngs=rngs)
 
-        loss, _ = diffusion_loss(key, denoiser, pictures, self.process, kind="simple")
-        return loss.mean()
-
-    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
-        keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
-        pictures, low = self._pair(batch)
-        blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.blur_probability
-        low = jnp.where(blurred, gaussian_blur(low, self.blur_sigma), low)
-        pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
-        return self._loss(params, pictures, low, keys["loss"], keys["dropout"]), {}
-
-    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        pictures, low = self._pair(batch)
-        return {"loss": self._loss(params, pictures, low, key, None)}
+        return denoiser, pictures, key
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Enlarges real small pictures."""
         _, low = self._pair(batch)
         keys = jax.random.split(key, low.shape[0])
-        return to_uint8(sample_upsampler(keys, self.module, params, self.process, self.sampling, low, self.size))
+        return to_uint8(
+            sample_upsampler(keys, self.module, params, self.process, self.preview_sampling, low, self.size)
+        )
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "module": self.module,
-            "process": self.process,
-            "sampling": self.sampling,
-            "image_size": self.size,
-            "low_size": self.low_size,
-        }
+        told = super().describe()
+        names = ("crop_fraction", "degradation", "blur_sigma", "blur_probability")
+        training = {**told["training"], **{name: getattr(self, name) for name in names}}
+        return {**told, "image_size": self.size, "low_size": self.low_size, "training": training}
+
+
+def degraded_crop(picture: np.ndarray, rng: np.random.Generator, *, crop: int, factor: int) -> dict[str, np.ndarray]:
+    """A random square of a picture uint8 [h, w, 3], and the same made `factor` times smaller and worse."""
+    if min(picture.shape[:2]) < crop:
+        raise ValueError(
+            f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels is smaller than the upsampler's crops of "
+            f"{crop}; use larger pictures, or a smaller upsampler.crop_fraction"
+        )
+    top, left = (int(rng.integers(0, side - crop + 1)) for side in picture.shape[:2])
+    square = picture[top : top + crop, left : left + crop]
+    return {"image": square, "low_resolution": bsr(square, factor, rng)}

@@ -59,7 +59,7 @@ def recipe_and_frozen() -> tuple[DecoderRecipe, dict]:
         module=decoder.module.clone(unet=unet, text=text, text_width=None),
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0),
         loss_kind="simple",
-        weight_limit=None,
+        weighting="uniform",
         image_drop=0.1,
         text_drop=0.5,
         embedding_noise=0.0,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dalle2_jax.checkpoint import read_stage
 from tests.train.toy import toy_recipe
 from train import __main__ as command
 from train import backend
@@ -68,6 +69,10 @@ def call(*arguments) -> int:
         (["shapes", "all", "prior.module.context_length=8"], "set prior.module.context_length=12"),
         (["shapes", "all", "decoder.loss_kind=hybrid"], "the hybrid loss needs variance='learned_range'"),
         (["shapes", "all", "decoder.weight_limit=0.5"], "weight_limit is 0.5"),
+        (["shapes", "all", "decoder.weighting=snr"], "unknown weighting 'snr'"),
+        (["shapes", "clip", "clip.init_from=runs/none/clip"], "clip.init_from: runs/none/clip is not a stage's folder"),
+        (["shapes", "all", "--init-from", "none"], "--init-from none has none of the stages"),
+        (["describe"], "describe wants a config"),
         (["shapes", "all", "decoder.image_drop=2"], "decoder.image_drop is 2.0; it must lie in 0 to 1"),
         (["shapes", "all", "prior.sampling.steps=many"], "'many'"),
         (["shapes", "all", "decoder.module.unet.image_size=15"], "15x15 does not divide"),
@@ -83,6 +88,36 @@ def test_bad_input(config, tmp_path, capsys, arguments, sentence):
     assert call(*filled, "--runs-dir", tmp_path / "runs") == 2
     shown = capsys.readouterr().err
     assert sentence.format(config=config) in shown and shown.count("\n") == 1 and shown.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_config_that_asks_for_an_argument(config, tmp_path, capsys):
+    asking = tmp_path / "asking.py"
+    asking.write_text(
+        TWO_STAGES.replace("def system(accelerator):", "def system(accelerator, width):")
+        .replace("toy_recipe(steps=3)", "toy_recipe(steps=3, module=ToyNet(width=int(width)))")
+        .replace("import ToyRecipe", "import ToyNet, ToyRecipe")
+    )
+    assert call(asking, "5", "toy", "toy.steps=2", "--runs-dir", tmp_path / "runs") == 0
+    assert "hidden 245" not in capsys.readouterr().err
+    info = read_stage(tmp_path / "runs" / "two" / "toy")
+    assert info["module"]["fields"]["width"] == 5 and info["config"]["arguments"] == ["5"] and info["steps"] == 2
+    assert call(asking, "--runs-dir", tmp_path / "runs") == 2
+    assert f"wants more arguments: python -m train {asking} WIDTH STAGE|all" in capsys.readouterr().err
+    assert call(asking, "5", "second", "--runs-dir", tmp_path / "other") == 2
+    assert f"run first: python -m train {asking} 5 toy" in capsys.readouterr().err
+    assert call(config, "--runs-dir", tmp_path / "runs") == 2
+    assert f"wants a stage: python -m train {config} STAGE|all" in capsys.readouterr().err
+
+
+def test_the_folder_config_reads_a_folder(config, tmp_path, capsys):
+    folder = tmp_path / "my pets"
+    folder.mkdir()
+    assert call("folder", folder, "upsampler", "--dry-run") == 0
+    assert "upsampler: " in capsys.readouterr().out
+    assert call("folder", folder, "clip", "--runs-dir", tmp_path / "runs") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: no captioned picture is left in") and shown.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
@@ -121,7 +156,7 @@ def test_the_shapes_config_lowers(config, capsys, tmp_path):
 
 
 def test_a_seed_is_that_of_every_stage_unless_one_is_given_its_own():
-    system = command.with_seed(command.load_config(command.find_config("shapes"), False), 7)
+    system = command.with_seed(command.load_config(command.find_config("shapes"))(False), 7)
     assert {stage.seed for stage in system.stages.values()} == {7}
     assert apply_overrides(system, ["clip.seed=8"]).stages["clip"].seed == 8
 

@@ -56,6 +56,10 @@ def test_every_stage_is_trained_and_recorded(tiny):
         assert (folder / "samples" / "step_4.png").is_file() == (name in ("decoder", "upsampler"))
         recipe = tiny.system.stages[name]
         assert load_stage(folder).module == recipe.module
+        error = read_stage(folder)["measured"].get("x0_error")
+        assert (error is None) == (name == "clip")
+        # The network has hardly learned: where all is noise it knows nothing of a picture, where there is none a lot.
+        assert error is None or (len(error) == 20 and np.isfinite(error).all() and min(error) >= 0)
     assert {name: set(read_stage(tiny.run_dir / name)["built_on"]) for name in STAGES} == {
         name: set(needs) for name, needs in NEEDS.items()
     }
@@ -198,11 +202,56 @@ def test_conditions_are_dropped_as_often_as_in_the_paper(tiny):
 
 def test_the_decoders_loss_is_weighted_as_the_recipe_says(tiny):
     losses = {}
-    for limit in (None, 1.0, 3.0):
-        recipe, network = stubbed(tiny.system.stages["decoder"], weight_limit=limit)
-        losses[limit] = float(recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT})[0])
-    assert losses[1.0] == pytest.approx(losses[None], rel=1e-5)
-    assert losses[1.0] * 1.01 < losses[3.0] < losses[1.0] * 3
+    for weighting, limit in (("uniform", 5.0), ("min_snr_plus_one", 1.0), ("min_snr_plus_one", 3.0)):
+        recipe, network = stubbed(tiny.system.stages["decoder"], weighting=weighting, weight_limit=limit)
+        losses[weighting, limit] = float(recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT})[0])
+    plain = losses["uniform", 5.0]
+    assert losses["min_snr_plus_one", 1.0] == pytest.approx(plain, rel=1e-5)
+    assert plain * 1.01 < losses["min_snr_plus_one", 3.0] < plain * 3
+
+
+def test_timesteps_are_drawn_by_their_losses_and_weighted_back(tiny):
+    recipe, network = stubbed(tiny.system.stages["decoder"], timesteps="loss")
+    history = recipe.init_carry()
+    steps = recipe.process.steps
+    # All is known, and all but the losses of the last tenth of the timesteps is nothing.
+    losses = jnp.full((steps, 10), 1e-6).at[-steps // 10 :].set(1.0)
+    history = history._replace(losses=losses, counts=jnp.full(steps, 10))
+    frozen = {"clip": WEIGHT, "carry": history}
+    value, metrics = recipe.loss(WEIGHT, blank(64), jax.random.key(3), frozen)
+    i, seen = metrics["carry"]
+    assert (i >= steps - steps // 10).mean() > 0.9 and seen.shape == (64,)
+    assert float(value) < 0.3 * float(seen.mean())
+    after = recipe.update_carry(history, metrics["carry"])
+    assert float(jnp.abs(after.losses - history.losses).sum()) > 0
+    with pytest.raises(ValueError, match="set decoder.optimizer.accumulation=1"):
+        dataclasses.replace(
+            tiny.system.stages["decoder"],
+            timesteps="loss",
+            optimizer=dataclasses.replace(recipe.optimizer, accumulation=2),
+        )
+    with pytest.raises(ValueError, match="decoder.timesteps is 'losses'; it must be uniform or loss"):
+        dataclasses.replace(tiny.system.stages["decoder"], timesteps="losses")
+
+
+def test_an_upsampler_learns_from_pictures_as_bad_as_they_come(tiny, tmp_path):
+    upsampler = tiny.system.stages["upsampler"]
+    recipe = dataclasses.replace(
+        upsampler, degradation="bsr", crop_fraction=1.0, timesteps="loss", preview_every=0, validate_every=0
+    )
+    made = recipe.prepare()(np.full((20, 16, 3), 200, np.uint8), np.random.default_rng(0))
+    assert {name: value.shape for name, value in made.items()} == {"image": (16, 16, 3), "low_resolution": (8, 8, 3)}
+    system = tiny.system.with_stage("upsampler", recipe)
+    whole, _ = cascade.train(system, tmp_path / "whole", ["upsampler"])
+    cascade.train(system, tmp_path / "parts", ["upsampler"], stop_at=3)
+    parts, _ = cascade.train(system, tmp_path / "parts", ["upsampler"])
+    assert whole.finished and parts.finished
+    assert_same_ending(tmp_path / "whole" / "upsampler", tmp_path / "parts" / "upsampler")
+    assert read_stage(tmp_path / "whole" / "upsampler")["training"]["degradation"] == "bsr"
+    with pytest.raises(ValueError, match="upsampler.degradation is 'noise'; it must be blur or bsr"):
+        dataclasses.replace(upsampler, degradation="noise")
+    with pytest.raises(ValueError, match="smaller than the upsampler's crops of 16"):
+        recipe.prepare()(np.zeros((12, 40, 3), np.uint8), np.random.default_rng(0))
 
 
 def test_a_new_sampling_of_a_finished_stage_is_recorded(tiny, tmp_path):

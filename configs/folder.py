@@ -1,0 +1,25 @@
+"""Your own pictures: a folder of them with captions, in the networks of configs/emoji.py.
+
+    dalle2 data check PICTURES                                                    # what is in it, and what is wrong
+    python -m train configs/folder.py PICTURES all                                # from nothing
+    python -m train configs/folder.py PICTURES all --init-from runs/emoji         # fine-tuned from a trained run
+    dalle2 evaluate runs/NAME_OF_THE_FOLDER
+
+A caption is `NAME.txt` beside `NAME.png`, or a line of one `metadata.jsonl` or `metadata.csv` with `file_name` and
+`text`. Pictures are cut to their central square. The steps are those for some hundred to some thousand pictures; with
+more, give more (`decoder.steps=50000`).
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from configs import emoji
+from dalle2_jax.data.pipeline import Data
+from train.system import System
+
+
+def system(accelerator: bool, folder: str) -> System:
+    """The cascade of configs/emoji.py for the pictures in `folder`; the run is named after it."""
+    full = emoji.system(accelerator)
+    data = Data(name="folder", folder=folder, image_size=full.data.image_size)
+    return replace(full, name=Path(folder).expanduser().resolve().name or "folder", data=data)

@@ -1,0 +1,118 @@
+"""Stages that start from another run's: what is taken over, what is fitted, what is refused, and what starts afresh."""
+
+import dataclasses
+import shutil
+from types import SimpleNamespace
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from dalle2_jax.checkpoint import load_params, load_stage, read_stage
+from dalle2_jax.tokenizer import Tokenizer
+from tests import cascade
+from train import __main__ as command
+from train.finetune import inherited_tokenizer, initial_parameters
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny) -> Tokenizer:
+    return Tokenizer.from_json(read_stage(tiny.run_dir / "clip")["tokenizer"])
+
+
+def started(tiny, name, **changes):
+    return dataclasses.replace(tiny.system.stages[name], init_from=str(tiny.run_dir / name), **changes)
+
+
+def test_a_stage_starts_from_the_average_of_another(tiny, tmp_path):
+    """With a rate of zero what was taken over is what comes out; optimizer and step are new."""
+    recipe = started(tiny, "clip")
+    still = dataclasses.replace(recipe.optimizer, learning_rate=0.0)
+    system = tiny.system.with_stage("clip", dataclasses.replace(recipe, optimizer=still))
+    result, log = cascade.train(system, tmp_path / "run", ["clip"])
+    assert result.finished and result.step == cascade.STEPS
+    theirs = load_params(tiny.run_dir / "clip", ema=True)
+    for ema in (True, False):
+        chex.assert_trees_all_close(load_params(tmp_path / "run" / "clip", ema=ema), theirs, atol=1e-6)
+    info = read_stage(tmp_path / "run" / "clip")
+    assert info["init_from"] == str(tiny.run_dir / "clip")
+    assert info["tokenizer"] == read_stage(tiny.run_dir / "clip")["tokenizer"]
+    said = "\n".join(log)
+    assert f"the tokenizer is that of {tiny.run_dir / 'clip'}" in said
+    assert f"clip starts from {tiny.run_dir / 'clip'} (step 4); optimizer and average start afresh" in said
+    # The same command goes on, and does not start again.
+    result, log = cascade.train(system, tmp_path / "run", ["clip"])
+    assert result.finished and not any("starts from" in line for line in log)
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder", "upsampler"])
+def test_every_stage_fits_itself(tiny, tokenizer, name):
+    clip = load_stage(tiny.run_dir / "clip")
+    recipe, _ = started(tiny, name).attach({"clip": clip})
+    chex.assert_trees_all_equal(
+        initial_parameters(name, recipe, tokenizer, lambda line: None), load_params(tiny.run_dir / name)
+    )
+
+
+def test_a_new_tokenizer_keeps_the_rows_of_the_tokens_it_shares(tiny, tokenizer):
+    other = Tokenizer.train(["a small red circle", "a large green hexagon", "zebra zebra"], 280, 12)
+    shared = [token for token in other.vocabulary if token in tokenizer.vocabulary]
+    assert 250 < len(shared) < len(other.vocabulary) and other.vocabulary != tokenizer.vocabulary
+    log = []
+    recipe = started(tiny, "clip")
+    found = initial_parameters("clip", recipe, other, log.append)
+    theirs = load_params(tiny.run_dir / "clip")
+    fresh = jax.device_get(recipe.init(jax.random.key(recipe.seed)))
+    table, old, new = (tree["text"]["token_embedding"]["embedding"] for tree in (found, theirs, fresh))
+    rows, places = other.token_rows(), tokenizer.token_rows()
+    for token, row in rows.items():
+        expected = old[places[token]] if token in places else new[row]
+        np.testing.assert_allclose(table[row], expected, rtol=1e-6)
+    assert f"{len(shared) + 3} of {other.vocabulary_size} tokens are known" in log[0]
+    chex.assert_trees_all_equal(found["vision"], theirs["vision"])
+
+
+def test_the_tokenizer_is_inherited_where_there_is_room(tiny, tokenizer):
+    lines = []
+    system = tiny.system.with_stage("clip", started(tiny, "clip"))
+    assert inherited_tokenizer(system, lines.append) == tokenizer
+    small = SimpleNamespace(stages=system.stages, vocabulary_size=270, context_length=12)
+    assert inherited_tokenizer(small, lines.append) is None
+    assert "a new one is made of the captions" in lines[-1]
+    assert inherited_tokenizer(tiny.system, lines.append) is None
+
+
+def test_refusals(tiny, tokenizer, tmp_path):
+    def refused(name, recipe):
+        with pytest.raises(ValueError) as error:
+            initial_parameters(name, recipe, tokenizer, lambda line: None)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    clip = tiny.system.stages["clip"]
+    nowhere = dataclasses.replace(clip, init_from=str(tmp_path / "nowhere"))
+    assert "is not a stage's folder" in refused("clip", nowhere) and "such as runs/emoji/clip" in refused(
+        "clip", nowhere
+    )
+    other = dataclasses.replace(clip, init_from=str(tiny.run_dir / "upsampler"))
+    assert "which is a upsampler and no clip" in refused("clip", other)
+    wider = started(tiny, "clip", module=clip.module.clone(embedding_size=9))
+    assert "is (16, 8) there and (16, 9) here; set clip.module" in refused("clip", wider)
+    upsampler = tiny.system.stages["upsampler"]
+    deeper = upsampler.module.clone(unet=upsampler.module.unet.clone(depth=2))
+    assert "is a parameter of this one alone" in refused("upsampler", started(tiny, "upsampler", module=deeper))
+    shutil.copytree(tiny.run_dir / "clip", tmp_path / "clip")
+    for path in (tmp_path / "clip" / "checkpoints").rglob("CHECKSUMS"):
+        path.unlink()
+    damaged = dataclasses.replace(clip, init_from=str(tmp_path / "clip"))
+    assert "clip cannot start from" in refused("clip", damaged)
+
+
+def test_a_run_gives_all_its_stages(tiny, tmp_path):
+    system = command.with_start(tiny.system, tiny.run_dir)
+    assert {name: recipe.init_from for name, recipe in system.stages.items()} == {
+        name: str(tiny.run_dir / name) for name in system.stages
+    }
+    with pytest.raises(ValueError, match="has none of the stages clip, prior, decoder, upsampler"):
+        command.with_start(tiny.system, tmp_path)

@@ -1,0 +1,120 @@
+"""What the stages that are diffusion models share: the loss, its weighting, its timesteps, and its measured error."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.diffusion import (
+    LossHistory,
+    Process,
+    Sampling,
+    check_loss,
+    diffusion_loss,
+    draw_timesteps,
+    loss_history,
+    update_history,
+    x0_error,
+)
+from dalle2_jax.diffusion.sampler import Denoiser
+from train.system import Batch, Parameters, Recipe
+
+TIMESTEPS = ("uniform", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionRecipe(Recipe):
+    """Trains `module` to reverse `process`.
+
+    loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). weighting, weight_limit: of the
+    timesteps, see `diffusion_loss`; the paper has none. timesteps: "uniform", or "loss" to draw them by the losses that
+    were seen there (IDDPM Sec. 3.3).
+    """
+
+    process: Process = Process()
+    sampling: Sampling = Sampling()
+    loss_kind: str = "simple"
+    weighting: str = "uniform"
+    weight_limit: float = 5.0
+    timesteps: str = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_loss(self.process, self.loss_kind, self.weighting, self.weight_limit)
+        self.preview_sampling.process(self.process)
+        if self.timesteps not in TIMESTEPS:
+            raise ValueError(f"{self.kind}.timesteps is {self.timesteps!r}; it must be {' or '.join(TIMESTEPS)}")
+        if self.timesteps == "loss" and self.optimizer.accumulation > 1:
+            raise ValueError(
+                f"{self.kind}.timesteps=loss needs the losses of a whole batch at once; set "
+                f"{self.kind}.optimizer.accumulation=1"
+            )
+
+    @abstractmethod
+    def task(
+        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool
+    ) -> tuple[Denoiser, jax.Array, jax.Array]:
+        """The denoiser under the batch's conditions, what it is to restore (x_0), and a key for the noise."""
+
+    @property
+    def preview_sampling(self) -> Sampling:
+        """How previews are drawn: as in the end, but for a variance that is measured only then."""
+        if self.sampling.variance == "analytic":
+            return dataclasses.replace(self.sampling, variance=None)
+        return self.sampling
+
+    def init_carry(self) -> LossHistory | None:
+        return loss_history(self.process.steps) if self.timesteps == "loss" else None
+
+    def update_carry(self, carry: LossHistory, seen: tuple[jax.Array, jax.Array]) -> LossHistory:
+        return update_history(carry, *seen)
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
+        denoiser, x_0, key = self.task(params, batch, key, frozen, training=True)
+        if self.timesteps == "uniform":
+            losses, metrics = self._losses(key, denoiser, x_0)
+            return losses.mean(), _means(metrics)
+        draw_key, key = jax.random.split(key)
+        i, weights = draw_timesteps(draw_key, frozen["carry"], x_0.shape[0])
+        losses, metrics = self._losses(key, denoiser, x_0, timesteps=i)
+        return (weights * losses).mean(), {**_means(metrics), "carry": (i, jax.lax.stop_gradient(losses))}
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        denoiser, x_0, key = self.task(params, batch, key, frozen, training=False)
+        losses, metrics = self._losses(key, denoiser, x_0)
+        return {"loss": losses.mean(), **_means(metrics)}
+
+    def _losses(self, key: jax.Array, denoiser: Denoiser, x_0: jax.Array, timesteps: jax.Array | None = None):
+        return diffusion_loss(
+            key,
+            denoiser,
+            x_0,
+            self.process,
+            self.loss_kind,
+            timesteps=timesteps,
+            weighting=self.weighting,
+            weight_limit=self.weight_limit,
+        )
+
+    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        denoiser, x_0, key = self.task(params, batch, key, frozen, training=False)
+        return {"x0_error": x0_error(key, denoiser, x_0, self.process)}
+
+    def describe(self) -> dict[str, Any]:
+        training = ("loss_kind", "weighting", "weight_limit", "timesteps")
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "process": self.process,
+            "sampling": self.sampling,
+            "training": {name: getattr(self, name) for name in training},
+        }
+
+
+def _means(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.mean(value) for name, value in metrics.items()}

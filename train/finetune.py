@@ -1,0 +1,112 @@
+"""Starting a stage from another run's instead of from nothing (`init_from` of a recipe)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage
+from dalle2_jax.tokenizer import Tokenizer
+from train.system import Recipe, System
+
+TOKEN_TABLE = "token_embedding/embedding"
+
+
+def inherited_tokenizer(system: System, log: Callable[[str], None]) -> Tokenizer | None:
+    """The tokenizer of the first stage that another one starts from, if the system has room for it.
+
+    Raises:
+        ValueError: if a stage is to start from one that is not there.
+    """
+    for name, recipe in system.stages.items():
+        if recipe.init_from is None:
+            continue
+        tokenizer = Tokenizer.from_json(_read(name, recipe)["tokenizer"])
+        if tokenizer.context_length != system.context_length or tokenizer.vocabulary_size > system.vocabulary_size:
+            log(
+                f"{recipe.init_from} has a tokenizer of {tokenizer.vocabulary_size} tokens and captions of "
+                f"{tokenizer.context_length}; this system's own has up to {system.vocabulary_size} and "
+                f"{system.context_length}, so a new one is made of the captions"
+            )
+            return None
+        log(f"the tokenizer is that of {recipe.init_from}")
+        return tokenizer
+    return None
+
+
+def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Callable[[str], None]) -> Any:
+    """The averaged parameters of the stage that `recipe.init_from` names, fitted to this recipe.
+
+    Tables of token embeddings follow the tokens: a token that both tokenizers have keeps its row, a new one gets a
+    fresh row. The optimizer and the average start afresh in any case.
+
+    Raises:
+        ValueError: if the other stage is missing or damaged, of another kind, or differs in a parameter's shape.
+    """
+    info = _read(name, recipe)
+    if info["kind"] != recipe.kind:
+        raise ValueError(f"{name}.init_from names {recipe.init_from}, which is a {info['kind']} and no {recipe.kind}")
+    try:
+        other = load_stage(recipe.init_from)
+    except CheckpointError as error:
+        raise ValueError(f"{name} cannot start from {recipe.init_from}: {error}") from error
+    fresh = jax.device_get(jax.jit(recipe.init)(jax.random.key(recipe.seed)))
+    theirs, ours = _by_path(other.params), _by_path(fresh)
+    for path in [*ours, *theirs]:
+        if (path in ours) != (path in theirs):
+            where = "this one" if path in ours else "that one"
+            raise ValueError(
+                f"{name} cannot start from {recipe.init_from}: {path} is a parameter of {where} alone; set "
+                f"{name}.module as it is there, or leave init_from out"
+            )
+    their_tokenizer = Tokenizer.from_json(info["tokenizer"])
+    result = {}
+    for path, value in ours.items():
+        if path.endswith(TOKEN_TABLE) and (their_tokenizer != tokenizer or value.shape != theirs[path].shape):
+            result[path], known = _fit_table(value, theirs[path], tokenizer, their_tokenizer)
+            log(
+                f"{name}: {known} of {tokenizer.vocabulary_size} tokens are known to {recipe.init_from}; the others "
+                "start afresh"
+            )
+        elif value.shape != theirs[path].shape:
+            raise ValueError(
+                f"{name} cannot start from {recipe.init_from}: {path} is {theirs[path].shape} there and {value.shape} "
+                f"here; set {name}.module (and the system's context_length) as it is there, or leave init_from out"
+            )
+        else:
+            result[path] = theirs[path]
+    log(f"{name} starts from {recipe.init_from} (step {info['step']}); optimizer and average start afresh")
+    return jax.tree.unflatten(jax.tree.structure(fresh), [result[path] for path in ours])
+
+
+def _read(name: str, recipe: Recipe) -> dict[str, Any]:
+    try:
+        return read_stage(Path(recipe.init_from))
+    except CheckpointError as error:
+        raise ValueError(
+            f"{name}.init_from: {error}; name the folder of a trained stage, such as runs/emoji/{name}"
+        ) from error
+
+
+def _by_path(tree: Any) -> dict[str, np.ndarray]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(value) for path, value in flat}
+
+
+def _fit_table(
+    fresh: np.ndarray, theirs: np.ndarray, tokenizer: Tokenizer, their_tokenizer: Tokenizer
+) -> tuple[np.ndarray, int]:
+    """A table with their rows for the tokens that both have; and how many those are."""
+    if fresh.shape[1:] != theirs.shape[1:]:
+        raise ValueError(f"token embeddings are {theirs.shape[1]} wide there and {fresh.shape[1]} here; set the same")
+    places = their_tokenizer.token_rows()
+    table, known = fresh.copy(), 0
+    for token, row in tokenizer.token_rows().items():
+        if token in places:
+            table[row] = theirs[places[token]]
+            known += 1
+    return table, known
