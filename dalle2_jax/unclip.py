@@ -10,6 +10,7 @@ pictures = model.generate(jax.random.key(0), ["a small red circle on a gray back
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
 from dalle2_jax.decoder import sample_decoder, sample_upsampler
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from dalle2_jax.prior import sample_prior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh
@@ -55,14 +57,30 @@ def _decode(keys, params, embedding, text, mask, keep_text, *, module, process, 
     return sample_decoder(keys, module, params, process, sampling, embedding, text, mask, keep_text)
 
 
-@partial(jax.jit, static_argnames=(*_STATIC, "size"))
-def _upsample(keys, params, low_resolution, *, module, process, sampling, size):
-    return sample_upsampler(keys, module, params, process, sampling, low_resolution, size)
+@partial(jax.jit, static_argnames=(*_STATIC, "size", "tile"))
+def _upsample(keys, params, low_resolution, *, module, process, sampling, size, tile):
+    return sample_upsampler(keys, module, params, process, sampling, low_resolution, size, tile)
 
 
 def _placed(stage: LoadedStage) -> LoadedStage:
     """The stage with its parameters on a device."""
     return dataclasses.replace(stage, params=jax.device_put(stage.params))
+
+
+def _process(stage: LoadedStage) -> Process:
+    """The process a stage was trained with, and what was measured of the network then."""
+    error = stage.info.get("measured", {}).get("x0_error")
+    return dataclasses.replace(stage.part("process"), x0_error=None if error is None else tuple(error))
+
+
+def _sampling(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
+    """The stage's own sampling settings with some changed; ValueError for a field there is not."""
+    own = stage.part("sampling")
+    for name in changes:
+        if name not in (known := [field.name for field in dataclasses.fields(own)]):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise ValueError(f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {near}")
+    return dataclasses.replace(own, **changes)
 
 
 def _keys(key: jax.Array, count: int) -> jax.Array:
@@ -186,8 +204,8 @@ class DALLE2:
             text,
             mask,
             module=self.prior.module,
-            process=self.prior.part("process"),
-            sampling=dataclasses.replace(self.prior.part("sampling"), **changes),
+            process=_process(self.prior),
+            sampling=_sampling(self.prior, changes),
         )
 
     def decode(
@@ -220,12 +238,17 @@ class DALLE2:
             mask,
             jnp.full(count, keep_text),
             module=module,
-            process=self.decoder.part("process"),
-            sampling=dataclasses.replace(self.decoder.part("sampling"), **changes),
+            process=_process(self.decoder),
+            sampling=_sampling(self.decoder, changes),
         )
 
-    def upsample(self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, **changes: Any) -> jax.Array:
-        """Enlarges `[b, h, w, 3]` in [-1, 1] with upsampler number `index`; returns the same range."""
+    def upsample(
+        self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, tile: int | None = None, **changes: Any
+    ) -> jax.Array:
+        """Enlarges `[b, h, w, 3]` in [-1, 1] with upsampler number `index`; returns the same range.
+
+        tile: the side of the tiles it is done in, to save memory; None: whole.
+        """
         stage = self.upsamplers[index]
         keys, pictures = _spread(_keys(keys, pictures.shape[0]), pictures)
         return _upsample(
@@ -233,10 +256,29 @@ class DALLE2:
             stage.params,
             pictures,
             module=stage.module,
-            process=stage.part("process"),
-            sampling=dataclasses.replace(stage.part("sampling"), **changes),
+            process=_process(stage),
+            sampling=_sampling(stage, changes),
             size=stage.info["image_size"],
+            tile=tile,
         )
+
+    def check_sampling(self, **changes: dict[str, Any]) -> None:
+        """Raises ValueError for fields of a stage's Sampling (`decoder={"steps": "12"}`) that it cannot have."""
+        for stage, fields in changes.items():
+            for loaded in self._stages(stage):
+                _sampling(loaded, fields).process(_process(loaded))
+
+    def evaluations(self, stage: str, changes: dict[str, Any]) -> int:
+        """How many times the stage's network is asked for one picture, under these fields of its Sampling."""
+        total = 0
+        for loaded in self._stages(stage):
+            sampling = _sampling(loaded, changes)
+            guided = 2 if sampling.guidance_scale != 1 and stage != "upsampler" else 1
+            total += sampling.process(_process(loaded)).steps * guided * sampling.candidates
+        return total
+
+    def _stages(self, name: str) -> tuple[LoadedStage, ...]:
+        return self.upsamplers if name == "upsampler" else (getattr(self, name),)
 
     def generate(
         self,
@@ -247,24 +289,30 @@ class DALLE2:
         prior: dict[str, Any] | None = None,
         decoder: dict[str, Any] | None = None,
         upsampler: dict[str, Any] | None = None,
+        tile: int | None = None,
         caption_to_decoder: bool = True,
         image_embeddings: jax.Array | None = None,
         batch_size: int = 64,
         strict: bool = False,
+        warn: bool = True,
         return_stages: bool = False,
     ) -> np.ndarray | Generated:
         """Pictures of `captions`, uint8 `[b, h, w, 3]`.
 
         key: one key, from which a caption's key is its place in the batch, or one key a caption `[b]`, with which a
         picture comes out the same alone and in any batch. guidance_scale: the decoder's. prior, decoder, upsampler:
-        fields of a stage's Sampling to change, such as `{"steps": "25"}`. caption_to_decoder: False lets only the
+        fields of a stage's Sampling to change, such as `{"steps": "25"}`. tile: enlarge in tiles of that side, to save
+        memory. caption_to_decoder: False lets only the
         image embedding speak. image_embeddings: unit norm `[b, z]`, instead of the prior's. strict: a caption that is
-        too long is an error rather than a warning. return_stages: return Generated, with each stage's part.
+        too long is an error rather than a warning (without `warn`, not even that). return_stages: return Generated,
+        with each stage's part.
+
+        Raises ValueError, before anything is drawn, for captions, keys or settings that do not fit.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:
             raise ValueError("there is no caption to draw; give at least one")
-        self.tokenizer.encode(captions, strict=strict)
+        self.tokenizer.encode(captions, strict=strict, warn=warn)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
         keys = _keys(key, len(captions))
@@ -275,6 +323,7 @@ class DALLE2:
         decoder = dict(decoder or {})
         if guidance_scale is not None:
             decoder["guidance_scale"] = float(guidance_scale)
+        self.check_sampling(prior=prior or {}, decoder=decoder, upsampler=upsampler or {})
         parts, devices = [], jax.local_device_count()
         # Whole batches, also of the last few captions and of an odd number of them: one compiled program serves all,
         # and every device has its part.
@@ -294,7 +343,7 @@ class DALLE2:
                     caption_to_decoder,
                     prior or {},
                     decoder,
-                    upsampler or {},
+                    {"tile": tile, **(upsampler or {})},
                 )
             count = len(chosen)
             parts.append(jax.tree.map(lambda value, count=count: np.asarray(value[:count]), part))

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import __version__, cli
+from dalle2_jax.unclip import DALLE2
 from tests.cascade import DECODER_SIZE, FINAL_SIZE, STEPS
 
 PROMPT = "a small red circle on a gray background"
@@ -42,7 +43,7 @@ def test_one_picture_with_its_facts(run, tmp_path, capsys):
     assert captured.out == f"{out}\n" and captured.err == ""
     with Image.open(out) as picture:
         assert picture.size == (FINAL_SIZE, FINAL_SIZE) and picture.mode == "RGB"
-        facts = {"prompt": PROMPT, "seed": "5", "number": "0", "software": f"dalle2_jax {__version__}"}
+        facts = {"prompt": PROMPT, "seed": "5", "software": f"dalle2_jax {__version__}"}
         assert picture.text == facts
         pixels = np.asarray(picture)
     assert [path.name for path in out.parent.iterdir()] == ["apple.png"]
@@ -53,9 +54,9 @@ def test_one_picture_with_its_facts(run, tmp_path, capsys):
     assert cli.main(arguments) == 0
     written = capsys.readouterr().out.split()
     assert [Path(path).name for path in written] == [
-        "000_a_small_red_circle_on_a_gray_background_0.png",
-        "001_a_large_cross_0.png",
-        "002_a_blue_circle_0.png",
+        "000_a_small_red_circle_on_a_gray_background_5.png",
+        "001_a_large_cross_5.png",
+        "002_a_blue_circle_5.png",
     ]
     assert len(list(folder.iterdir())) == 6
     assert np.abs(np.asarray(Image.open(written[0])).astype(int) - pixels).max() <= 1
@@ -71,10 +72,146 @@ def test_a_long_prompt_is_drawn_with_a_warning(run, tmp_path, capsys):
     assert len(lines) == 1 and lines[0].startswith("dalle2: warning: the prompt is longer than 12 tokens")
 
 
+def pixels_of(path: str | Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture).astype(int)
+
+
+def test_prompts_of_a_file_and_seeds_that_make_each_picture_again(run, tmp_path, capsys):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\ufeff# what to draw\na small red circle\n\nü 緑 ok\n", encoding="utf-8")
+    many = [
+        *("generate", run, "--prompts", str(prompts), "--count", "3", "--seed", "7"),
+        *("--batch-size", "4", "--out", str(tmp_path / "many")),
+    ]
+    assert cli.main(many) == 0
+    captured = capsys.readouterr()
+    written = [Path(path) for path in captured.out.split()]
+    assert [path.name for path in written] == [
+        *(f"000_a_small_red_circle_{seed}.png" for seed in (7, 8, 9)),
+        *(f"001_ü_緑_ok_{seed}.png" for seed in (7, 8, 9)),
+    ]
+    assert [line.split(" |")[0] for line in captured.err.splitlines() if "pictures" in line] == [
+        "4/6 pictures",
+        "6/6 pictures",
+    ]
+    with Image.open(written[4]) as picture:
+        assert picture.text["prompt"] == "ü 緑 ok" and picture.text["seed"] == "8"
+    assert len({pixels_of(path).tobytes() for path in written}) == 6
+    # Alone, by its own seed.
+    alone = tmp_path / "alone.png"
+    assert cli.main(["generate", run, "a small red circle", "--seed", "9", "--out", str(alone)]) == 0
+    assert np.abs(pixels_of(alone) - pixels_of(written[2])).max() <= 1
+
+
+def test_a_sheet(run, tmp_path, capsys):
+    out = tmp_path / "sheet.png"
+    arguments = ["generate", run, PROMPT, "a large cross", "--count", "2", "--grid", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    with Image.open(out) as sheet:
+        assert sheet.text["prompts"] == f"{PROMPT}\na large cross" and min(sheet.size) > 2 * 96
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+
+
+def test_ctrl_c_keeps_what_is_done(run, tmp_path, capsys, monkeypatch):
+    generate, calls = DALLE2.generate, []
+
+    def interrupted(self, *arguments, **settings):
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(self, *arguments, **settings)
+
+    monkeypatch.setattr(DALLE2, "generate", interrupted)
+    arguments = ["generate", run, PROMPT, "--count", "6", "--batch-size", "2"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "files")]) == 130
+    captured = capsys.readouterr()
+    assert "stopped; 4 of 6 pictures are drawn" in captured.err and "Traceback" not in captured.err
+    assert sorted(path.suffix for path in (tmp_path / "files").iterdir()) == [".png"] * 4
+    calls.clear()
+    assert cli.main([*arguments, "--grid", "--out", str(tmp_path / "sheet.png")]) == 130
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width < 5 * (96 + 6) + 10
+
+
+def test_a_stage_is_sampled_as_the_options_say(run, tmp_path, monkeypatch):
+    seen = {}
+    generate = DALLE2.generate
+
+    def recording(self, *arguments, **settings):
+        seen.update(settings)
+        return generate(self, *arguments, **settings)
+
+    monkeypatch.setattr(DALLE2, "generate", recording)
+    out = tmp_path / "a.png"
+    options = ["--sampler", "dpmpp_2m", "--sampler", "prior=ddpm", "--steps", "4", "--steps", "upsampler=3"]
+    options += ["--guidance-scale", "2", "--guidance-interval", "0.1,0.9", "--candidates", "1", "--tile", "12"]
+    options += ["--threshold", "dynamic", "--variance", "prior=analytic"]
+    assert cli.main(["generate", run, PROMPT, *options, "--out", str(out)]) == 0
+    assert seen["decoder"] == {
+        "sampler": "dpmpp_2m",
+        "steps": "4",
+        "guidance_scale": 2.0,
+        "guidance_interval": (0.1, 0.9),
+        "threshold": "dynamic",
+    }
+    assert seen["prior"] == {"sampler": "ddpm", "candidates": 1, "variance": "analytic"}
+    assert seen["upsampler"] == {"steps": "3"} and seen["tile"] == 12 and out.is_file()
+
+
+def test_a_sweep(run, tmp_path, capsys):
+    out = tmp_path / "sweep"
+    options = ["--samplers", "ddim,dpmpp_2m", "--steps", "2", "--guidance-scales", "1,2", "--count", "4"]
+    assert cli.main(["sweep", run, *options, "--out", str(out)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["sampler", "steps", "guidance_scale", "evaluations"] and len(lines) == 7
+    report = json.loads((tmp_path / "sweep.json").read_text())
+    rows = {(row["sampler"], row["guidance_scale"]): row for row in report["rows"]}
+    assert rows.keys() == {(name, scale) for name in ("ddim", "dpmpp_2m") for scale in (1.0, 2.0)}
+    assert rows["ddim", 1.0]["evaluations"] == 2 and rows["dpmpp_2m", 2.0]["evaluations"] == 4
+    assert all(0 <= row["all"] <= 1 and row["seconds"] > 0 for row in report["rows"])
+    with Image.open(tmp_path / "sweep.png") as plot:
+        assert plot.width > 500
+
+
+def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40 + number, 60), (40 * number, 90, 200)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"animal number {number}\nan animal")
+    (folder / "broken.png").write_text("broken")
+    (folder / "4.txt").unlink()
+    assert cli.main(["data", "check", "pets"]) == 0
+    text = capsys.readouterr().out
+    assert "pets: 4 captioned pictures, " in text and "40 to 43 pixels" in text and "4 tall" in text
+    assert "8, of 2 to 3 words" in text and "2 problems, all left out of training:" in text
+    assert "broken.png: it is not a picture" in text and "4.png: there is no 4.txt" in text
+    with Image.open("pets_sheet.png") as sheet:
+        assert sheet.width > 4 * 96
+    assert cli.main(["data", "check", "nowhere"]) == 2
+    assert capsys.readouterr().err == "dalle2: there is no folder nowhere; name one with pictures and captions\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["generate", "nowhere", PROMPT], "there is no run at nowhere"),
+        (["generate", "RUN"], "there is nothing to draw; give captions in quotes"),
+        (["generate", "RUN", "--prompts", "none.txt"], "--prompts none.txt cannot be read: No such file"),
+        (["generate", "RUN", PROMPT, "--grid", "--out", "folder"], "--out folder is no PNG"),
+        (["generate", "RUN", PROMPT, "--seed", "4294967295", "--count", "2"], "goes beyond the last seed"),
+        (["generate", "RUN", PROMPT, "--sampler", "euler"], "there is no sampler 'euler'"),
+        (["generate", "RUN", PROMPT, "--steps", "dekoder=3"], "there is no stage 'dekoder'; the nearest"),
+        (["generate", "RUN", PROMPT, "--eta", "much"], "--eta takes a number, not 'much'"),
+        (["generate", "RUN", PROMPT, "--guidance-interval", "0.5"], "--guidance-interval takes LOW,HIGH, not '0.5'"),
+        (["generate", "RUN", PROMPT, "--variance", "learned_range"], "the network has learned no variance"),
+        (["generate", "RUN", PROMPT, "--tile", "0"], "--tile is 0"),
+        (["sweep", "RUN", "--guidance-scales", "1,x"], "--guidance-scales takes numbers"),
+        (["sweep", "RUN", "--samplers", "ddim,euler"], "there is no sampler 'euler'"),
+        (["evaluate", "RUN", "--judge", "RUN"], "leave --judge out"),
         (["generate", "RUN", "  "], "the prompt is empty"),
         (["generate", "RUN", PROMPT, "--count", "0"], "--count is 0; it must be 1 or more"),
         (["generate", "RUN", PROMPT, "--seed", "-1"], "--seed is -1"),
@@ -150,12 +287,13 @@ def test_evaluate_writes_the_report(run, tmp_path, capsys):
     assert "3 test captions" in text and "3 unseen pairs" in text and "CLIP retrieval" in text and "dB" in text
 
 
-def test_evaluate_of_other_data_is_refused(run, tmp_path, capsys):
+def test_evaluate_of_data_that_cannot_be_read_is_refused(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     path = tmp_path / "run" / "clip" / "stage.json"
     info = json.loads(path.read_text())
     info["data"]["fields"]["name"] = "mnist"
     path.write_text(json.dumps(info))
     assert cli.main(["evaluate", str(tmp_path / "run")]) == 2
-    assert "was trained on mnist; the oracle reads only captioned_shapes" in capsys.readouterr().err
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "the data set mnist/one_object cannot be opened" in lines[0]
     assert not (tmp_path / "run" / "report.json").exists()

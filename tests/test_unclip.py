@@ -11,6 +11,8 @@ import pytest
 
 from dalle2_jax import DALLE2
 from dalle2_jax.checkpoint import CheckpointError, load_params
+from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
+from dalle2_jax.evaluation.retrieval import recall_at
 from dalle2_jax.layers.pictures import to_uint8
 from tests.cascade import DECODER_SIZE, EMBEDDING, FINAL_SIZE
 
@@ -197,3 +199,19 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
     shutil.rmtree(run / "clip" / "checkpoints")
     with pytest.raises(CheckpointError, match="clip holds no finished checkpoint"):
         DALLE2.load(run)
+
+
+def test_pictures_are_judged_by_retrieval(model, tiny):
+    report, shown = evaluate_pictures(model, tiny.system.data, count=6, judge=model)
+    assert report["data"] == "captioned_shapes" and report["test"]["captions"] == 6
+    drawn = model.generate(jax.random.split(jax.random.key(0), 3)[0], shown["test"].captions)
+    np.testing.assert_array_equal(drawn, shown["generated"].pictures)
+    image = np.asarray(model.encode_image(drawn))
+    text = np.asarray(model.encode_text(shown["test"].captions)[0])
+    generated = report["test"]["generated"]
+    assert generated["clip_score"] == pytest.approx(float((image * text).sum(-1).mean()), abs=1e-5)
+    assert generated["image_to_text_r5"] == recall_at(image, text, shown["test"].captions, 5)["image_to_text_r5"]
+    assert report["test"]["chance"] == {"r1": 1 / 6, "r5": 5 / 6}
+    assert report["unseen"]["captions"] == 3 and report["unseen"]["chance"]["r5"] == 1.0
+    text = format_pictures_report(report)
+    assert "6 test captions; R@1 / R@5 by chance 0.17 / 0.83" in text and "3 unseen combinations" in text

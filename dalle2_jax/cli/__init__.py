@@ -1,0 +1,59 @@
+"""The `dalle2` command over trained runs and folders of pictures. Bad input is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from dalle2_jax._version import __version__
+from dalle2_jax.cli import check, describe, evaluate, generate, sweep
+
+COMMANDS = {"generate": generate, "evaluate": evaluate, "sweep": sweep, "describe": describe, "data": check}
+LARGEST_SEED = 2**32 - 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="dalle2", description="Draw from, measure and describe trained runs.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, module in COMMANDS.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP))
+    options = parser.parse_args(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"dalle2: warning: {message}", file=sys.stderr)
+        try:
+            _check_numbers(options)
+            if COMMANDS[options.command].DRAWS:
+                _prepare_jax()
+            return COMMANDS[options.command].run(options)
+        except (ValueError, OSError) as error:
+            print(f"dalle2: {error}", file=sys.stderr)
+            return 2
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    for name in ("count", "batch_size", "tile"):
+        value = getattr(options, name, None)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+    seed = getattr(options, "seed", 0)
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"--seed is {seed}; it must lie in 0 to {LARGEST_SEED}")
+
+
+def _prepare_jax() -> None:
+    """CPU cores as devices, and compiled programs kept below ~/.cache, so that a second call starts in seconds."""
+    import jax
+
+    from dalle2_jax.sharding import use_cpu_cores
+
+    use_cpu_cores()
+    if not jax.config.jax_compilation_cache_dir:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dalle2_jax" / "jax"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

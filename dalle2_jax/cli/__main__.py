@@ -1,0 +1,7 @@
+"""python -m dalle2_jax.cli"""
+
+import sys
+
+from dalle2_jax.cli import main
+
+sys.exit(main())

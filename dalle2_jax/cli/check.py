@@ -1,0 +1,85 @@
+"""dalle2 data check FOLDER: what is in a folder of pictures, what is wrong with it, and how it looks."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+HELP = "what is in a folder of captioned pictures, and what is wrong with it"
+DRAWS = False
+SHEET = 48
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    check = actions.add_parser("check", help=HELP)
+    check.add_argument("folder")
+    check.add_argument("--out", default=None, help="the contact sheet (default: FOLDER_sheet.png, here)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints the report and writes the contact sheet; 0 also where there are problems, since training leaves them out.
+
+    Raises:
+        ValueError: where nothing is left to train on.
+    """
+    from dalle2_jax.data.folder import FolderRecords, read_folder
+    from dalle2_jax.data.picture import read_picture
+    from dalle2_jax.data.transforms import resize
+    from dalle2_jax.evaluation.grid import caption_grid, save_png
+
+    folder = read_folder(options.folder)
+    print(report(folder))
+    sheet = Path(options.out or f"{folder.root.resolve().name}_sheet.png")
+    step = max(1, len(folder.pictures) // SHEET)
+    chosen = folder.pictures[::step][:SHEET]
+    records = FolderRecords(folder.root, chosen).__getitems__(range(len(chosen)))
+    pictures = [resize(read_picture(record["image"])[None], 96)[0] for record in records]
+    save_png(sheet, caption_grid([pictures], [picture.captions[0] for picture in chosen]))
+    print(f"wrote {sheet}: {len(chosen)} of the pictures, as training sees them")
+    return 0
+
+
+def report(folder: Any) -> str:
+    """Counts, sizes, modes, caption lengths and every problem by name, as lines to read."""
+    from dalle2_jax.data.folder import SPLITS
+
+    pictures = folder.pictures
+    splits = Counter(picture.split for picture in pictures)
+    sides = sorted(min(picture.width, picture.height) for picture in pictures)
+    shapes = Counter(_shape(picture.width / picture.height) for picture in pictures)
+    modes = Counter(picture.mode for picture in pictures)
+    captions = [caption for picture in pictures for caption in picture.captions]
+    words = sorted(len(caption.split()) for caption in captions)
+    repeated = len(captions) - len(set(captions))
+    lines = [
+        f"{folder.root}: {len(pictures)} captioned pictures, "
+        + ", ".join(f"{splits[split]} {split}" for split in SPLITS),
+        "; ".join(
+            [
+                f"  shorter side    {sides[0]} to {sides[-1]} pixels, half of them {sides[len(sides) // 2]} or less",
+                *(f"{sum(side < size for side in sides)} below {size}" for size in (64, 128, 256) if sides[0] < size),
+            ]
+        ),
+        f"  shapes          {', '.join(f'{count} {name}' for name, count in shapes.most_common())}",
+        f"  modes           {', '.join(f'{count} {mode}' for mode, count in modes.most_common())}",
+        f"  captions        {len(captions)}, of {words[0]} to {words[-1]} words, half of them {words[len(words) // 2]} "
+        f"or less; the longest has {max(map(len, captions))} characters; {repeated} said more than once",
+    ]
+    kinds: dict[str, list[Any]] = {}
+    for problem in folder.problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    lines.append(f"{len(folder.problems)} problems" + (", all left out of training:" if kinds else ""))
+    for kind, found in kinds.items():
+        lines.append(f"  {len(found)} {kind}")
+        lines.extend(f"    {problem}" for problem in found)
+    return "\n".join(lines)
+
+
+def _shape(ratio: float) -> str:
+    if 0.99 < ratio < 1.01:
+        return "square"
+    return "wide" if ratio > 1 else "tall"

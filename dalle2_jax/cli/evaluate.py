@@ -1,0 +1,73 @@
+"""dalle2 evaluate RUN: the oracle on captioned shapes, retrieval elsewhere; report.json and samples.png."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from dalle2_jax._version import __version__
+
+HELP = "how good a run's pictures are, measured on held-out captions"
+DRAWS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("run")
+    parser.add_argument("--count", type=int, default=240, help="captions of the test split (default 240)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--judge", metavar="RUN", help="another run, whose CLIP judges the pictures (not with shapes)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures, writes both files, prints the report."""
+    from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
+    from dalle2_jax.evaluation.suite import evaluate, format_report
+    from dalle2_jax.unclip import DALLE2
+
+    folder = Path(options.run)
+    model = DALLE2.load(folder)
+    data = model.clip.part("data")
+    settings: dict[str, Any] = {"count": options.count, "seed": options.seed}
+    settings["say"] = lambda line: print(line, flush=True)
+    if data.name == "captioned_shapes":
+        if data.config not in (None, "one_object"):
+            raise ValueError(f"{folder} was trained on captioned_shapes/{data.config}; only one_object is evaluated")
+        if options.judge:
+            raise ValueError(f"{folder} was trained on captioned_shapes, which the oracle judges; leave --judge out")
+        report, shown = evaluate(model, data, **settings)
+        text = format_report(report)
+    else:
+        judge = DALLE2.load(options.judge) if options.judge else None
+        report, shown = evaluate_pictures(model, data, judge=judge, **settings)
+        report["judge"] = options.judge or options.run
+        text = format_pictures_report(report)
+    stages = (model.clip, model.prior, model.decoder, *model.upsamplers)
+    report["seconds"] = {stage.name: round(stage.info.get("seconds", 0.0), 1) for stage in stages}
+    report["version"] = __version__
+    partial = folder / "report.json.partial"
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    partial.replace(folder / "report.json")
+    _save_samples(folder / "samples.png", shown)
+    print(text)
+    print(f"wrote {folder / 'report.json'} and {folder / 'samples.png'}")
+    return 0
+
+
+def _save_samples(path: Path, shown: dict[str, Any]) -> None:
+    """A sheet of test captions, and of unseen ones where there are any: real, the decoder's, and the final picture."""
+    from dalle2_jax.evaluation.grid import caption_grid, save_png
+
+    parts = [("test", "generated", 16 if "unseen" in shown else 24, "")]
+    if "unseen" in shown:
+        parts.append(("unseen", "unseen_generated", 8, " (unseen pair)"))
+    rows: list[list[Any]] = [[], [], []]
+    captions: list[str] = []
+    for examples, drawn, count, note in parts:
+        found, generated = shown[examples], shown[drawn]
+        for row, pictures in zip(rows, (found.pictures, generated.decoded, generated.pictures), strict=True):
+            row.extend(pictures[:count])
+        captions.extend(caption + note for caption in found.captions[:count])
+    save_png(path, caption_grid(rows, captions, labels=("real", "decoder", "final")))

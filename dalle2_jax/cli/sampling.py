@@ -1,0 +1,60 @@
+"""The options that say how a stage is sampled: `--steps 12` is the decoder's, `--steps prior=25` the prior's."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+STAGES = ("prior", "decoder", "upsampler")
+
+
+def _interval(text: str) -> tuple[float, float]:
+    low, _, high = text.partition(",")
+    return float(low), float(high)
+
+
+# option: (field of Sampling, how its text is read, what it takes, whose it is where no stage is named, help)
+OPTIONS: dict[str, tuple[str, Callable[[str], Any], str, str, str]] = {
+    "--sampler": ("sampler", str, "ddpm, ddim or dpmpp_2m", "decoder", "how it is sampled"),
+    "--steps": ("steps", str, "a number, or 10,10,3,2,2", "decoder", "over which timesteps"),
+    "--guidance-scale": ("guidance_scale", float, "a number", "decoder", "1 is none"),
+    "--guidance-interval": ("guidance_interval", _interval, "LOW,HIGH", "decoder", "guided part of the time, 0 to 1"),
+    "--eta": ("eta", float, "a number", "decoder", "ddim's noise, 0 to 1"),
+    "--variance": ("variance", str, "a name", "decoder", "ddpm's: fixed_small, fixed_large, analytic, learned_range"),
+    "--threshold": ("threshold", str, "a name", "decoder", "of predicted pictures: none, static, dynamic"),
+    "--percentile": ("percentile", float, "a share of 1", "decoder", "of the dynamic threshold"),
+    "--candidates": ("candidates", int, "a number", "prior", "embeddings of which the best is kept"),
+}
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options above, each of which may be given once a stage."""
+    group = parser.add_argument_group("sampling", "each VALUE is the decoder's, or STAGE=VALUE (--steps prior=25)")
+    for option, (_, _, _, default, text) in OPTIONS.items():
+        metavar = "VALUE" if default == "decoder" else "N"
+        group.add_argument(option, action="append", default=[], metavar=f"[STAGE=]{metavar}", help=text)
+
+
+def read_sampling(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """{stage: {field of Sampling: value}} of all stages.
+
+    Raises:
+        ValueError: for an unknown stage, or a value that cannot be read, naming it.
+    """
+    changes: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for option, (field, read, takes, default, _) in OPTIONS.items():
+        for text in getattr(options, option[2:].replace("-", "_")):
+            stage, separator, value = text.rpartition("=")
+            stage = stage if separator else default
+            if stage not in changes:
+                near = difflib.get_close_matches(stage, STAGES, n=1, cutoff=0)[0]
+                raise ValueError(
+                    f"{option} {text}: there is no stage {stage!r}; the nearest of {', '.join(STAGES)} is {near}"
+                )
+            try:
+                changes[stage][field] = read(value)
+            except ValueError:
+                raise ValueError(f"{option} takes {takes}, not {value!r}") from None
+    return changes

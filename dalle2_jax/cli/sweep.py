@@ -1,0 +1,67 @@
+"""dalle2 sweep RUN: quality against network evaluations, as a table, a JSON file and a plot."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dalle2_jax.cli.sampling import STAGES
+
+HELP = "quality against network evaluations: samplers, steps and guidance scales of one stage"
+DRAWS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("run")
+    parser.add_argument("--stage", choices=STAGES, default="decoder", help="which stage (default: decoder)")
+    parser.add_argument("--samplers", default="ddim,dpmpp_2m,ddpm", help="names with commas between them")
+    parser.add_argument("--steps", default="5,10,20,50,100", help="numbers with commas between them")
+    parser.add_argument("--guidance-scales", default="1,1.5,2.5", help="numbers with commas between them")
+    parser.add_argument("--count", type=int, default=120, help="captions of the test split (default 120)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=None, help="the files' name without .json and .png (default: RUN/sweep_STAGE)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draws all combinations; writes a JSON file and a plot."""
+    from dalle2_jax.evaluation.sweep import format_row, header, plot, sweep
+    from dalle2_jax.unclip import DALLE2
+
+    try:
+        scales = [float(text) for text in options.guidance_scales.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--guidance-scales takes numbers with commas between, not {options.guidance_scales}"
+        ) from None
+    model = DALLE2.load(options.run)
+    shown = []
+
+    def say(row: dict) -> None:
+        if not shown:
+            print(header(row))
+        shown.append(row)
+        print(format_row(row), flush=True)
+
+    rows = sweep(
+        model,
+        model.clip.part("data"),
+        stage=options.stage,
+        samplers=options.samplers.split(","),
+        steps=options.steps.split(","),
+        guidance_scales=scales,
+        count=options.count,
+        seed=options.seed,
+        say=say,
+    )
+    base = Path(options.out) if options.out else Path(options.run) / f"sweep_{options.stage}"
+    report = {"run": options.run, "stage": options.stage, "count": options.count, "seed": options.seed, "rows": rows}
+    base.parent.mkdir(parents=True, exist_ok=True)
+    partial = base.with_name(base.name + ".json.partial")
+    partial.write_text(json.dumps(report, indent=2) + "\n")
+    partial.replace(base.with_name(base.name + ".json"))
+    print(f"wrote {base}.json")
+    plot(rows, "all" if "all" in rows[0] else "r5", f"{base}.png")
+    print(f"wrote {base}.png")
+    return 0

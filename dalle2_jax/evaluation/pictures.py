@@ -1,0 +1,102 @@
+"""What `dalle2 evaluate` measures of a run on any pictures with captions: retrieval, CLIP scores, prior, upsampler.
+
+Generated pictures are held against the captions of held-out splits by a CLIP: the run's own, which has seen the
+training split alone, or another run's that had no part in drawing them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples, has_split
+from dalle2_jax.evaluation.prior_suite import prior_suite
+from dalle2_jax.evaluation.retrieval import recall_at
+from dalle2_jax.evaluation.suite import Report, upsampler_against_bicubic
+from dalle2_jax.unclip import DALLE2
+
+
+def evaluate_pictures(
+    model: DALLE2,
+    data: Data,
+    *,
+    count: int = 240,
+    seed: int = 0,
+    judge: DALLE2 | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[Report, dict[str, Any]]:
+    """Measures `model` on the test split of `data`, and on its unseen split where it has one.
+
+    judge: whose CLIP judges the pictures; None: the model's own. Returns the report and what `samples.png` shows:
+    "test" and "unseen" (examples) and what was drawn of their captions, "generated" and "unseen_generated".
+    """
+    names = ("test", "unseen", "upsampler")
+    keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
+    report: Report = {"data": data.folder or data.name, "seed": seed}
+    shown: dict[str, Any] = {}
+    for part, split in (("test", data.test_split), ("unseen", data.unseen_split)):
+        if part == "unseen" and not has_split(data, split):
+            continue
+        examples = evaluation_examples(data, split, count)
+        say(f"drawing {len(examples.captions)} captions of the {split} split")
+        generated = model.generate(keys[part], examples.captions, return_stages=True)
+        report[part] = _judged(judge or model, examples, generated.pictures)
+        true = np.asarray(model.encode_image(examples.pictures))
+        report[part]["prior"] = prior_suite(generated.image_embeddings, true, generated.text_embeddings)
+        shown |= {part: examples, "generated" if part == "test" else "unseen_generated": generated}
+    if model.upsamplers:
+        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], shown["test"].pictures[:64])
+    return report, shown
+
+
+def _judged(judge: DALLE2, examples: Examples, pictures: np.ndarray) -> dict[str, Any]:
+    """Retrieval among these captions, and mean cosines, of the generated and of the true pictures."""
+    captions = list(examples.captions)
+    text = np.asarray(judge.encode_text(captions)[0])
+    result: dict[str, Any] = {"captions": len(captions)}
+    for name, shown in (("generated", pictures), ("real", examples.pictures)):
+        image = np.asarray(judge.encode_image(shown))
+        result[name] = {
+            **recall_at(image, text, captions, 1),
+            **recall_at(image, text, captions, 5),
+            "clip_score": float((image * text).sum(-1).mean()),
+        }
+    distinct = len(set(captions))
+    result["chance"] = {f"r{k}": min(k, distinct) / distinct for k in (1, 5)}
+    return result
+
+
+def format_pictures_report(report: Report) -> str:
+    """The report as lines to read."""
+    lines = []
+    for part, title in (("test", "test captions"), ("unseen", "unseen combinations")):
+        if part not in report:
+            continue
+        figures = report[part]
+        lines.append(f"{figures['captions']} {title}; R@1 / R@5 by chance {_pair(figures['chance'], '')}")
+        for name in ("generated", "real"):
+            found = figures[name]
+            lines.append(
+                f"{name + ' pictures':>20}  picture -> caption {_pair(found, 'image_to_text_')}   caption -> picture "
+                f"{_pair(found, 'text_to_image_')}   cosine {found['clip_score']:.3f}"
+            )
+        prior = figures["prior"]
+        lines.append(
+            f"{'prior':>20}  to the true picture {prior['to_true_picture']:+.3f}, to its caption "
+            f"{prior['to_text']:+.3f} (true pictures {prior['baseline_true_to_text']:+.3f}), to another caption "
+            f"{prior['to_unrelated_text']:+.3f}"
+        )
+    if "upsampler" in report:
+        figures = report["upsampler"]
+        lines.append(
+            f"{'upsampler':>20}  {figures['psnr']:.1f} dB, bicubic {figures['psnr_bicubic']:.1f} dB, "
+            f"gain {figures['gain_db']:+.1f} dB"
+        )
+    return "\n".join(lines)
+
+
+def _pair(figures: dict[str, float], prefix: str) -> str:
+    return f"{figures[prefix + 'r1']:.2f} / {figures[prefix + 'r5']:.2f}"
