@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
-from dalle2_jax.decoder import sample_decoder, sample_upsampler
+from dalle2_jax.decoder import invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from dalle2_jax.prior import sample_prior
@@ -53,8 +53,14 @@ def _prior(keys, params, text_embedding, text, mask, *, module, process, samplin
 
 
 @partial(jax.jit, static_argnames=_STATIC)
-def _decode(keys, params, embedding, text, mask, keep_text, *, module, process, sampling):
-    return sample_decoder(keys, module, params, process, sampling, embedding, text, mask, keep_text)
+def _decode(keys, params, embedding, text, mask, keep_text, x_T, *, module, process, sampling):
+    return sample_decoder(keys, module, params, process, sampling, embedding, text, mask, keep_text, x_T)
+
+
+@partial(jax.jit, static_argnames=(*_STATIC, "refinements"))
+def _invert(params, pictures, embedding, text, mask, keep_text, *, module, process, sampling, refinements):
+    pictures = resize(to_float(pictures), module.unet.image_size)
+    return invert_decoder(module, params, process, sampling, pictures, embedding, text, mask, keep_text, refinements)
 
 
 @partial(jax.jit, static_argnames=(*_STATIC, "size", "tile"))
@@ -98,6 +104,27 @@ def _spread(*arrays: Any) -> tuple[Any, ...]:
     if arrays[0].shape[0] % batch_parts(mesh):
         return arrays
     return jax.device_put(arrays, batch_sharding(mesh))
+
+
+def enlarge(
+    stage: LoadedStage, keys: jax.Array, pictures: jax.Array, *, tile: int | None = None, **changes: Any
+) -> jax.Array:
+    """Enlarges `[b, h, w, 3]` in [-1, 1] with a trained upsampler to its own size; returns the same range.
+
+    keys: one, or one a picture `[b]`. tile: the side of the tiles it is done in, to save memory; None: whole. changes:
+    fields of the stage's Sampling. Raises ValueError for changes that the stage cannot have.
+    """
+    keys, pictures = _spread(_keys(keys, pictures.shape[0]), pictures)
+    return _upsample(
+        keys,
+        stage.params,
+        pictures,
+        module=stage.module,
+        process=_process(stage),
+        sampling=_sampling(stage, changes),
+        size=stage.info["image_size"],
+        tile=tile,
+    )
 
 
 @dataclass(frozen=True)
@@ -214,33 +241,73 @@ class DALLE2:
         image_embeddings: jax.Array,
         captions: Sequence[str] | None = None,
         *,
+        x_T: jax.Array | None = None,
         strict: bool = False,
         **changes: Any,
     ) -> jax.Array:
-        """The decoder's pictures, float32 `[b, h, w, 3]` in [-1, 1]; captions None lets the embedding speak alone."""
+        """The decoder's pictures, float32 `[b, h, w, 3]` in [-1, 1]; captions None lets the embedding speak alone.
+
+        x_T: the noise to start from, such as `invert`'s; None: drawn by the keys.
+        """
         encoded = self.encode_text(captions or ["nothing"] * image_embeddings.shape[0], strict=strict)
-        return self._decode(keys, image_embeddings, encoded, captions is not None, **changes)
+        return self._decode(keys, image_embeddings, encoded, captions is not None, x_T, **changes)
 
     def _decode(
-        self, keys: jax.Array, image_embeddings: jax.Array, encoded: Encoded, keep_text: bool, **changes: Any
+        self,
+        keys: jax.Array,
+        image_embeddings: jax.Array,
+        encoded: Encoded,
+        keep_text: bool,
+        x_T: jax.Array | None = None,
+        **changes: Any,
     ) -> jax.Array:
-        count = image_embeddings.shape[0]
-        module, text, mask = self.decoder.module, None, None
-        if module.text is not None or module.text_width is not None:
-            _, states, tokens, mask = encoded
-            text = tokens if module.text is not None else states
-        keys, image_embeddings = _spread(_keys(keys, count), image_embeddings)
+        keys, image_embeddings = _spread(_keys(keys, image_embeddings.shape[0]), image_embeddings)
         return _decode(
             keys,
             self.decoder.params,
             image_embeddings,
-            text,
-            mask,
-            jnp.full(count, keep_text),
-            module=module,
+            *self._caption(encoded, keep_text),
+            x_T,
+            module=self.decoder.module,
             process=_process(self.decoder),
             sampling=_sampling(self.decoder, changes),
         )
+
+    def _caption(self, encoded: Encoded, keep_text: bool) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
+        """What the decoder reads of encoded captions: text, mask, and whether it is to be kept."""
+        embedding, states, tokens, mask = encoded
+        kept = jnp.full(embedding.shape[0], keep_text)
+        if self.decoder.module.text is not None:
+            return tokens, mask, kept
+        return (states, mask, kept) if self.decoder.module.text_width is not None else (None, None, kept)
+
+    def invert(
+        self,
+        pictures: np.ndarray,
+        captions: Sequence[str] | None = None,
+        *,
+        refinements: int = 0,
+        **changes: Any,
+    ) -> tuple[jax.Array, jax.Array]:
+        """The two parts of pictures (Sec. 3): CLIP's embeddings `[b, z]`, and the noise x_T of the decoder's DDIM.
+
+        `decode` with both, the same captions and `changes` (steps), sampler "ddim" and guidance_scale 1 draws the
+        pictures again at the decoder's size. pictures: uint8 `[b, h, h, 3]`. refinements: see `ddim_invert`.
+        """
+        embeddings = self.encode_image(pictures)
+        encoded = self.encode_text(captions or ["nothing"] * len(pictures))
+        (pictures,) = _spread(jnp.asarray(pictures))
+        x_T = _invert(
+            self.decoder.params,
+            pictures,
+            embeddings,
+            *self._caption(encoded, captions is not None),
+            module=self.decoder.module,
+            process=_process(self.decoder),
+            sampling=_sampling(self.decoder, changes),
+            refinements=refinements,
+        )
+        return embeddings, x_T
 
     def upsample(
         self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, tile: int | None = None, **changes: Any
@@ -249,18 +316,7 @@ class DALLE2:
 
         tile: the side of the tiles it is done in, to save memory; None: whole.
         """
-        stage = self.upsamplers[index]
-        keys, pictures = _spread(_keys(keys, pictures.shape[0]), pictures)
-        return _upsample(
-            keys,
-            stage.params,
-            pictures,
-            module=stage.module,
-            process=_process(stage),
-            sampling=_sampling(stage, changes),
-            size=stage.info["image_size"],
-            tile=tile,
-        )
+        return enlarge(self.upsamplers[index], keys, pictures, tile=tile, **changes)
 
     def check_sampling(self, **changes: dict[str, Any]) -> None:
         """Raises ValueError for fields of a stage's Sampling (`decoder={"steps": "12"}`) that it cannot have."""

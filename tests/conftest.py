@@ -1,6 +1,8 @@
 """Shared test settings: 8 simulated CPU devices, no silent broadcasting, a compilation cache shared by all tests."""
 
+import functools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,24 @@ class Cascade:
     system: Any
     run_dir: Path
     log: list[str]
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests run in one process, and all files that use `tiny` in the same one, so that it is trained once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "tiny" if _uses_tiny(config.rootpath / file) else file
+
+    return Scheduling(config, log)
+
+
+@functools.cache
+def _uses_tiny(file: Path) -> bool:
+    return re.search(r"def \w+\([^)]*\btiny\b", file.read_text(encoding="utf-8")) is not None
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def test_one_picture_with_its_facts(run, tmp_path, capsys):
     assert [path.name for path in out.parent.iterdir()] == ["apple.png"]
     # The first of several is the same picture.
     folder = tmp_path / "several"
-    prompts = [PROMPT, "a large cross", "a blue circle"]
+    prompts = [PROMPT, "a large cross", "a blue circle", "a cross"]
     arguments = ["generate", run, *prompts, "--seed", "5", "--out", str(folder), "--stages"]
     assert cli.main(arguments) == 0
     written = capsys.readouterr().out.split()
@@ -57,8 +57,9 @@ def test_one_picture_with_its_facts(run, tmp_path, capsys):
         "000_a_small_red_circle_on_a_gray_background_5.png",
         "001_a_large_cross_5.png",
         "002_a_blue_circle_5.png",
+        "003_a_cross_5.png",
     ]
-    assert len(list(folder.iterdir())) == 6
+    assert len(list(folder.iterdir())) == 8
     assert np.abs(np.asarray(Image.open(written[0])).astype(int) - pixels).max() <= 1
     with Image.open(written[1].replace(".png", "_decoder.png")) as small:
         assert small.size == (DECODER_SIZE, DECODER_SIZE) and small.text["prompt"] == "a large cross"
@@ -124,15 +125,15 @@ def test_ctrl_c_keeps_what_is_done(run, tmp_path, capsys, monkeypatch):
         return generate(self, *arguments, **settings)
 
     monkeypatch.setattr(DALLE2, "generate", interrupted)
-    arguments = ["generate", run, PROMPT, "--count", "6", "--batch-size", "2"]
+    arguments = ["generate", run, PROMPT, "--count", "12", "--batch-size", "4"]
     assert cli.main([*arguments, "--out", str(tmp_path / "files")]) == 130
     captured = capsys.readouterr()
-    assert "stopped; 4 of 6 pictures are drawn" in captured.err and "Traceback" not in captured.err
-    assert sorted(path.suffix for path in (tmp_path / "files").iterdir()) == [".png"] * 4
+    assert "stopped; 8 of 12 pictures are drawn" in captured.err and "Traceback" not in captured.err
+    assert sorted(path.suffix for path in (tmp_path / "files").iterdir()) == [".png"] * 8
     calls.clear()
     assert cli.main([*arguments, "--grid", "--out", str(tmp_path / "sheet.png")]) == 130
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width < 5 * (96 + 6) + 10
+        assert sheet.height < 2 * (96 + 60)
 
 
 def test_a_stage_is_sampled_as_the_options_say(run, tmp_path, monkeypatch):
@@ -160,16 +161,37 @@ def test_a_stage_is_sampled_as_the_options_say(run, tmp_path, monkeypatch):
     assert seen["upsampler"] == {"steps": "3"} and seen["tile"] == 12 and out.is_file()
 
 
+def test_an_upsampler_by_itself(run, tmp_path, capsys):
+    picture = tmp_path / "photo.jpg"
+    Image.new("L", (40, 24), 120).save(picture)
+    stage = str(Path(run) / "upsampler")
+    assert cli.main(["enlarge", stage, str(picture), "--steps", "2"]) == 0
+    out = tmp_path / "photo_large.png"
+    assert capsys.readouterr().out == f"{out}\n"
+    with Image.open(out) as large:
+        assert large.size == (FINAL_SIZE, FINAL_SIZE) and large.text["source"] == "photo.jpg"
+    for arguments, sentence in (
+        ([str(Path(run) / "clip"), str(picture)], "is a trained clip; name an upsampler's folder"),
+        ([stage, str(out.with_name("none.png"))], "No such file"),
+        ([stage, str(picture), "--out", str(tmp_path)], "is no PNG"),
+        ([stage, str(picture), "--steps", "prior=3"], "only the upsampler is at work here"),
+        ([stage, __file__], "cannot be enlarged: it is not a picture"),
+    ):
+        assert cli.main(["enlarge", *arguments]) == 2
+        shown = capsys.readouterr().err
+        assert sentence in shown and shown.count("\n") == 1
+
+
 def test_a_sweep(run, tmp_path, capsys):
     out = tmp_path / "sweep"
-    options = ["--samplers", "ddim,dpmpp_2m", "--steps", "2", "--guidance-scales", "1,2", "--count", "4"]
+    options = ["--samplers", "dpmpp_2m", "--steps", "2", "--guidance-scales", "1,2", "--count", "4"]
     assert cli.main(["sweep", run, *options, "--out", str(out)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:4] == ["sampler", "steps", "guidance_scale", "evaluations"] and len(lines) == 7
+    assert lines[0].split()[:4] == ["sampler", "steps", "guidance_scale", "evaluations"] and len(lines) == 5
     report = json.loads((tmp_path / "sweep.json").read_text())
     rows = {(row["sampler"], row["guidance_scale"]): row for row in report["rows"]}
-    assert rows.keys() == {(name, scale) for name in ("ddim", "dpmpp_2m") for scale in (1.0, 2.0)}
-    assert rows["ddim", 1.0]["evaluations"] == 2 and rows["dpmpp_2m", 2.0]["evaluations"] == 4
+    assert rows.keys() == {("dpmpp_2m", 1.0), ("dpmpp_2m", 2.0)}
+    assert rows["dpmpp_2m", 1.0]["evaluations"] == 2 and rows["dpmpp_2m", 2.0]["evaluations"] == 4
     assert all(0 <= row["all"] <= 1 and row["seconds"] > 0 for row in report["rows"])
     with Image.open(tmp_path / "sweep.png") as plot:
         assert plot.width > 500

@@ -141,6 +141,20 @@ def test_a_withheld_caption_does_not_show(lively, keys, generated):
     assert (lively.generate(keys, CAPTIONS, **given).decoded != without[0]).any()
 
 
+def test_inverted_pictures(model, keys, generated):
+    """The noise is the picture's: another picture, another embedding or caption asks for other noise."""
+    pictures = generated.pictures
+    embeddings, x_T = model.invert(pictures, CAPTIONS, steps="3")
+    np.testing.assert_allclose(embeddings, model.encode_image(pictures), atol=1e-6)
+    assert x_T.shape == (3, DECODER_SIZE, DECODER_SIZE, 3) and np.isfinite(x_T).all()
+    assert np.abs(model.invert(pictures[::-1], CAPTIONS[::-1], steps="3")[1][::-1] - x_T).max() < 1e-4
+    # Where the noise is given the keys play no part.
+    settings = {"x_T": x_T, "steps": "3", "sampler": "ddim", "guidance_scale": 1.0}
+    drawn = model.decode(keys, embeddings, CAPTIONS, **settings)
+    np.testing.assert_array_equal(drawn, model.decode(keys[::-1], embeddings, CAPTIONS, **settings))
+    assert (drawn != model.decode(keys, embeddings, CAPTIONS, **{**settings, "x_T": -x_T})).any()
+
+
 def test_changed_settings_reach_their_stage(lively, keys, generated):
     settings = {"image_embeddings": generated.image_embeddings, "return_stages": True}
     usual = lively.generate(keys, CAPTIONS, **settings)

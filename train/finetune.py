@@ -54,8 +54,8 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Cal
         other = load_stage(recipe.init_from)
     except CheckpointError as error:
         raise ValueError(f"{name} cannot start from {recipe.init_from}: {error}") from error
-    fresh = jax.device_get(jax.jit(recipe.init)(jax.random.key(recipe.seed)))
-    theirs, ours = _by_path(other.params), _by_path(fresh)
+    shapes = jax.eval_shape(recipe.init, jax.random.key(recipe.seed))
+    theirs, ours = _by_path(other.params), _by_path(shapes)
     for path in [*ours, *theirs]:
         if (path in ours) != (path in theirs):
             where = "this one" if path in ours else "that one"
@@ -64,23 +64,27 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Cal
                 f"{name}.module as it is there, or leave init_from out"
             )
     their_tokenizer = Tokenizer.from_json(info["tokenizer"])
-    result = {}
-    for path, value in ours.items():
-        if path.endswith(TOKEN_TABLE) and (their_tokenizer != tokenizer or value.shape != theirs[path].shape):
-            result[path], known = _fit_table(value, theirs[path], tokenizer, their_tokenizer)
+    fitted = []
+    for path, ours_shape, theirs_shape in ((path, ours[path].shape, theirs[path].shape) for path in ours):
+        is_table = path.endswith(TOKEN_TABLE) and ours_shape[1:] == theirs_shape[1:]
+        if is_table and (their_tokenizer != tokenizer or ours_shape != theirs_shape):
+            fitted.append(path)
+        elif ours_shape != theirs_shape:
+            raise ValueError(
+                f"{name} cannot start from {recipe.init_from}: {path} is {theirs_shape} there and {ours_shape} "
+                f"here; set {name}.module (and the system's context_length) as it is there, or leave init_from out"
+            )
+    result = dict(theirs)
+    if fitted:
+        fresh = _by_path(jax.device_get(jax.jit(recipe.init)(jax.random.key(recipe.seed))))
+        for path in fitted:
+            result[path], known = _fit_table(fresh[path], theirs[path], tokenizer, their_tokenizer)
             log(
                 f"{name}: {known} of {tokenizer.vocabulary_size} tokens are known to {recipe.init_from}; the others "
                 "start afresh"
             )
-        elif value.shape != theirs[path].shape:
-            raise ValueError(
-                f"{name} cannot start from {recipe.init_from}: {path} is {theirs[path].shape} there and {value.shape} "
-                f"here; set {name}.module (and the system's context_length) as it is there, or leave init_from out"
-            )
-        else:
-            result[path] = theirs[path]
     log(f"{name} starts from {recipe.init_from} (step {info['step']}); optimizer and average start afresh")
-    return jax.tree.unflatten(jax.tree.structure(fresh), [result[path] for path in ours])
+    return jax.tree.unflatten(jax.tree.structure(shapes), [result[path] for path in ours])
 
 
 def _read(name: str, recipe: Recipe) -> dict[str, Any]:
@@ -92,17 +96,15 @@ def _read(name: str, recipe: Recipe) -> dict[str, Any]:
         ) from error
 
 
-def _by_path(tree: Any) -> dict[str, np.ndarray]:
+def _by_path(tree: Any) -> dict[str, Any]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(value) for path, value in flat}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in flat}
 
 
 def _fit_table(
     fresh: np.ndarray, theirs: np.ndarray, tokenizer: Tokenizer, their_tokenizer: Tokenizer
 ) -> tuple[np.ndarray, int]:
     """A table with their rows for the tokens that both have; and how many those are."""
-    if fresh.shape[1:] != theirs.shape[1:]:
-        raise ValueError(f"token embeddings are {theirs.shape[1]} wide there and {fresh.shape[1]} here; set the same")
     places = their_tokenizer.token_rows()
     table, known = fresh.copy(), 0
     for token, row in tokenizer.token_rows().items():

@@ -10,9 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import check, describe, evaluate, generate, sweep
+from dalle2_jax.cli import check, describe, enlarge, evaluate, generate, sweep
 
-COMMANDS = {"generate": generate, "evaluate": evaluate, "sweep": sweep, "describe": describe, "data": check}
+COMMANDS = {
+    "generate": generate,
+    "enlarge": enlarge,
+    "evaluate": evaluate,
+    "sweep": sweep,
+    "describe": describe,
+    "data": check,
+}
 LARGEST_SEED = 2**32 - 1
 
 

@@ -29,25 +29,28 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any], str, str, str]] = {
 }
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options above, each of which may be given once a stage."""
-    group = parser.add_argument_group("sampling", "each VALUE is the decoder's, or STAGE=VALUE (--steps prior=25)")
-    for option, (_, _, _, default, text) in OPTIONS.items():
-        metavar = "VALUE" if default == "decoder" else "N"
-        group.add_argument(option, action="append", default=[], metavar=f"[STAGE=]{metavar}", help=text)
+def add_sampling_arguments(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+    """The options above, each of which may be given once a stage.
+
+    default: whose they are where no stage is named; None: the decoder's, but for what only the prior has.
+    """
+    whose = default or "decoder"
+    group = parser.add_argument_group("sampling", f"each VALUE is the {whose}'s, or STAGE=VALUE (--steps prior=25)")
+    for option, (*_, text) in OPTIONS.items():
+        group.add_argument(option, action="append", default=[], metavar="[STAGE=]VALUE", help=text)
 
 
-def read_sampling(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def read_sampling(options: argparse.Namespace, default: str | None = None) -> dict[str, dict[str, Any]]:
     """{stage: {field of Sampling: value}} of all stages.
 
     Raises:
         ValueError: for an unknown stage, or a value that cannot be read, naming it.
     """
     changes: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
-    for option, (field, read, takes, default, _) in OPTIONS.items():
+    for option, (field, read, takes, own, _) in OPTIONS.items():
         for text in getattr(options, option[2:].replace("-", "_")):
             stage, separator, value = text.rpartition("=")
-            stage = stage if separator else default
+            stage = stage if separator else default or own
             if stage not in changes:
                 near = difflib.get_close_matches(stage, STAGES, n=1, cutoff=0)[0]
                 raise ValueError(

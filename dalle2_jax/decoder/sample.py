@@ -10,7 +10,7 @@ from dalle2_jax.decoder.decoder import Decoder
 from dalle2_jax.decoder.upsampler import Upsampler
 from dalle2_jax.diffusion.guidance import classifier_free_guidance
 from dalle2_jax.diffusion.process import Process
-from dalle2_jax.diffusion.sampler import normal
+from dalle2_jax.diffusion.sampler import ddim_invert, normal
 from dalle2_jax.diffusion.sampling import Sampling, sample
 from dalle2_jax.diffusion.tiling import tiled
 
@@ -30,11 +30,13 @@ def sample_decoder(
     text: jax.Array | None,
     text_mask: jax.Array | None,
     keep_text: jax.Array,
+    x_T: jax.Array | None = None,
 ) -> jax.Array:
     """Pictures `[b, h, w, 3]` in [-1, 1] at the decoder's own size.
 
     keys: one a picture `[b]`. image_embedding: unit norm `[b, z]`. text: tokens `[b, n]` or CLIP's text states
     `[b, n, d]`. keep_text: bool `[b]`, False withholds the caption. Guidance drops both conditions in its other half.
+    x_T: the noise to start from (`invert_decoder`'s, say); None: drawn by the keys.
     """
     batch, size = image_embedding.shape[0], decoder.unet.image_size
     noise_keys, step_keys = _split(keys)
@@ -51,8 +53,34 @@ def sample_decoder(
         sampling.guidance_scale,
         interval=sampling.interval(process),
     )
-    x_T = normal(noise_keys, (batch, size, size, 3))
+    x_T = normal(noise_keys, (batch, size, size, 3)) if x_T is None else x_T
     return jnp.clip(sample(step_keys, guided, x_T, process, sampling), -1.0, 1.0)
+
+
+def invert_decoder(
+    decoder: Decoder,
+    params: Any,
+    process: Process,
+    sampling: Sampling,
+    pictures: jax.Array,
+    image_embedding: jax.Array,
+    text: jax.Array | None,
+    text_mask: jax.Array | None,
+    keep_text: jax.Array,
+    refinements: int = 0,
+) -> jax.Array:
+    """The noise x_T `[b, h, w, 3]` from which DDIM at eta 0, without guidance, draws `pictures` again (Sec. 3).
+
+    pictures: `[b, h, w, 3]` in [-1, 1] at the decoder's own size. The conditions are those of `sample_decoder`;
+    `sampling` says over which timesteps, and refinements how exactly (`dalle2_jax.diffusion.ddim_invert`).
+    """
+    condition = {"image_embedding": image_embedding, "text": text, "text_mask": text_mask}
+    kept = {"keep_image": jnp.ones(pictures.shape[0], bool), "keep_text": keep_text}
+
+    def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
+        return decoder.apply({"params": params}, x_t, timesteps, **condition, **kept)
+
+    return ddim_invert(denoiser, pictures, sampling.process(process), refinements)
 
 
 def sample_upsampler(

@@ -15,7 +15,7 @@ import numpy as np
 from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples, has_split
 from dalle2_jax.evaluation.prior_suite import prior_suite
 from dalle2_jax.evaluation.retrieval import recall_at
-from dalle2_jax.evaluation.suite import Report, upsampler_against_bicubic
+from dalle2_jax.evaluation.suite import Report, there_and_back, upsampler_against_bicubic
 from dalle2_jax.unclip import DALLE2
 
 
@@ -47,8 +47,10 @@ def evaluate_pictures(
         true = np.asarray(model.encode_image(examples.pictures))
         report[part]["prior"] = prior_suite(generated.image_embeddings, true, generated.text_embeddings)
         shown |= {part: examples, "generated" if part == "test" else "unseen_generated": generated}
+    test = shown["test"]
+    report["inversion"] = there_and_back(model, test.pictures[:64], test.captions[:64])
     if model.upsamplers:
-        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], shown["test"].pictures[:64])
+        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.pictures[:64])
     return report, shown
 
 
@@ -89,6 +91,8 @@ def format_pictures_report(report: Report) -> str:
             f"{prior['to_text']:+.3f} (true pictures {prior['baseline_true_to_text']:+.3f}), to another caption "
             f"{prior['to_unrelated_text']:+.3f}"
         )
+    inversion = report["inversion"]
+    lines.append(f"{'DDIM there and back':>20}  {inversion['psnr']:.1f} dB in {inversion['steps']} steps each way")
     if "upsampler" in report:
         figures = report["upsampler"]
         lines.append(

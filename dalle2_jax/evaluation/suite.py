@@ -49,6 +49,15 @@ def upsampler_against_bicubic(model: DALLE2, key: jax.Array, pictures: np.ndarra
     return {"psnr": ours, "psnr_bicubic": theirs, "gain_db": ours - theirs}
 
 
+def there_and_back(model: DALLE2, pictures: np.ndarray, captions: list[str], steps: str = "50") -> dict[str, Any]:
+    """PSNR of pictures that the decoder inverted and drew again, at its own size, from their true embeddings."""
+    embeddings, x_T = model.invert(pictures, captions, steps=steps)
+    settings = {"steps": steps, "sampler": "ddim", "eta": 0.0, "guidance_scale": 1.0}
+    drawn = model.decode(jax.random.key(0), embeddings, captions, x_T=x_T, **settings)
+    small = to_uint8(resize(to_float(jnp.asarray(pictures)), model.decoder.info["image_size"]))
+    return {"psnr": psnr(np.asarray(to_uint8(drawn)), np.asarray(small)), "steps": steps}
+
+
 def evaluate(
     model: DALLE2,
     data: Data,
@@ -101,6 +110,7 @@ def evaluate(
     text = generated.text_embeddings
     report["retrieval"] = {**recall_at(true, text, test.captions, 1), **recall_at(true, text, test.captions, 5)}
     report["prior"] = prior_suite(generated.image_embeddings, true, text)
+    report["inversion"] = there_and_back(model, test.pictures[:64], test.captions[:64])
     if model.upsamplers:
         report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.pictures[:64])
     return report, {"test": test, "generated": generated, "unseen": unseen, "unseen_generated": unseen_generated}
@@ -138,6 +148,8 @@ def format_report(report: Report) -> str:
     for name, range_text in prior["healthy_ranges"].items():
         verdict = "healthy" if prior["healthy"][name] else "NOT healthy"
         lines.append(f"{'prior ' + name:>30}  {prior[name]:+.3f}  {verdict} (healthy: {range_text})")
+    inversion = report["inversion"]
+    lines.append(f"{'DDIM there and back':>20}  {inversion['psnr']:.1f} dB in {inversion['steps']} steps each way")
     if "upsampler" in report:
         figures = report["upsampler"]
         lines.append(

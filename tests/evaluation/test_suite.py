@@ -102,13 +102,14 @@ def test_the_report_as_text():
         "captions_unseen_pairs": 2,
         "retrieval": {f"{a}_r{k}": 0.5 for a in ("image_to_text", "text_to_image") for k in (1, 5)},
         "prior": prior_suite(text, true, text),
+        "inversion": {"psnr": 31.0, "steps": "50"},
         "upsampler": {"psnr": 30.0, "psnr_bicubic": 27.5, "gain_db": 2.5},
     }
     shown = format_report(report)
     assert "3 test captions" in shown and "2 unseen pairs" in shown and "gain +2.5 dB" in shown
     assert shown.count("NOT healthy") == 2 and "color 0.25" in shown
     del report["upsampler"]
-    assert "dB" not in format_report(report)
+    assert "DDIM there and back  31.0 dB in 50 steps each way" in shown and "bicubic" not in format_report(report)
 
 
 # The sheet of pictures

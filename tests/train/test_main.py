@@ -113,8 +113,6 @@ def test_a_config_that_asks_for_an_argument(config, tmp_path, capsys):
 def test_the_folder_config_reads_a_folder(config, tmp_path, capsys):
     folder = tmp_path / "my pets"
     folder.mkdir()
-    assert call("folder", folder, "upsampler", "--dry-run") == 0
-    assert "upsampler: " in capsys.readouterr().out
     assert call("folder", folder, "clip", "--runs-dir", tmp_path / "runs") == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: no captioned picture is left in") and shown.count("\n") == 1

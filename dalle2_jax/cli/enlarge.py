@@ -1,0 +1,57 @@
+"""dalle2 enlarge STAGE PICTURE: a trained upsampler by itself, on any picture."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dalle2_jax._version import __version__
+from dalle2_jax.cli.sampling import add_sampling_arguments, read_sampling
+
+HELP = "a larger picture of a picture, by one trained upsampler"
+DRAWS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("stage", help="a trained upsampler's folder, such as runs/demo/upsampler")
+    parser.add_argument("picture", help="any picture; its central square is brought to the size the upsampler takes")
+    parser.add_argument("--out", default=None, help="a PNG (default: PICTURE_large.png)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tile", type=int, default=None, metavar="N", help="in tiles of N pixels: less memory")
+    add_sampling_arguments(parser, default="upsampler")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draws the picture and writes it."""
+    import jax
+    import numpy as np
+
+    from dalle2_jax.checkpoint import load_stage
+    from dalle2_jax.data.picture import PictureError, read_picture
+    from dalle2_jax.data.transforms import resize
+    from dalle2_jax.evaluation.grid import save_png
+    from dalle2_jax.layers.pictures import to_float, to_uint8
+    from dalle2_jax.unclip import enlarge
+
+    path = Path(options.picture)
+    out = Path(options.out) if options.out else path.with_name(f"{path.stem}_large.png")
+    if out.suffix.lower() != ".png" or out.is_dir():
+        raise ValueError(f"--out {out} is no PNG; name one, such as large.png")
+    changes = read_sampling(options, default="upsampler")
+    if changes["prior"] or changes["decoder"]:
+        raise ValueError("only the upsampler is at work here; leave prior= and decoder= out")
+    stage = load_stage(options.stage)
+    if stage.kind != "upsampler":
+        raise ValueError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
+    try:
+        picture = read_picture(path.read_bytes())
+    except PictureError as error:
+        raise ValueError(f"{path} cannot be enlarged: {error}") from error
+    small = resize(picture[None], stage.info["low_size"])
+    key = jax.random.key(options.seed)
+    large = enlarge(stage, key, to_float(small), tile=options.tile, **changes["upsampler"])
+    facts = {"source": path.name, "seed": str(options.seed), "software": f"dalle2_jax {__version__}"}
+    save_png(out, np.asarray(to_uint8(large))[0], facts)
+    print(out)
+    return 0

@@ -1,0 +1,59 @@
+"""The notebook and its plain Python twin are the same, and run from top to bottom on a tiny run."""
+
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+def cells_of_notebook(path: Path) -> list[tuple[str, str]]:
+    """(kind, source) of every cell."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in cells]
+
+
+def cells_of_script(path: Path) -> list[tuple[str, str]]:
+    """The same of a script in the percent format."""
+    _, *blocks = path.read_text(encoding="utf-8").split("\n# %%")
+    cells = []
+    for block in blocks:
+        head, _, body = block.partition("\n")
+        if "[markdown]" in head:
+            lines = [line.removeprefix("#").removeprefix(" ") for line in body.strip().splitlines()]
+            cells.append(("markdown", "\n".join(lines).strip()))
+        else:
+            cells.append(("code", body.strip()))
+    return cells
+
+
+def test_the_two_are_one():
+    script = cells_of_script(NOTEBOOKS / "quickstart.py")
+    assert len(script) > 10 and script == cells_of_notebook(NOTEBOOKS / "quickstart.ipynb")
+
+
+def test_no_output_is_committed():
+    for cell in json.loads((NOTEBOOKS / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+@pytest.mark.slow
+def test_it_runs(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("DALLE2_RUN", str(tiny.run_dir))
+    space: dict[str, object] = {}
+    shown = []
+    for kind, source in cells_of_notebook(NOTEBOOKS / "quickstart.ipynb"):
+        if kind != "code":
+            continue
+        tree = ast.parse(source)
+        last = tree.body[-1]
+        if isinstance(last, ast.Expr):  # what Jupyter shows of a cell
+            tree.body.pop()
+        exec(compile(tree, "quickstart", "exec"), space)
+        if isinstance(last, ast.Expr):
+            shown.append(eval(compile(ast.Expression(last.value), "quickstart", "eval"), space))
+    assert sum(isinstance(value, Image.Image) for value in shown) == 5
+    assert f"{tiny.run_dir}: captioned_shapes, 16 px" in capsys.readouterr().out
