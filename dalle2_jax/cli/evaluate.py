@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures, writes both files, prints the report."""
+    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
     from dalle2_jax.evaluation.suite import evaluate, format_report
     from dalle2_jax.unclip import DALLE2
@@ -47,9 +48,7 @@ def run(options: argparse.Namespace) -> int:
     stages = (model.clip, model.prior, model.decoder, *model.upsamplers)
     report["seconds"] = {stage.name: round(stage.info.get("seconds", 0.0), 1) for stage in stages}
     report["version"] = __version__
-    partial = folder / "report.json.partial"
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(folder / "report.json")
+    write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     _save_samples(folder / "samples.png", shown)
     print(text)
     print(f"wrote {folder / 'report.json'} and {folder / 'samples.png'}")

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draws all combinations; writes a JSON file and a plot."""
+    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.sweep import format_row, header, plot, sweep
     from dalle2_jax.unclip import DALLE2
 
@@ -57,10 +58,7 @@ def run(options: argparse.Namespace) -> int:
     )
     base = Path(options.out) if options.out else Path(options.run) / f"sweep_{options.stage}"
     report = {"run": options.run, "stage": options.stage, "count": options.count, "seed": options.seed, "rows": rows}
-    base.parent.mkdir(parents=True, exist_ok=True)
-    partial = base.with_name(base.name + ".json.partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(base.with_name(base.name + ".json"))
+    write_atomically(base.with_name(base.name + ".json"), json.dumps(report, indent=2) + "\n")
     print(f"wrote {base}.json")
     plot(rows, "all" if "all" in rows[0] else "r5", f"{base}.png")
     print(f"wrote {base}.png")

@@ -115,7 +115,9 @@ def _strided(spec: str, count: int, timesteps: int) -> tuple[int, ...]:
     )
 
 
-def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray) -> tuple[int, ...]:
+def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray | None) -> tuple[int, ...]:
+    if alphas_cumprod is None:
+        raise ValueError(f"respacing {spec!r} counts in the schedule's noise; give its alphas_cumprod")
     abar = np.asarray(alphas_cumprod)
     with np.errstate(divide="ignore"):  # nothing may be left of the picture at the last timestep
         half_log_snr = 0.5 * (np.log(abar) - np.log1p(-abar))

@@ -15,7 +15,7 @@ import numpy as np
 from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples, has_split
 from dalle2_jax.evaluation.prior_suite import prior_suite
 from dalle2_jax.evaluation.retrieval import recall_at
-from dalle2_jax.evaluation.suite import Report, there_and_back, upsampler_against_bicubic
+from dalle2_jax.evaluation.suite import Report, fidelity_lines, there_and_back, upsampler_against_bicubic
 from dalle2_jax.unclip import DALLE2
 
 
@@ -91,15 +91,7 @@ def format_pictures_report(report: Report) -> str:
             f"{prior['to_text']:+.3f} (true pictures {prior['baseline_true_to_text']:+.3f}), to another caption "
             f"{prior['to_unrelated_text']:+.3f}"
         )
-    inversion = report["inversion"]
-    lines.append(f"{'DDIM there and back':>20}  {inversion['psnr']:.1f} dB in {inversion['steps']} steps each way")
-    if "upsampler" in report:
-        figures = report["upsampler"]
-        lines.append(
-            f"{'upsampler':>20}  {figures['psnr']:.1f} dB, bicubic {figures['psnr_bicubic']:.1f} dB, "
-            f"gain {figures['gain_db']:+.1f} dB"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *fidelity_lines(report)])
 
 
 def _pair(figures: dict[str, float], prefix: str) -> str:

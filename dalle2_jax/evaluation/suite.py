@@ -148,12 +148,17 @@ def format_report(report: Report) -> str:
     for name, range_text in prior["healthy_ranges"].items():
         verdict = "healthy" if prior["healthy"][name] else "NOT healthy"
         lines.append(f"{'prior ' + name:>30}  {prior[name]:+.3f}  {verdict} (healthy: {range_text})")
+    return "\n".join([*lines, *fidelity_lines(report)])
+
+
+def fidelity_lines(report: Report) -> list[str]:
+    """What a report says of pictures that should come out of the decoder or the upsamplers as they are."""
     inversion = report["inversion"]
-    lines.append(f"{'DDIM there and back':>20}  {inversion['psnr']:.1f} dB in {inversion['steps']} steps each way")
+    lines = [f"{'DDIM there and back':>20}  {inversion['psnr']:.1f} dB in {inversion['steps']} steps each way"]
     if "upsampler" in report:
         figures = report["upsampler"]
         lines.append(
             f"{'upsampler':>20}  {figures['psnr']:.1f} dB, bicubic {figures['psnr_bicubic']:.1f} dB, "
             f"gain {figures['gain_db']:+.1f} dB"
         )
-    return "\n".join(lines)
+    return lines

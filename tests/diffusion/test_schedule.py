@@ -119,3 +119,5 @@ def test_log_snr_steps_are_refused_where_there_are_too_few():
     for spec in ("logsnr1000", "logsnr0", "logsnr", "logsnr3,4"):
         with pytest.raises(ValueError, match=f"respacing '{spec}'"):
             respace(spec, 1000, abar)
+    with pytest.raises(ValueError, match="give its alphas_cumprod"):
+        respace("logsnr12", 1000)
