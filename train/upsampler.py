@@ -12,7 +12,8 @@ import numpy as np
 
 from dalle2_jax.data.degrade import bsr
 from dalle2_jax.decoder import Upsampler, gaussian_blur, random_crop, sample_upsampler
-from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.diffusion import Process, Sampling, x0_error
+from dalle2_jax.diffusion.sampler import Denoiser
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from train.diffusion import DiffusionRecipe
 from train.system import Batch, Parameters, check_share
@@ -100,11 +101,19 @@ class UpsamplerRecipe(DiffusionRecipe):
                 pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
             key, rngs = keys["loss"], {"dropout": keys["dropout"]}
 
-        def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
-            arguments = (x_t, timesteps, low)
-            return self.module.apply({"params": params}, *arguments, deterministic=not training, rngs=rngs)
+        return self._denoiser(params, low, rngs), pictures, key
 
-        return denoiser, pictures, key
+    def _denoiser(self, params: Parameters, low: jax.Array, rngs: dict[str, jax.Array] | None) -> Denoiser:
+        def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
+            return self.module.apply({"params": params}, x_t, timesteps, low, deterministic=rngs is None, rngs=rngs)
+
+        return denoiser
+
+    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """On a crop of each picture, as in training: whole ones would take as long as many steps."""
+        crop_key, key = jax.random.split(key)
+        pictures, low = random_crop(crop_key, *self._pair(batch), int(self.size * self.crop_fraction))
+        return {"x0_error": x0_error(key, self._denoiser(params, low, None), pictures, self.process)}
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Enlarges real small pictures."""
