@@ -69,9 +69,7 @@ def report(folder: Any) -> str:
         f"  captions        {len(captions)}, of {words[0]} to {words[-1]} words, half of them {words[len(words) // 2]} "
         f"or less; the longest has {max(map(len, captions))} characters; {repeated} said more than once",
     ]
-    kinds: dict[str, list[Any]] = {}
-    for problem in folder.problems:
-        kinds.setdefault(problem.kind, []).append(problem)
+    kinds = folder.problems_by_kind()
     lines.append(f"{len(folder.problems)} problems" + (", all left out of training:" if kinds else ""))
     for kind, found in kinds.items():
         lines.append(f"  {len(found)} {kind}")

@@ -56,12 +56,14 @@ def run(options: argparse.Namespace) -> int:
     try:
         for start in range(0, len(captions), options.batch_size):
             part = slice(start, min(start + options.batch_size, len(captions)))
+            # The last few are filled up to a whole batch, so that one compiled program serves all.
+            rows = [start + number % (part.stop - start) for number in range(min(options.batch_size, len(captions)))]
             generated = model.generate(
-                jax.numpy.stack([jax.random.key(seed) for seed in seeds[part]]),
-                captions[part],
+                jax.numpy.stack([jax.random.key(seeds[row]) for row in rows]),
+                [captions[row] for row in rows],
                 **changes,
                 tile=options.tile,
-                batch_size=min(options.batch_size, len(captions)),
+                batch_size=len(rows),
                 strict=options.strict,
                 warn=False,
                 return_stages=True,
@@ -127,7 +129,7 @@ class _Output:
         from dalle2_jax.evaluation.grid import save_png
 
         if self.grid:
-            self.shown.extend(generated.pictures)
+            self.shown.extend(generated.pictures[: part.stop - part.start])
             return
         for row, path in enumerate(self.paths[part]):
             facts = {"prompt": self.captions[part][row], "seed": str(self.seeds[part][row])}

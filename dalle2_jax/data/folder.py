@@ -65,18 +65,24 @@ class Folder:
             raise ValueError(f"the folder {self.root} has no split {name!r}; it has {', '.join(SPLITS)}")
         return [picture for picture in self.pictures if picture.split == name]
 
+    def problems_by_kind(self) -> dict[str, list[Problem]]:
+        """The problems of each kind, in the order of their names."""
+        kinds: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            kinds.setdefault(problem.kind, []).append(problem)
+        return kinds
+
     def summary(self, names: int = 3) -> str:
         """One line on what is used and what was left out, with a few names a kind."""
-        kinds: dict[str, list[str]] = {}
-        for problem in self.problems:
-            kinds.setdefault(problem.kind, []).append(problem.name)
+        kinds = self.problems_by_kind()
         used = f"{self.root}: {len(self.pictures)} captioned pictures"
         if not kinds:
             return used
         parts = []
         for kind, found in kinds.items():
             more = f" and {len(found) - names} more" if len(found) > names else ""
-            parts.append(f"{len(found)} {kind} ({', '.join(found[:names])}{more})")
+            shown = ", ".join(problem.name for problem in found[:names])
+            parts.append(f"{len(found)} {kind} ({shown}{more})")
         return f"{used}; left out: {'; '.join(parts)}. `dalle2 data check {self.root}` says more"
 
 
