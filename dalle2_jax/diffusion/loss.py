@@ -3,7 +3,6 @@
 All arithmetic is float32, whatever the network's dtype, and stays finite whatever variances the network asks for.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -76,8 +75,7 @@ def diffusion_loss(
     if kind == "hybrid":
         output = jnp.concatenate([jax.lax.stop_gradient(prediction), variance_channels], axis=-1)
     # As in IDDPM, training sees the unclamped mean: a clamp would hide part of its error from the variance.
-    unclamped = dataclasses.replace(process, clip=None)
-    vlb = process.steps * vlb_term(output, x_0, x_t, i, unclamped)
+    vlb = process.steps * vlb_term(output, x_0, x_t, i, process.unclamped())
     return (vlb if kind == "vlb" else simple + VLB_WEIGHT * vlb), {"mse": mse, "vlb": vlb}
 
 

@@ -98,6 +98,10 @@ class Process:
         """The same process with only the timesteps that `spec` keeps (of the original T); None: all of them."""
         return dataclasses.replace(self, respacing=spec)
 
+    def unclamped(self) -> "Process":
+        """The same process without any clamp of predicted x_0."""
+        return dataclasses.replace(self, clip=None, dynamic_percentile=None)
+
     # Tables: float64 numpy [steps], except timestep_map (int32).
 
     @cached_property

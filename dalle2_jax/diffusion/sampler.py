@@ -4,7 +4,6 @@ A denoiser is any f(x_t, t) -> prediction, where t is int32 [batch] in the origi
 and the chain is float32. `process.respaced("27")` is how a sampler is given fewer steps.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -46,7 +45,7 @@ def ddim_inverse_step(output: jax.Array, x_t: jax.Array, i: jax.Array, process: 
 
     `output` is the network's at x_t and step i; what it says of x_0 is taken as it is, without a clamp.
     """
-    model = dataclasses.replace(process, clip=None, dynamic_percentile=None).predict(output, x_t, i)
+    model = process.unclamped().predict(output, x_t, i)
     return _at_level(model.x_0, model.epsilon, i + 1, process)
 
 
@@ -107,7 +106,7 @@ def ddim_invert(denoiser: Denoiser, x_0: jax.Array, process: Process, refinement
     back to the start with that, which makes the inverse as exact as one likes for as many more evaluations.
     """
     timesteps = jnp.asarray(process.timestep_map)
-    unclamped = dataclasses.replace(process, clip=None, dynamic_percentile=None)
+    unclamped = process.unclamped()
 
     def evaluate(x, i):
         return denoiser(x, jnp.full(x_0.shape[:1], timesteps[i]))

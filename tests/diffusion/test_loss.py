@@ -261,3 +261,14 @@ def test_refusals():
         check_loss(Process(prediction="x0"), "vlb", "min_snr")
     with pytest.raises(ValueError, match="set weighting=min_snr or uniform"):
         check_loss(Process(), "hybrid", "min_snr_plus_one")
+
+
+def test_a_dynamic_threshold_is_set_aside_in_training():
+    x_0 = _pictures(0, (2, 4, 4, 3))
+
+    def loss(process):
+        return diffusion_loss(jax.random.key(0), lambda x, t: jnp.concatenate([2 * x, x], -1), x_0, process, "hybrid")[
+            0
+        ]
+
+    np.testing.assert_array_equal(loss(Process(dynamic_percentile=0.9)), loss(Process(clip=None)))
