@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import __version__, cli
+from dalle2_jax.evaluation.curves import read_curves
 from dalle2_jax.unclip import DALLE2
 from tests.cascade import DECODER_SIZE, FINAL_SIZE, STEPS
 
@@ -197,6 +198,22 @@ def test_a_sweep(run, tmp_path, capsys):
         assert plot.width > 500
 
 
+def test_curves(run, tmp_path, capsys):
+    curves = read_curves(run)
+    assert [*curves] == ["clip", "prior", "decoder", "upsampler"]
+    assert [step for step, _ in curves["prior"]["train"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in curves["decoder"]["validation"]] == [STEPS]
+    other = shutil.copytree(run, tmp_path / "other")
+    with open(other / "clip" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "ki')  # cut short by a kill
+    assert read_curves(other) == curves
+    out = tmp_path / "curves.png"
+    assert cli.main(["curves", run, str(other), "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    with Image.open(out) as picture:
+        assert picture.width > 3 * picture.height
+
+
 def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "pets"
@@ -234,6 +251,8 @@ def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
         (["sweep", "RUN", "--guidance-scales", "1,x"], "--guidance-scales takes numbers"),
         (["sweep", "RUN", "--samplers", "ddim,euler"], "there is no sampler 'euler'"),
         (["evaluate", "RUN", "--judge", "RUN"], "leave --judge out"),
+        (["evaluate", "RUN", "--split", "train"], "leave --split out"),
+        (["curves", "nowhere"], "there are no curves in nowhere; name a run's folder"),
         (["generate", "RUN", "  "], "the prompt is empty"),
         (["generate", "RUN", PROMPT, "--count", "0"], "--count is 0; it must be 1 or more"),
         (["generate", "RUN", PROMPT, "--seed", "-1"], "--seed is -1"),

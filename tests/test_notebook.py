@@ -4,7 +4,6 @@ import ast
 import json
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
@@ -40,7 +39,6 @@ def test_no_output_is_committed():
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-@pytest.mark.slow
 def test_it_runs(tiny, monkeypatch, capsys):
     monkeypatch.setenv("DALLE2_RUN", str(tiny.run_dir))
     space: dict[str, object] = {}

@@ -229,3 +229,7 @@ def test_pictures_are_judged_by_retrieval(model, tiny):
     assert report["unseen"]["captions"] == 3 and report["unseen"]["chance"]["r5"] == 1.0
     text = format_pictures_report(report)
     assert "6 test captions; R@1 / R@5 by chance 0.17 / 0.83" in text and "3 unseen combinations" in text
+    report, shown = evaluate_pictures(model, tiny.system.data, split="validation", count=2)
+    assert "unseen" not in report and "2 validation captions" in format_pictures_report(report)
+    with pytest.raises(ValueError, match="validate"):
+        evaluate_pictures(model, tiny.system.data, split="validate", count=2)

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax.checkpoint.files import write_atomically
-
-METRICS_FILE = "metrics.jsonl"
+from dalle2_jax.evaluation.curves import METRICS_FILE, read_records
 
 
 class MetricsWriter:
@@ -27,8 +26,8 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         self.path = stage_dir / METRICS_FILE
-        kept = [line for line in _lines(self.path) if json.loads(line)["step"] <= step]
-        write_atomically(self.path, "".join(line + "\n" for line in kept))
+        kept = [record for record in read_records(self.path) if record["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = open(self.path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(stage_dir), purge_step=step + 1 if step else None)
 
@@ -62,22 +61,8 @@ class MetricsWriter:
 
 def is_recorded(stage_dir: Path, step: int, kind: str) -> bool:
     """Whether `metrics.jsonl` has numbers of one kind at one step."""
-    records = (json.loads(line) for line in _lines(stage_dir / METRICS_FILE))
+    records = read_records(stage_dir / METRICS_FILE)
     return any((record["step"], record["kind"]) == (step, kind) for record in records)
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if _is_json(line)]
-
-
-def _is_json(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False  # the line that a kill cut short
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import check, describe, enlarge, evaluate, generate, sweep
+from dalle2_jax.cli import check, curves, describe, enlarge, evaluate, generate, sweep
 
 COMMANDS = {
     "generate": generate,
@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "sweep": sweep,
     "describe": describe,
+    "curves": curves,
     "data": check,
 }
 LARGEST_SEED = 2**32 - 1

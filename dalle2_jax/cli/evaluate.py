@@ -16,7 +16,10 @@ DRAWS = True
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("run")
-    parser.add_argument("--count", type=int, default=240, help="captions of the test split (default 240)")
+    parser.add_argument("--count", type=int, default=240, help="captions of the split (default 240)")
+    parser.add_argument(
+        "--split", help="in place of the test split, such as train or validation+test (not with shapes)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--judge", metavar="RUN", help="another run, whose CLIP judges the pictures (not with shapes)")
 
@@ -36,13 +39,16 @@ def run(options: argparse.Namespace) -> int:
     if data.name == "captioned_shapes":
         if data.config not in (None, "one_object"):
             raise ValueError(f"{folder} was trained on captioned_shapes/{data.config}; only one_object is evaluated")
-        if options.judge:
-            raise ValueError(f"{folder} was trained on captioned_shapes, which the oracle judges; leave --judge out")
+        for name in ("judge", "split"):
+            if getattr(options, name):
+                raise ValueError(
+                    f"{folder} was trained on captioned_shapes, whose test split the oracle judges; leave --{name} out"
+                )
         report, shown = evaluate(model, data, **settings)
         text = format_report(report)
     else:
         judge = DALLE2.load(options.judge) if options.judge else None
-        report, shown = evaluate_pictures(model, data, judge=judge, **settings)
+        report, shown = evaluate_pictures(model, data, split=options.split, judge=judge, **settings)
         report["judge"] = options.judge or options.run
         text = format_pictures_report(report)
     stages = (model.clip, model.prior, model.decoder, *model.upsamplers)

@@ -60,10 +60,10 @@ class Folder:
     problems: tuple[Problem, ...]
 
     def split(self, name: str) -> list[Picture]:
-        """The pictures of one split; ValueError for a name that is no split."""
-        if name not in SPLITS:
+        """The pictures of a split, or of several as TFDS joins them ("validation+test"); ValueError for others."""
+        if not set(wanted := name.split("+")) <= set(SPLITS):
             raise ValueError(f"the folder {self.root} has no split {name!r}; it has {', '.join(SPLITS)}")
-        return [picture for picture in self.pictures if picture.split == name]
+        return [picture for picture in self.pictures if picture.split in wanted]
 
     def problems_by_kind(self) -> dict[str, list[Problem]]:
         """The problems of each kind, in the order of their names."""

@@ -125,7 +125,7 @@ def open_records(name: str, builder, split: str):
     """(TFDS data source with undecoded pictures, image feature, caption feature, class names or None) of one split."""
     import tensorflow_datasets as tfds
 
-    if split.split("[")[0] not in builder.info.splits:
+    if not {part.split("[")[0] for part in split.split("+")} <= set(builder.info.splits):
         raise ValueError(f"the data set {name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     features = builder.info.features
     image = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)

@@ -23,25 +23,28 @@ def evaluate_pictures(
     model: DALLE2,
     data: Data,
     *,
+    split: str | None = None,
     count: int = 240,
     seed: int = 0,
     judge: DALLE2 | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[Report, dict[str, Any]]:
-    """Measures `model` on the test split of `data`, and on its unseen split where it has one.
+    """Measures `model` on the test split of `data`, and on its unseen split where it has one; or on one other split.
 
-    judge: whose CLIP judges the pictures; None: the model's own. Returns the report and what `samples.png` shows:
-    "test" and "unseen" (examples) and what was drawn of their captions, "generated" and "unseen_generated".
+    split: such as "train" or "validation+test", in place of those two. judge: whose CLIP judges the pictures; None: the
+    model's own. Returns the report and what `samples.png` shows: "test" (or `split`) and "unseen" (examples) and what
+    was drawn of their captions, "generated" and "unseen_generated".
     """
     names = ("test", "unseen", "upsampler")
     keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
-    report: Report = {"data": data.folder or data.name, "seed": seed}
+    report: Report = {"data": data.folder or data.name, "split": split or data.test_split, "seed": seed}
     shown: dict[str, Any] = {}
-    for part, split in (("test", data.test_split), ("unseen", data.unseen_split)):
-        if part == "unseen" and not has_split(data, split):
-            continue
-        examples = evaluation_examples(data, split, count)
-        say(f"drawing {len(examples.captions)} captions of the {split} split")
+    parts = {"test": report["split"]}
+    if split is None and has_split(data, data.unseen_split):
+        parts["unseen"] = data.unseen_split
+    for part, name in parts.items():
+        examples = evaluation_examples(data, name, count)
+        say(f"drawing {len(examples.captions)} captions of the {name} split")
         generated = model.generate(keys[part], examples.captions, return_stages=True)
         report[part] = _judged(judge or model, examples, generated.pictures)
         true = np.asarray(model.encode_image(examples.pictures))
@@ -74,7 +77,7 @@ def _judged(judge: DALLE2, examples: Examples, pictures: np.ndarray) -> dict[str
 def format_pictures_report(report: Report) -> str:
     """The report as lines to read."""
     lines = []
-    for part, title in (("test", "test captions"), ("unseen", "unseen combinations")):
+    for part, title in (("test", f"{report['split']} captions"), ("unseen", "unseen combinations")):
         if part not in report:
             continue
         figures = report[part]

@@ -235,6 +235,7 @@ def many(tmp_path_factory):
 def test_a_folder_is_data_like_any_other(many, tmp_path):
     data = Data(name="folder", folder=str(many), data_dir=str(tmp_path), image_size=16)
     sizes = {split: len(open_source(data, split)) for split in SPLITS}
+    assert len(open_source(data, "validation+test")) == sizes["validation"] + sizes["test"]
     assert sum(sizes.values()) == 60 and min(sizes.values()) >= 1
     source = open_source(data, "train")
     assert source.notice == f"{many}: 60 captioned pictures"

@@ -1,0 +1,79 @@
+"""Loss curves of runs, stage by stage, from the numbers that training wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+ORDER = ("clip", "prior", "decoder", "upsampler")
+
+Curves = dict[str, dict[str, list[tuple[int, float]]]]
+
+
+def read_curves(run_dir: str | Path) -> Curves:
+    """{stage: {"train" or "validation": [(step, loss), ...]}} of a run, its stages in the order of training.
+
+    Raises:
+        ValueError: where no stage in the folder has numbers.
+    """
+    paths = sorted(Path(run_dir).glob(f"*/{METRICS_FILE}"), key=lambda path: _place(path.parent.name))
+    if not paths:
+        raise ValueError(f"there are no curves in {run_dir}; name a run's folder, such as runs/demo")
+    return {path.parent.name: _losses(path) for path in paths}
+
+
+def _place(stage: str) -> tuple[int, str]:
+    known = [number for number, name in enumerate(ORDER) if stage.startswith(name)]
+    return (known or [len(ORDER)])[0], stage
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, without one that a kill cut short; none where there is no such file."""
+    path, records = Path(path), []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _losses(path: Path) -> dict[str, list[tuple[int, float]]]:
+    found: dict[str, list[tuple[int, float]]] = {"train": [], "validation": []}
+    for record in read_records(path):
+        kind, step, loss = (record.get(name) for name in ("kind", "step", "loss"))
+        if kind in found and loss is not None:
+            found[kind].append((step, loss))
+    return found
+
+
+def plot_curves(runs: dict[str, Curves], path: str | Path) -> None:
+    """Draws one panel a stage with every run's losses, as a PNG: lines for training, dots for validation.
+
+    Raises:
+        ValueError: where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
+    stages = sorted({stage for curves in runs.values() for stage in curves}, key=_place)
+    figure = Figure(figsize=(4 * len(stages), 3.6), layout="constrained")
+    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+        for color, (name, curves) in enumerate(runs.items()):
+            kinds: dict[str, Sequence[tuple[int, float]]] = curves.get(stage, {})
+            for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "linestyle": "--"})):
+                if points := kinds.get(kind):
+                    axes.plot(*zip(*points, strict=True), color=f"C{color}", label=f"{name}, {kind}", **style)
+        axes.set_title(stage)
+        axes.set_xlabel("step")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize="small")
+    figure.axes[0].set_ylabel("loss")
+    figure.savefig(path, dpi=90)
