@@ -1,5 +1,6 @@
 """The `dalle2` command in this process: what it writes and prints, and one sentence and code 2 for bad input."""
 
+import dataclasses
 import json
 import shutil
 import warnings
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import __version__, cli
+from dalle2_jax.data.folder import read_folder
+from dalle2_jax.data.pipeline import open_source
 from dalle2_jax.evaluation.curves import read_curves
 from dalle2_jax.unclip import DALLE2
 from tests.cascade import DECODER_SIZE, FINAL_SIZE, STEPS
@@ -232,6 +235,30 @@ def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
         assert sheet.width > 4 * 96
     assert cli.main(["data", "check", "nowhere"]) == 2
     assert capsys.readouterr().err == "dalle2: there is no folder nowhere; name one with pictures and captions\n"
+
+
+def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
+    data = tiny.system.data  # fewer pictures than the command's name alone would draw
+    monkeypatch.setattr("dalle2_jax.data.pipeline.Data", lambda **named: dataclasses.replace(data, **named))
+    out = tmp_path / "made" / "shapes"
+    arguments = ["data", "export", "captioned_shapes/one_object", "validation+test", str(out), "--count", "8"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.endswith(f"wrote 8 pictures with captions to {out}\n")
+    assert [path.name for path in out.parent.iterdir()] == ["shapes"] and len(list(out.iterdir())) == 16
+    folder = read_folder(out)
+    assert len(folder.pictures) == 8 and not folder.problems
+    validation, test = (open_source(data, split) for split in ("validation", "test"))
+    step = (len(validation) + len(test)) / 8
+    for number, picture in enumerate(folder.pictures):
+        index = int(step * number)
+        source, index = (validation, index) if index < len(validation) else (test, index - len(validation))
+        assert picture.captions == tuple(dict.fromkeys(source.captions([index])[0]))
+        with Image.open(out / picture.name) as pixels:
+            np.testing.assert_array_equal(np.asarray(pixels), source.pictures([index])[0])
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == f"dalle2: {out} exists already; name a folder to make\n"
+    assert cli.main([*arguments[:3], "tests", str(tmp_path / "other")]) == 2
+    assert "has no split 'tests'" in capsys.readouterr().err and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-HELP = "what is in a folder of captioned pictures, and what is wrong with it"
-DRAWS = False
 SHEET = 48
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True)
-    check = actions.add_parser("check", help=HELP)
-    check.add_argument("folder")
-    check.add_argument("--out", default=None, help="the contact sheet (default: FOLDER_sheet.png, here)")
 
 
 def run(options: argparse.Namespace) -> int:

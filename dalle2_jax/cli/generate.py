@@ -121,7 +121,7 @@ class _Output:
         if not single:
             numbers = [index // options.count for index in range(len(captions))]
             self.paths = [
-                out / f"{number:03d}_{_slug(caption)}_{seed}.png"
+                out / f"{number:03d}_{slug(caption)}_{seed}.png"
                 for number, caption, seed in zip(numbers, captions, seeds, strict=True)
             ]
 
@@ -172,5 +172,6 @@ class _Progress:
         print(line, file=sys.stderr, flush=True)
 
 
-def _slug(caption: str) -> str:
+def slug(caption: str) -> str:
+    """A caption as part of a file's name."""
     return "".join(c if c.isalnum() else "_" for c in caption)[:40].strip("_") or "picture"

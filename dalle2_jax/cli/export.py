@@ -1,0 +1,43 @@
+"""dalle2 data export NAME SPLIT FOLDER: pictures and captions of a data set as a folder, to look at and to change."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+CHUNK = 256
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes `NAME.png` and `NAME.txt` of every chosen example; the folder appears when it is whole.
+
+    Raises:
+        ValueError: for a data set or split that does not exist, or a folder that does.
+    """
+    import numpy as np
+
+    from dalle2_jax.cli.generate import slug
+    from dalle2_jax.data.pipeline import Data, open_source
+    from dalle2_jax.evaluation.grid import save_png
+
+    folder = Path(options.folder)
+    if folder.exists():
+        raise ValueError(f"{folder} exists already; name a folder to make")
+    name, _, config = options.name.partition("/")
+    source = open_source(Data(name=name, config=config or None, cache=False), options.split)
+    count = min(options.count or len(source), len(source))
+    chosen = np.linspace(0, len(source), count, endpoint=False).astype(int)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+        whole = Path(place) / folder.name
+        whole.mkdir()
+        for start in range(0, count, CHUNK):
+            pictures, captions = source.examples(chosen[start : start + CHUNK])
+            for number, (picture, said) in enumerate(zip(pictures, captions, strict=True), start):
+                base = f"{number:0{len(str(count - 1))}d}_{slug(said[0])}"
+                save_png(whole / f"{base}.png", picture)
+                (whole / f"{base}.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
+        whole.rename(folder)
+    print(f"wrote {count} pictures with captions to {folder}")
+    return 0
