@@ -1,13 +1,13 @@
 """Your own pictures: a folder of them with captions, in the networks of configs/emoji.py.
 
-    dalle2 data check PICTURES                                                    # what is in it, and what is wrong
-    python -m train configs/folder.py PICTURES all                                # from nothing
-    python -m train configs/folder.py PICTURES all --init-from runs/emoji         # fine-tuned from a trained run
-    dalle2 evaluate runs/NAME_OF_THE_FOLDER
+    dalle2 data check PICTURES                                                          # what is in it, and what is wrong
+    python -m train configs/folder.py PICTURES all                                      # from nothing
+    python -m train configs/folder.py PICTURES all --run tuned --init-from runs/emoji   # fine-tuned from a trained run
+    dalle2 evaluate runs/tuned
 
 A caption is `NAME.txt` beside `NAME.png`, or a line of one `metadata.jsonl` or `metadata.csv` with `file_name` and
-`text`. Pictures are cut to their central square. The steps are those for some hundred to some thousand pictures; with
-more, give more (`decoder.steps=50000`).
+`text`. Pictures are cut to their central square. The steps are for some hundred pictures, about half an hour on two CPU
+cores; with thousands, give as many as configs/emoji.py has, or more (`decoder.steps=50000`).
 """
 
 from dataclasses import replace
@@ -18,8 +18,16 @@ from dalle2_jax.data.pipeline import Data
 from train.system import System
 
 
+STEPS = {"clip": 250, "prior": 400, "decoder": 1500, "upsampler": 300}
+
+
 def system(accelerator: bool, folder: str) -> System:
     """The cascade of configs/emoji.py for the pictures in `folder`; the run is named after it."""
     full = emoji.system(accelerator)
+    stages = {}
+    for name, recipe in full.stages.items():
+        steps = STEPS[name] * (2 if accelerator else 1)
+        optimizer = replace(recipe.optimizer, warmup_steps=steps // 10)
+        stages[name] = replace(recipe, steps=steps, validate_every=steps // 5, optimizer=optimizer)
     data = Data(name="folder", folder=folder, image_size=full.data.image_size)
-    return replace(full, name=Path(folder).expanduser().resolve().name or "folder", data=data)
+    return replace(full, name=Path(folder).expanduser().resolve().name or "folder", data=data, stages=stages)

@@ -135,6 +135,9 @@ def test_a_training_step_lowers(name, stage):
 def test_a_folder_is_trained_as_emoji_are():
     for accelerator in (False, True):
         own, other = folder.system(accelerator, "pictures/my pets"), emoji.system(accelerator)
-        assert own.name == "my pets" and own.stages == other.stages
+        assert own.name == "my pets" and [*own.stages] == [*other.stages]
+        for name, recipe in own.stages.items():
+            assert recipe.module == other.stages[name].module and recipe.steps < other.stages[name].steps
+            assert recipe.optimizer.warmup_steps < recipe.steps
         assert (own.data.name, own.data.folder) == ("folder", "pictures/my pets")
         assert own.data.image_size == other.data.image_size == (128 if accelerator else 64)
