@@ -1,6 +1,6 @@
 """Your own pictures: a folder of them with captions, in the networks of configs/emoji.py.
 
-    dalle2 data check PICTURES                                                          # what is in it, and what is wrong
+    dalle2 data check PICTURES                                                          # what is in it
     python -m train configs/folder.py PICTURES all                                      # from nothing
     python -m train configs/folder.py PICTURES all --run tuned --init-from runs/emoji   # fine-tuned from a trained run
     dalle2 evaluate runs/tuned
@@ -16,7 +16,6 @@ from pathlib import Path
 from configs import emoji
 from dalle2_jax.data.pipeline import Data
 from train.system import System
-
 
 STEPS = {"clip": 250, "prior": 400, "decoder": 1500, "upsampler": 300}
 
