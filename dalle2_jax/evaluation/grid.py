@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 
 _MARGIN, _LINE = 6, 12
 _SMALLEST_CELL = 96
+_SIZE = 10
+_WIDER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf")
 
 
 def caption_grid(
@@ -31,7 +34,7 @@ def caption_grid(
     Raises:
         ValueError: if there is no caption, or not a picture for each.
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
     groups = [pictures] if isinstance(pictures, np.ndarray) else list(pictures)
     count = len(captions)
@@ -43,8 +46,9 @@ def caption_grid(
         cell = max(_SMALLEST_CELL, *(side for group in groups for picture in group for side in picture.shape[:2]))
     columns = min(columns, count)
     rows = -(-count // columns)
-    font = ImageFont.load_default(10)
-    lines = [textwrap.wrap(caption, max(8, cell // 5)) for caption in captions]
+    fonts = _fonts()
+    font, chosen = fonts[0], [min(fonts, key=lambda font: _missing(font, caption)) for caption in captions]
+    lines = [_wrapped(caption, font, cell) for caption, font in zip(captions, chosen, strict=True)]
     text_height = _LINE * max(len(line) for line in lines) + 2
     left = _MARGIN + (max((int(font.getlength(label)) for label in labels), default=-_MARGIN) + _MARGIN)
     block = len(groups) * (cell + 2) + text_height + _MARGIN
@@ -61,8 +65,30 @@ def caption_grid(
             if labels and column == 0:
                 draw.text((_MARGIN, top + cell // 2 - 6), labels[number], fill="black", font=font)
         for number, line in enumerate(lines[index]):
-            draw.text((x, y + len(groups) * (cell + 2) + number * _LINE), line, fill="black", font=font)
+            draw.text((x, y + len(groups) * (cell + 2) + number * _LINE), line, fill="black", font=chosen[index])
     return sheet
+
+
+def _fonts() -> list[Any]:
+    """Pillow's own font, which has Latin letters alone, and what this machine has of the fonts with more."""
+    from PIL import ImageFont
+
+    fonts = [ImageFont.load_default(_SIZE)]
+    for name in _WIDER_FONTS:
+        with contextlib.suppress(OSError):
+            fonts.append(ImageFont.truetype(name, _SIZE))
+    return fonts
+
+
+def _missing(font: Any, text: str) -> int:
+    """How many characters of a text the font has no glyph for: those drawn as it draws what is no character."""
+    none = bytes(font.getmask(chr(0x10FFFF)))
+    return sum(bytes(font.getmask(character)) == none for character in set(text) if not character.isspace())
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Lines of about `width` pixels, by the mean width of the text's characters."""
+    return textwrap.wrap(text, max(8, int(width * len(text) / max(font.getlength(text), 1.0))))
 
 
 def save_png(path: Path, picture: Any, facts: Mapping[str, str] | None = None) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dalle2_jax.data.scene import Scene, SceneObject
+from dalle2_jax.evaluation import grid
 from dalle2_jax.evaluation.grid import caption_grid, save_png
 from dalle2_jax.evaluation.prior_suite import prior_suite
 from dalle2_jax.evaluation.retrieval import recall_at
@@ -117,6 +118,17 @@ def test_the_report_as_text():
 
 def red(count: int, side: int) -> np.ndarray:
     return np.broadcast_to(np.uint8([255, 0, 0]), (count, side, side, 3))
+
+
+def test_captions_of_any_alphabet_are_written():
+    plain = grid._fonts()[0]
+    assert grid._missing(plain, "a red cafe, 3 x") == 0 and grid._missing(plain, "круг") == 4
+    wider = np.asarray(caption_grid(red(2, 8), ["красный круг", "红色的圆圈在白色背景上" * 3]))
+    # What is long without spaces is broken, not written across its neighbour's caption.
+    assert wider.shape[0] > np.asarray(caption_grid(red(2, 8), ["a circle", "a circle"])).shape[0]
+    assert grid._wrapped("a red circle " * 9, plain, 96) and all(
+        plain.getlength(line) < 130 for line in grid._wrapped("a red circle " * 9, plain, 96)
+    )
 
 
 def test_a_sheet_of_pictures():
