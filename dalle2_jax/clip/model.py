@@ -33,18 +33,21 @@ class CLIP(nn.Module):
     """Contrastive language-image pre-training (arXiv 2103.00020; unCLIP's own CLIP: App. C).
 
     Fields:
-      vision, text: the two encoders.
+      vision, text: the two encoders; without `vision` it encodes captions alone.
       embedding_size: size of the joint space.
       initial_logit_scale: logarithm of the initial inverse temperature; the paper's is ln(1 / 0.07).
       max_logit_scale: the inverse temperature is clipped here (section 2.5).
+      unit_norm: embeddings leave with unit norm. False: as they leave the projection, which is what Karlo's and
+        Kandinsky's networks read; similarities are of unit vectors all the same.
       dtype, param_dtype: of the projections.
     """
 
-    vision: VisionTransformer
+    vision: VisionTransformer | None
     text: TextTransformer
     embedding_size: int
     initial_logit_scale: float = math.log(1 / 0.07)
     max_logit_scale: float = 100.0
+    unit_norm: bool = True
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -58,33 +61,39 @@ class CLIP(nn.Module):
                 param_dtype=self.param_dtype,
             )
 
-        self.image_projection = projection(self.vision.width)
+        if self.vision is not None:
+            self.image_projection = projection(self.vision.width)
         self.text_projection = projection(self.text.width)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(self.initial_logit_scale), ())
 
     def encode_image(self, pictures: jax.Array) -> jax.Array:
-        """Embeds pictures, float `[batch, image_size, image_size, 3]` in [-1, 1], as unit vectors.
+        """Embeds pictures, float `[batch, image_size, image_size, 3]` in [-1, 1].
 
         Returns:
-          float32 `[batch, embedding_size]` with unit norm.
+          float32 `[batch, embedding_size]`, with unit norm if `unit_norm`.
 
         Raises:
-          ValueError: if the pictures have another size or are not floats.
+          ValueError: if the pictures have another size or are not floats, or this CLIP has no picture encoder.
         """
-        return unit_norm(self.image_projection(self.vision(pictures)))
+        if self.vision is None:
+            raise ValueError("this CLIP reads captions alone; take one with a picture encoder")
+        return self._leaving(self.image_projection(self.vision(pictures)))
 
     def encode_text(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Embeds captions, int32 `[batch, length]` with a bool `mask` (True for real tokens).
 
         Returns:
-          float32 `[batch, embedding_size]` with unit norm, and the states of all tokens, `[batch, length, text width]`,
-          of which those at padding mean nothing.
+          float32 `[batch, embedding_size]`, with unit norm if `unit_norm`, and the states of all tokens,
+          `[batch, length, text width]`, of which those at padding mean nothing.
 
         Raises:
           ValueError: if the captions are longer than the context.
         """
         pooled, states = self.text(tokens, mask)
-        return unit_norm(self.text_projection(pooled)), states
+        return self._leaving(self.text_projection(pooled)), states
+
+    def _leaving(self, embedding: jax.Array) -> jax.Array:
+        return unit_norm(embedding) if self.unit_norm else embedding.astype(jnp.float32)
 
     def __call__(
         self, pictures: jax.Array, tokens: jax.Array, mask: jax.Array
@@ -96,4 +105,4 @@ class CLIP(nn.Module):
           temperature, a float32 scalar of at most `max_logit_scale`.
         """
         logit_scale = jnp.exp(_clip_from_above(self.logit_scale, math.log(self.max_logit_scale)))
-        return self.encode_image(pictures), self.encode_text(tokens, mask)[0], logit_scale
+        return unit_norm(self.encode_image(pictures)), unit_norm(self.encode_text(tokens, mask)[0]), logit_scale

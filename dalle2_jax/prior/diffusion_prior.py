@@ -24,8 +24,13 @@ class DiffusionPrior(nn.Module):
       vocabulary_size: set, the caption is given as tokens and has its own embedding table; None, it is given as the
         states of CLIP's text transformer and is projected.
       text_embedding_size: of CLIP's text embedding; None means `embedding_size`.
-      embedding_scale: factor on unit-norm CLIP embeddings, text and image; None means sqrt(embedding_size), which gives
-        them unit variance. The paper's is 17.2 at size 1024.
+      embedding_scale: factor on CLIP embeddings, text and image; None means sqrt(embedding_size), which gives unit-norm
+        ones unit variance. The paper's is 17.2 at size 1024.
+      embedding_mean, embedding_std: of CLIP's image embeddings as they leave its projection, one number a dimension.
+        Set, images are brought to zero mean and unit variance by them instead, and the prior's answers are such
+        embeddings, not of unit norm (Karlo, Kandinsky; with `embedding_scale=1` and a CLIP without `unit_norm`).
+      learned_null: a dropped caption is a learned token and a learned embedding. False, and there are none: the null
+        caption is the empty one, which whoever samples or trains has to give (Karlo, Kandinsky).
       final_norm: whether the states are normalised before the last projection.
     """
 
@@ -37,6 +42,9 @@ class DiffusionPrior(nn.Module):
     vocabulary_size: int | None = None
     text_embedding_size: int | None = None
     embedding_scale: float | None = None
+    embedding_mean: tuple[float, ...] = ()
+    embedding_std: tuple[float, ...] = ()
+    learned_null: bool = True
     final_norm: bool = True
     activation: str = "gelu"
     epsilon: float = 1e-5
@@ -52,13 +60,26 @@ class DiffusionPrior(nn.Module):
 
     @nn.nowrap
     def scale_embedding(self, embedding: jax.Array) -> jax.Array:
-        """From unit norm into the diffusion's space, float32."""
+        """CLIP's image embeddings into the diffusion's space, float32."""
+        if self.embedding_mean:
+            return (embedding.astype(jnp.float32) - self._statistic("mean")) / self._statistic("std")
         return embedding.astype(jnp.float32) * self.scale
 
     @nn.nowrap
     def unscale_embedding(self, embedding: jax.Array) -> jax.Array:
-        """From the diffusion's space back to unit norm, float32."""
+        """From the diffusion's space back to CLIP's, float32: to unit norm, unless there are statistics."""
+        if self.embedding_mean:
+            return embedding.astype(jnp.float32) * self._statistic("std") + self._statistic("mean")
         return unit_norm(embedding.astype(jnp.float32) / self.scale)
+
+    @nn.nowrap
+    def _statistic(self, name: str) -> jax.Array:
+        values = jnp.asarray(getattr(self, f"embedding_{name}"), jnp.float32)
+        if values.shape != (self.embedding_size,):
+            raise ValueError(
+                f"the prior's embedding_{name} has {values.size} numbers for embeddings of size {self.embedding_size}"
+            )
+        return values[None]
 
     @nn.compact
     def __call__(
@@ -76,12 +97,13 @@ class DiffusionPrior(nn.Module):
         Args:
           noised_image_embedding: `[batch, embedding_size]`, in the scaled space.
           timesteps: `[batch]`, in the original chain's 0..T-1.
-          text_embedding: `[batch, text_embedding_size]`, unit norm; scaled here.
+          text_embedding: `[batch, text_embedding_size]`, as CLIP gives it; scaled here.
           text: int32 tokens `[batch, length]` if `vocabulary_size` is set, else states `[batch, length, text width]`;
             `length` is up to `context_length`.
           text_mask: bool `[batch, length]`, True for real tokens.
           keep_text: bool `[batch]`; where False, tokens and text embedding give way to learned nulls, as in training
-            for classifier-free guidance. The noised embedding and the timestep always stay. None keeps all.
+            for classifier-free guidance. The noised embedding and the timestep always stay. None keeps all, and is
+            the only choice without `learned_null`.
           deterministic: False turns dropout on.
 
         Returns:
@@ -90,7 +112,7 @@ class DiffusionPrior(nn.Module):
         Raises:
           ValueError: if a shape does not fit the fields, or `text` is tokens where states are due or the reverse.
         """
-        self._check(noised_image_embedding, text_embedding, text, text_mask)
+        self._check(noised_image_embedding, text_embedding, text, text_mask, keep_text)
         batch, length = text.shape[:2]
         init = nn.initializers.normal(0.01)
 
@@ -111,9 +133,10 @@ class DiffusionPrior(nn.Module):
                 param_dtype=self.param_dtype,
                 name="token_embedding",
             )(text)
-        caption = dense("text_embedding_projection", self.scale_embedding(text_embedding))
-        null_token = vector("null_text_token", (self.width,))
-        null_embedding = vector("null_text_embedding", (self.width,))
+        caption = dense("text_embedding_projection", text_embedding.astype(jnp.float32) * self.scale)
+        if self.learned_null:
+            null_token = vector("null_text_token", (self.width,))
+            null_embedding = vector("null_text_embedding", (self.width,))
         if keep_text is not None:
             tokens = jnp.where(keep_text[:, None, None], tokens, null_token[None, None, :])
             caption = jnp.where(keep_text[:, None], caption, null_embedding[None, :])
@@ -147,7 +170,7 @@ class DiffusionPrior(nn.Module):
             x = LayerNorm(epsilon=self.epsilon, param_dtype=self.param_dtype, name="final_norm")(x)
         return nn.Dense(self.embedding_size, dtype="float32", param_dtype=self.param_dtype, name="out")(x)
 
-    def _check(self, noised_image_embedding, text_embedding, text, text_mask):
+    def _check(self, noised_image_embedding, text_embedding, text, text_mask, keep_text):
         image_size = self.embedding_size
         text_size = self.text_embedding_size or image_size
         if noised_image_embedding.shape[-1] != image_size:
@@ -168,3 +191,5 @@ class DiffusionPrior(nn.Module):
             raise ValueError(f"captions of {text.shape[1]} tokens are longer than the context of {self.context_length}")
         if text_mask.shape != text.shape[:2]:
             raise ValueError(f"the text mask {list(text_mask.shape)} must be [batch, length] {list(text.shape[:2])}")
+        if keep_text is not None and not self.learned_null:
+            raise ValueError("this prior has learned no null caption: give it the empty caption's text instead")

@@ -22,11 +22,13 @@ def sample_prior(
     text_embedding: jax.Array,
     text: jax.Array,
     text_mask: jax.Array,
+    null: tuple[jax.Array, jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Draws `sampling.candidates` image embeddings a caption and keeps the one nearest to the caption's embedding.
 
-    keys: one a caption `[b]`. text_embedding: unit norm `[b, z]`. text: tokens `[b, n]` or CLIP's text states
-    `[b, n, d]`, as the prior was built for. Returns unit norm `[b, z]`.
+    keys: one a caption `[b]`. text_embedding: CLIP's `[b, z]`. text: tokens `[b, n]` or CLIP's text states `[b, n, d]`,
+    as the prior was built for. null: text_embedding, text and text_mask `[1, ...]` of the empty caption, which guidance
+    sets captions against; None: the prior's learned nulls. Returns CLIP's image embeddings `[b, z]`.
     """
     batch, count = text_embedding.shape[0], sampling.candidates
 
@@ -36,15 +38,21 @@ def sample_prior(
     keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     condition = {"text_embedding": repeat(text_embedding), "text": repeat(text), "text_mask": repeat(text_mask)}
-    kept = jnp.ones(batch * count, bool)
+    if null is None:
+        kept = jnp.ones(batch * count, bool)
+        null_condition = {**condition, "keep_text": ~kept}
+        condition["keep_text"] = kept
+    else:
+        empty = dict(zip(condition, null, strict=True))
+        null_condition = jax.tree.map(lambda one, all: jnp.broadcast_to(one, all.shape), empty, condition)
 
     def denoiser(x_t: jax.Array, timesteps: jax.Array, condition: dict[str, jax.Array]) -> jax.Array:
         return prior.apply({"params": params}, x_t, timesteps, **condition)
 
     guided = classifier_free_guidance(
         denoiser,
-        {**condition, "keep_text": kept},
-        {**condition, "keep_text": ~kept},
+        condition,
+        null_condition,
         sampling.guidance_scale,
         interval=sampling.interval(process),
     )

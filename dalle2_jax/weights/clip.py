@@ -1,0 +1,93 @@
+"""CLIP in the layout of transformers: OpenAI's B/32, B/16, L/14 and L/14-336, and the halves that Karlo carries.
+
+Source: Hugging Face transformers, models/clip/modeling_clip.py; a folder has `config.json` and `model.safetensors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
+from dalle2_jax.weights.table import Table
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def text_module(config: dict[str, Any]) -> TextTransformer:
+    """The caption encoder of a `CLIPTextConfig`."""
+    return TextTransformer(
+        vocabulary_size=config.get("vocab_size", 49_408),
+        context_length=config.get("max_position_embeddings", 77),
+        **_transformer_fields(config, width=512, depth=12, heads=8),
+    )
+
+
+def vision_module(config: dict[str, Any]) -> VisionTransformer:
+    """The picture encoder of a `CLIPVisionConfig`."""
+    return VisionTransformer(
+        image_size=config.get("image_size", 224),
+        patch_size=config.get("patch_size", 32),
+        mean=MEAN,
+        std=STD,
+        **_transformer_fields(config, width=768, depth=12, heads=12),
+    )
+
+
+def _transformer_fields(config: dict[str, Any], width: int, depth: int, heads: int) -> dict[str, Any]:
+    """Fields of a transformer; the arguments are what transformers takes where the file leaves a value out."""
+    size = config.get("hidden_size", width)
+    return {
+        "width": size,
+        "depth": config.get("num_hidden_layers", depth),
+        "heads": config.get("num_attention_heads", heads),
+        "mlp_ratio": config.get("intermediate_size", 4 * width) / size,
+        "activation": config.get("hidden_act", "quick_gelu"),
+        "epsilon": config.get("layer_norm_eps", 1e-5),
+    }
+
+
+def clip_table(module: CLIP) -> Table:
+    """The table of a whole CLIP, or of its caption half where `module.vision` is None."""
+    table = Table()
+    text_entries(table, module.text, "text/", "text_model.")
+    table.dense("text_projection", "text_projection", bias=False)
+    if module.vision is not None:
+        vision_entries(table, module.vision, "vision/", "vision_model.")
+        table.dense("image_projection", "visual_projection", bias=False)
+    table.plain("logit_scale", "logit_scale")
+    return table
+
+
+def text_entries(table: Table, module: TextTransformer, target: str, source: str) -> None:
+    """Adds the caption encoder."""
+    table.plain(f"{target}token_embedding/embedding", f"{source}embeddings.token_embedding.weight")
+    table.plain(f"{target}positions", f"{source}embeddings.position_embedding.weight")
+    _layers(table, module.depth, f"{target}transformer/blocks", f"{source}encoder.layers")
+    table.norm(f"{target}final_norm", f"{source}final_layer_norm")
+
+
+def vision_entries(table: Table, module: VisionTransformer, target: str, source: str) -> None:
+    """Adds the picture encoder."""
+    patch = module.patch_size
+    table.add(
+        f"{target}patch_embedding/kernel",
+        [f"{source}embeddings.patch_embedding.weight"],
+        lambda shape: [(shape[1], 3, patch, patch)],
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+    )
+    table.plain(f"{target}class_token", f"{source}embeddings.class_embedding")
+    table.plain(f"{target}positions", f"{source}embeddings.position_embedding.weight")
+    table.norm(f"{target}norm_before", f"{source}pre_layrnorm")
+    _layers(table, module.depth, f"{target}transformer/blocks", f"{source}encoder.layers")
+    table.norm(f"{target}norm_after", f"{source}post_layernorm")
+
+
+def _layers(table: Table, depth: int, target: str, source: str) -> None:
+    for layer in range(depth):
+        name = f"{source}.{layer}"
+        table.norm(f"{target}/attention_norm", f"{name}.layer_norm1", layer)
+        table.fused(f"{target}/attention/qkv", [f"{name}.self_attn.{part}_proj" for part in "qkv"], layer)
+        table.dense(f"{target}/attention/out", f"{name}.self_attn.out_proj", layer)
+        table.norm(f"{target}/mlp_norm", f"{name}.layer_norm2", layer)
+        table.dense(f"{target}/mlp_in", f"{name}.mlp.fc1", layer)
+        table.dense(f"{target}/mlp_out", f"{name}.mlp.fc2", layer)

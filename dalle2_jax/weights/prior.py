@@ -1,0 +1,71 @@
+"""Diffusion priors of Karlo's shape: Karlo v1 and Kandinsky 2.1 and 2.2 as diffusers' PriorTransformer, and Karlo's file.
+
+Sources: diffusers, models/transformers/prior_transformer.py; kakaobrain/karlo, karlo/modules/unclip... prior.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import Tensors, WeightsError
+
+SPECIAL = {"added_emb_type": "prd", "encoder_hid_proj_type": "linear", "embedding_proj_norm_type": None}
+
+
+def prior_module(config: dict[str, Any], tensors: Tensors) -> DiffusionPrior:
+    """The network of a `PriorTransformer`'s config, with the statistics that its weights carry.
+
+    Raises:
+        WeightsError: for a PriorTransformer of another shape than Karlo's, or statistics that are missing.
+    """
+    for name, value in SPECIAL.items():
+        if config.get(name, value) != value:
+            raise WeightsError(
+                f"the prior of {tensors.where} has {name}={config[name]!r}; those with {value!r} are known here"
+            )
+    heads, head_channels = config.get("num_attention_heads", 32), config.get("attention_head_dim", 64)
+    mean, std = (_statistic(tensors, name) for name in ("clip_mean", "clip_std"))
+    return DiffusionPrior(
+        embedding_size=config.get("embedding_dim", 768),
+        width=heads * head_channels,
+        depth=config.get("num_layers", 20),
+        heads=heads,
+        context_length=config.get("num_embeddings", 77),
+        embedding_scale=1.0,
+        embedding_mean=mean,
+        embedding_std=std,
+        learned_null=False,
+    )
+
+
+def _statistic(tensors: Tensors, name: str) -> tuple[float, ...]:
+    if name not in tensors.shapes:
+        raise WeightsError(f"{tensors.where} has no tensor {name}; is it a prior of Karlo's kind?")
+    return tuple(np.asarray(tensors.read(name), np.float32).reshape(-1).tolist())
+
+
+def prior_table(module: DiffusionPrior) -> Table:
+    """The table of a `PriorTransformer`; its clip_mean and clip_std are the module's own fields."""
+    table = Table()
+    table.plain("positions", "positional_embedding", leading=1)
+    table.plain("query", "prd_embedding", leading=2)
+    table.dense("time_in", "time_embedding.linear_1")
+    table.dense("time_out", "time_embedding.linear_2")
+    table.dense("image_embedding_projection", "proj_in")
+    table.dense("text_embedding_projection", "embedding_proj")
+    table.dense("text_projection", "encoder_hidden_states_proj")
+    for layer in range(module.depth):
+        name, blocks = f"transformer_blocks.{layer}", "transformer/blocks"
+        table.norm(f"{blocks}/attention_norm", f"{name}.norm1", layer)
+        table.fused(f"{blocks}/attention/qkv", [f"{name}.attn1.to_{part}" for part in "qkv"], layer)
+        table.dense(f"{blocks}/attention/out", f"{name}.attn1.to_out.0", layer)
+        table.norm(f"{blocks}/mlp_norm", f"{name}.norm3", layer)
+        table.dense(f"{blocks}/mlp_in", f"{name}.ff.net.0.proj", layer)
+        table.dense(f"{blocks}/mlp_out", f"{name}.ff.net.2", layer)
+    table.norm("final_norm", "norm_out")
+    table.dense("out", "proj_to_clip_embeddings")
+    return table
