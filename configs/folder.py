@@ -27,6 +27,14 @@ def system(accelerator: bool, folder: str) -> System:
     for name, recipe in full.stages.items():
         steps = STEPS[name] * (2 if accelerator else 1)
         optimizer = replace(recipe.optimizer, warmup_steps=steps // 10)
-        stages[name] = replace(recipe, steps=steps, validate_every=steps // 5, optimizer=optimizer)
-    data = Data(name="folder", folder=folder, image_size=full.data.image_size)
-    return replace(full, name=Path(folder).expanduser().resolve().name or "folder", data=data, stages=stages)
+        stages[name] = replace(
+            recipe,
+            steps=steps,
+            batch_size=min(recipe.batch_size, 64),
+            validate_every=steps // 5,
+            checkpoint_every=steps // 5,
+            optimizer=optimizer,
+        )
+    place = Path(folder).expanduser().resolve()
+    data = Data(name="folder", folder=str(place), image_size=full.data.image_size)
+    return replace(full, name=place.name or "folder", data=data, stages=stages)

@@ -22,6 +22,11 @@ _SPECIAL = 3  # how many ids come before those of the BPE vocabulary
 
 
 def _clean(caption: str) -> str:
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        shown = caption.encode(errors="backslashreplace").decode()
+        raise ValueError(f"the prompt is not valid Unicode text: {shown!r}; write it in UTF-8") from None
     return " ".join(unicodedata.normalize("NFC", caption).lower().split())
 
 

@@ -80,13 +80,25 @@ def _process(stage: LoadedStage) -> Process:
 
 
 def _sampling(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
-    """The stage's own sampling settings with some changed; ValueError for a field there is not."""
+    """The stage's own sampling settings with some changed; ValueError for changes that would have no effect."""
     own = stage.part("sampling")
     for name in changes:
         if name not in (known := [field.name for field in dataclasses.fields(own)]):
             near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
             raise ValueError(f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {near}")
-    return dataclasses.replace(own, **changes)
+    sampling = dataclasses.replace(own, **changes)
+    idle = {
+        "variance": "" if sampling.sampler == "ddpm" else f"the sampler {sampling.sampler}; take ddpm",
+        "eta": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
+        "percentile": "" if sampling.threshold == "dynamic" else "this threshold; take threshold dynamic",
+        "candidates": "" if stage.kind == "prior" else f"the {stage.kind}; the prior draws them",
+        "guidance_scale": "an upsampler, which reads no caption" if stage.kind == "upsampler" else "",
+        "guidance_interval": "an upsampler, which reads no caption" if stage.kind == "upsampler" else "",
+    }
+    for name, reason in idle.items():
+        if reason and getattr(sampling, name) != getattr(own, name):
+            raise ValueError(f"{name} has no effect with {reason}")
+    return sampling
 
 
 def _keys(key: jax.Array, count: int) -> jax.Array:
@@ -106,14 +118,22 @@ def _spread(*arrays: Any) -> tuple[Any, ...]:
     return jax.device_put(arrays, batch_sharding(mesh))
 
 
+def _check_tile(stage: LoadedStage, tile: int | None) -> None:
+    unet = stage.module.unet
+    divisor = unet.patch * 2 ** (len(unet.channel_multipliers) - 1)
+    if tile is not None and (tile < 1 or tile % divisor):
+        raise ValueError(f"tile is {tile}; tiles of the stage {stage.name} must be multiples of {divisor}")
+
+
 def enlarge(
     stage: LoadedStage, keys: jax.Array, pictures: jax.Array, *, tile: int | None = None, **changes: Any
 ) -> jax.Array:
     """Enlarges `[b, h, w, 3]` in [-1, 1] with a trained upsampler to its own size; returns the same range.
 
     keys: one, or one a picture `[b]`. tile: the side of the tiles it is done in, to save memory; None: whole. changes:
-    fields of the stage's Sampling. Raises ValueError for changes that the stage cannot have.
+    fields of the stage's Sampling. Raises ValueError for changes and tiles that the stage cannot have.
     """
+    _check_tile(stage, tile)
     keys, pictures = _spread(_keys(keys, pictures.shape[0]), pictures)
     return _upsample(
         keys,
@@ -304,7 +324,7 @@ class DALLE2:
             *self._caption(encoded, captions is not None),
             module=self.decoder.module,
             process=_process(self.decoder),
-            sampling=_sampling(self.decoder, changes),
+            sampling=_sampling(self.decoder, {**changes, "sampler": "ddim"}),
             refinements=refinements,
         )
         return embeddings, x_T
@@ -321,7 +341,10 @@ class DALLE2:
     def check_sampling(self, **changes: dict[str, Any]) -> None:
         """Raises ValueError for fields of a stage's Sampling (`decoder={"steps": "12"}`) that it cannot have."""
         for stage, fields in changes.items():
-            for loaded in self._stages(stage):
+            loaded_stages = self._stages(stage)
+            if fields and not loaded_stages:
+                raise ValueError(f"this run has no {stage} whose {', '.join(fields)} could be changed")
+            for loaded in loaded_stages:
                 _sampling(loaded, fields).process(_process(loaded))
 
     def evaluations(self, stage: str, changes: dict[str, Any]) -> int:
@@ -330,7 +353,8 @@ class DALLE2:
         for loaded in self._stages(stage):
             sampling = _sampling(loaded, changes)
             guided = 2 if sampling.guidance_scale != 1 and stage != "upsampler" else 1
-            total += sampling.process(_process(loaded)).steps * guided * sampling.candidates
+            drawn = sampling.candidates if stage == "prior" else 1
+            total += sampling.process(_process(loaded)).steps * guided * drawn
         return total
 
     def _stages(self, name: str) -> tuple[LoadedStage, ...]:
@@ -358,10 +382,9 @@ class DALLE2:
         key: one key, from which a caption's key is its place in the batch, or one key a caption `[b]`, with which a
         picture comes out the same alone and in any batch. guidance_scale: the decoder's. prior, decoder, upsampler:
         fields of a stage's Sampling to change, such as `{"steps": "25"}`. tile: enlarge in tiles of that side, to save
-        memory. caption_to_decoder: False lets only the
-        image embedding speak. image_embeddings: unit norm `[b, z]`, instead of the prior's. strict: a caption that is
-        too long is an error rather than a warning (without `warn`, not even that). return_stages: return Generated,
-        with each stage's part.
+        memory. caption_to_decoder: False lets only the image embedding speak. image_embeddings: unit norm `[b, z]`,
+        instead of the prior's. strict: a caption that is too long is an error rather than a warning (without `warn`,
+        not even that). return_stages: return Generated, with each stage's part.
 
         Raises ValueError, before anything is drawn, for captions, keys or settings that do not fit.
         """
@@ -380,6 +403,10 @@ class DALLE2:
         if guidance_scale is not None:
             decoder["guidance_scale"] = float(guidance_scale)
         self.check_sampling(prior=prior or {}, decoder=decoder, upsampler=upsampler or {})
+        if tile is not None and not self.upsamplers:
+            raise ValueError("this run has no upsampler that could work in tiles; leave tile out")
+        for stage in self.upsamplers:
+            _check_tile(stage, tile)
         parts, devices = [], jax.local_device_count()
         # Whole batches, also of the last few captions and of an odd number of them: one compiled program serves all,
         # and every device has its part.

@@ -273,7 +273,10 @@ def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
         (["generate", "RUN", PROMPT, "--steps", "dekoder=3"], "there is no stage 'dekoder'; the nearest"),
         (["generate", "RUN", PROMPT, "--eta", "much"], "--eta takes a number, not 'much'"),
         (["generate", "RUN", PROMPT, "--guidance-interval", "0.5"], "--guidance-interval takes LOW,HIGH, not '0.5'"),
-        (["generate", "RUN", PROMPT, "--variance", "learned_range"], "the network has learned no variance"),
+        (
+            ["generate", "RUN", PROMPT, "--variance", "analytic"],
+            "variance has no effect with the sampler ddim; take ddpm",
+        ),
         (["generate", "RUN", PROMPT, "--tile", "0"], "--tile is 0"),
         (["sweep", "RUN", "--guidance-scales", "1,x"], "--guidance-scales takes numbers"),
         (["sweep", "RUN", "--samplers", "ddim,euler"], "there is no sampler 'euler'"),

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -139,5 +140,5 @@ def test_a_folder_is_trained_as_emoji_are():
         for name, recipe in own.stages.items():
             assert recipe.module == other.stages[name].module and recipe.steps < other.stages[name].steps
             assert recipe.optimizer.warmup_steps < recipe.steps
-        assert (own.data.name, own.data.folder) == ("folder", "pictures/my pets")
+        assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
         assert own.data.image_size == other.data.image_size == (128 if accelerator else 64)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dalle2_jax import DALLE2
-from dalle2_jax.checkpoint import CheckpointError, load_params
+from dalle2_jax.checkpoint import CheckpointError, load_params, to_json
+from dalle2_jax.diffusion import Sampling
 from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
 from dalle2_jax.evaluation.retrieval import recall_at
 from dalle2_jax.layers.pictures import to_uint8
@@ -164,6 +165,12 @@ def test_changed_settings_reach_their_stage(lively, keys, generated):
     assert (lively.generate(keys, CAPTIONS, guidance_scale=scale + 2, **settings).decoded != usual.decoded).any()
     unguided = lively.generate(keys, CAPTIONS, guidance_scale=1.0, decoder={"steps": "1"}, **settings)
     assert (unguided.decoded != usual.decoded).any()
+    # Sampled otherwise by default, it is inverted along DDIM's own timesteps all the same.
+    pictures = np.asarray(usual.decoded)
+    info = {**lively.decoder.info, "sampling": to_json(Sampling(sampler="dpmpp_2m", steps="3"))}
+    other = dataclasses.replace(lively, decoder=dataclasses.replace(lively.decoder, info=info))
+    both = (each.invert(pictures, CAPTIONS, steps="3")[1] for each in (lively, other))
+    np.testing.assert_array_equal(*both)
     with pytest.raises(ValueError, match="no sampler 'euler'"):
         lively.generate(keys, CAPTIONS, upsampler={"sampler": "euler"}, **settings)
 
@@ -176,6 +183,16 @@ def test_changed_settings_reach_their_stage(lively, keys, generated):
         ({"keys": 2}, "2 keys were given for 3 captions"),
         ({"image_embeddings": np.ones((2, EMBEDDING), np.float32)}, "2 image embeddings were given for 3 captions"),
         ({"captions": [LONG], "strict": True}, "longer than 12 tokens; this part is cut: .* zebra"),
+        ({"captions": ["caf\udce9"]}, "not valid Unicode text: 'caf.*udce9'; write it in UTF-8"),
+        ({"decoder": {"variance": "fixed_large"}}, "variance has no effect with the sampler ddim; take ddpm"),
+        ({"decoder": {"sampler": "dpmpp_2m", "eta": 1.0}}, "eta has no effect with the sampler dpmpp_2m; take ddim"),
+        ({"decoder": {"percentile": 0.9}}, "percentile has no effect with this threshold; take threshold dynamic"),
+        ({"decoder": {"candidates": 2}}, "candidates has no effect with the decoder; the prior draws them"),
+        (
+            {"upsampler": {"guidance_scale": 2.0}},
+            "guidance_scale has no effect with an upsampler, which reads no caption",
+        ),
+        ({"tile": 0}, "tile is 0; tiles of the stage upsampler must be multiples of 1"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(model, arguments, sentence):

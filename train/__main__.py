@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -118,12 +119,16 @@ def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], wo
     if options.dry_run:
         plan_stages(system, names, run_dir, mesh)
         return 0
-    command = " ".join(["python -m train", options.config, *arguments, "{stage}"])
-    command += f" --run {options.run}" if options.run else ""
-    if options.seed is not None:
-        command += f" --seed {options.seed}"
+    command = " ".join(["python -m train", *map(shlex.quote, (options.config, *arguments)), "{stage}"])
+    command += f" --run {shlex.quote(options.run)}" if options.run else ""
+    if options.init_from is not None:
+        command += f" --init-from {shlex.quote(str(options.init_from))}"
+    for option in ("seed", "fsdp"):
+        if getattr(options, option) is not None:
+            command += f" --{option} {getattr(options, option)}"
     if options.runs_dir != DEFAULT_RUNS:
-        command += f" --runs-dir {options.runs_dir}"
+        command += f" --runs-dir {shlex.quote(str(options.runs_dir))}"
+    command += "".join(f" {shlex.quote(override)}" for override in overrides)
     text = path.read_text(encoding="utf-8")
     config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": overrides}
     result = train_stages(system, names, run_dir, mesh, command=command, config=config)
@@ -171,7 +176,7 @@ def with_seed(system: Any, seed: int) -> Any:
 
 
 def with_start(system: Any, run: Path) -> Any:
-    """The system with every stage starting from the stage of its name in `run`, where there is one.
+    """The system with every stage starting from the stage of its name in `run`, where there is one; says so if not.
 
     Raises:
         ValueError: if there is none at all.
@@ -179,6 +184,9 @@ def with_start(system: Any, run: Path) -> Any:
     found = [name for name in system.stages if (run / name / "stage.json").is_file()]
     if not found:
         raise ValueError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
+    for name in system.stages:
+        if name not in found:
+            print(f"{run} has no stage {name}: it starts from nothing")
     for name in found:
         system = system.with_stage(name, dataclasses.replace(system.stages[name], init_from=str(run / name)))
     return system

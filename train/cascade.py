@@ -15,7 +15,7 @@ from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, rea
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
 from dalle2_jax.tokenizer import Tokenizer
-from train.finetune import inherited_tokenizer, initial_parameters
+from train.finetune import check_start, inherited_tokenizer, initial_parameters
 from train.loop import Result, run
 from train.metrics import duration
 from train.resume import finished_record
@@ -47,10 +47,20 @@ def train_stages(
     """
     check_stages(system, names, mesh)
     feed = _Feed(system, run_dir, log)
+    for number, name in enumerate(names):
+        recipe = system.stages[name]
+        for kind in recipe.needs:
+            if _needed(system, name, kind) not in names[:number]:
+                _check_trained(name, _needed(system, name, kind), run_dir, command)
+        if recipe.init_from is not None and not checkpoint_steps(run_dir / name):
+            check_start(name, recipe)
+    for name in names:  # after all that needs no data
+        if finished_record(run_dir / name, system.stages[name].steps) is None:
+            feed.check(name, system.stages[name])
     result = Result(0, 0.0, True)
     for name in names:
         recipe = system.stages[name]
-        needed = {kind: _load_needed(system, name, kind, run_dir, command) for kind in recipe.needs}
+        needed = {kind: load_stage(run_dir / _needed(system, name, kind)) for kind in recipe.needs}
         recipe, frozen = recipe.attach(needed)
         parts = batch_parts(mesh)
         info = {
@@ -92,12 +102,22 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
     for name, recipe, frozen, params in planned_stages(system):
         if name in waiting:
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+            check_pictures(name, recipe, system.data.image_size)
             carry = jax.eval_shape(recipe.init_carry)
             known = frozen if carry is None else {**frozen, "carry": carry}
             jax.eval_shape(recipe.loss, params, abstract_batch(system, recipe, None), jax.random.key(0), known)
             waiting.remove(name)
         if not waiting:
             return
+
+
+def check_pictures(name: str, recipe: Recipe, size: int | None) -> None:
+    """Raises ValueError for pictures of a side below what the stage is to draw; None: not known yet."""
+    if size is not None and recipe.drawn_size is not None and size < recipe.drawn_size:
+        raise ValueError(
+            f"{name} is to learn pictures of {recipe.drawn_size} pixels and the data's have {size}: set "
+            f"data.image_size={recipe.drawn_size} or more, or train the other stages alone"
+        )
 
 
 def versions() -> dict[str, str]:
@@ -112,19 +132,25 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _load_needed(system: System, name: str, kind: str, run_dir: Path, command: str) -> LoadedStage:
+def _needed(system: System, name: str, kind: str) -> str:
+    """The stage of that kind, which `name` is built on."""
     needed = next((other for other, recipe in system.stages.items() if recipe.kind == kind), None)
     if needed is None:
         raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r}, and the config has none")
+    return needed
+
+
+def _check_trained(name: str, needed: str, run_dir: Path, command: str) -> None:
+    """Raises ValueError, naming the command, unless the stage that `name` is built on is trained to its end."""
+    first = command.replace("{stage}", needed)
     if not checkpoint_steps(run_dir / needed):
-        raise ValueError(f"{name} needs {needed}, which is not trained yet; run first: {command.format(stage=needed)}")
+        raise ValueError(f"{name} needs {needed}, which is not trained yet; run first: {first}")
     info = read_stage(run_dir / needed)
     if not info.get("finished"):
         raise ValueError(
             f"{name} needs {needed}, which has stopped at step {checkpoint_steps(run_dir / needed)[-1]} of "
-            f"{info['steps']}; run first: {command.format(stage=needed)}"
+            f"{info['steps']}; run first: {first}"
         )
-    return load_stage(run_dir / needed)
 
 
 class _Feed:
@@ -143,6 +169,20 @@ class _Feed:
                 self._told.add(source.notice)
                 self.log(source.notice)
         return self._sources[split]
+
+    def check(self, name: str, recipe: Recipe) -> None:
+        """Raises ValueError for a stage that asks for larger batches or pictures than the data have."""
+        split = self.system.data.train_split
+        source = self.source(split)
+        if not len(source):
+            raise ValueError(f"the split {split!r} of {source.name} is empty; there is nothing to train on")
+        if recipe.batch_size > len(source):
+            raise ValueError(
+                f"{name}.batch_size is {recipe.batch_size} and the split {split!r} of {source.name} has "
+                f"{len(source)} pictures; set {name}.batch_size={1 << len(source).bit_length() - 1} or less"
+            )
+        if recipe.drawn_size is not None and self.system.data.image_size is None:
+            check_pictures(name, recipe, source.pictures([0]).shape[1])
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -217,6 +257,9 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
         if name not in names:
             continue
         check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
+        check_pictures(name, recipe, system.data.image_size)
+        if recipe.init_from is not None:
+            check_start(name, recipe)
         abstract = abstract_state(recipe, mesh)
         lower_step(system, recipe, abstract, frozen, mesh)
         count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))

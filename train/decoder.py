@@ -52,6 +52,10 @@ class DecoderRecipe(DiffusionRecipe):
     def picture_size(self) -> int:
         return max(self.clip.vision.image_size, self.module.unet.image_size)
 
+    @property
+    def drawn_size(self) -> int:
+        return self.module.unet.image_size
+
     def init(self, key: jax.Array) -> Parameters:
         size = self.module.unet.image_size
         embedding = jnp.zeros((1, self.clip.embedding_size))

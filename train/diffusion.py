@@ -47,6 +47,11 @@ class DiffusionRecipe(Recipe):
         super().__post_init__()
         check_loss(self.process, self.loss_kind, self.weighting, self.weight_limit)
         self.preview_sampling.process(self.process)
+        if self.process.respacing is not None:
+            raise ValueError(
+                f"{self.kind}.process.respacing is {self.process.respacing!r}; all timesteps are trained on, and fewer "
+                f"are sampled: set {self.kind}.sampling.steps"
+            )
         if self.timesteps not in TIMESTEPS:
             raise ValueError(f"{self.kind}.timesteps is {self.timesteps!r}; it must be {' or '.join(TIMESTEPS)}")
         if self.timesteps == "loss" and self.optimizer.accumulation > 1:
@@ -82,6 +87,7 @@ class DiffusionRecipe(Recipe):
         draw_key, key = jax.random.split(key)
         i, weights = draw_timesteps(draw_key, frozen["carry"], x_0.shape[0])
         losses, metrics = self._losses(key, denoiser, x_0, timesteps=i)
+        metrics = {name: weights * value for name, value in metrics.items()}
         return (weights * losses).mean(), {**_means(metrics), "carry": (i, jax.lax.stop_gradient(losses))}
 
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:

@@ -9,11 +9,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage
+from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage, to_json
 from dalle2_jax.tokenizer import Tokenizer
+from train.resume import first_difference
 from train.system import Recipe, System
 
 TOKEN_TABLE = "token_embedding/embedding"
+# What may differ: shapes tell where it matters, tables of tokens are fitted, and the rest is how it is computed.
+ADAPTED = ("vocabulary_size", "image_size", "attention_resolutions", "dropout", "remat", "dtype", "param_dtype")
+# What a network's numbers mean.
+PROCESS = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
 
 
 def inherited_tokenizer(system: System, log: Callable[[str], None]) -> Tokenizer | None:
@@ -47,9 +52,7 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Cal
     Raises:
         ValueError: if the other stage is missing or damaged, of another kind, or differs in a parameter's shape.
     """
-    info = _read(name, recipe)
-    if info["kind"] != recipe.kind:
-        raise ValueError(f"{name}.init_from names {recipe.init_from}, which is a {info['kind']} and no {recipe.kind}")
+    info = check_start(name, recipe)
     try:
         other = load_stage(recipe.init_from)
     except CheckpointError as error:
@@ -85,6 +88,38 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Cal
             )
     log(f"{name} starts from {recipe.init_from} (step {info['step']}); optimizer and average start afresh")
     return jax.tree.unflatten(jax.tree.structure(shapes), [result[path] for path in ours])
+
+
+def check_start(name: str, recipe: Recipe) -> dict[str, Any]:
+    """What is recorded of the stage that a recipe starts from, if that is the same network for the same task.
+
+    Raises:
+        ValueError: if it is missing, of another kind, or differs in what shapes do not show (heads, activations, what
+            is predicted).
+    """
+    info = _read(name, recipe)
+    if info["kind"] != recipe.kind:
+        raise ValueError(f"{name}.init_from names {recipe.init_from}, which is a {info['kind']} and no {recipe.kind}")
+    ours = to_json(recipe.describe())
+    difference = first_difference(_network(info["module"]), _network(ours["module"]), "module")
+    for field in PROCESS if difference is None else ():
+        there, here = (record.get("process", {}).get("fields", {}).get(field) for record in (info, ours))
+        if there != here:
+            difference = f"process.{field}", there, here
+    if difference:
+        path, there, here = difference
+        raise ValueError(
+            f"{name} cannot start from {recipe.init_from}: {path} is {there!r} there and {here!r} here; set "
+            f"{name}.{path} as it is there, or leave init_from out"
+        )
+    return info
+
+
+def _network(module: Any) -> Any:
+    """A module's record without the fields of `ADAPTED`, at any depth."""
+    if isinstance(module, dict):
+        return {key: _network(value) for key, value in module.items() if key not in ADAPTED}
+    return module
 
 
 def _read(name: str, recipe: Recipe) -> dict[str, Any]:

@@ -176,18 +176,19 @@ class _Stage:
                 self.log(f"{self.name} goes on from step {restored.step}")
         first = restored.step if restored else 0
         validated = is_recorded(self.directory, first, "validation")
-        self._write_record(record, first, self.clock.before, False)
-        state = restored.state if restored else create_state(recipe, self.abstract, initial)
         step, iterator = first, None
         try:
+            if first < recipe.steps:
+                iterator = batches()
+                if restored:
+                    iterator.set_state(restored.iterator)
+            self._write_record(record, first, self.clock.before, False)  # not before all that can be refused
+            state = restored.state if restored else create_state(recipe, self.abstract, initial)
             with MetricsWriter(self.directory, first, enabled=jax.process_index() == 0) as metrics:
                 if restored:
                     # What was due at this step, and the stop or the kill came before it.
                     self._look(first, state, metrics, validated, self._sheet(first).is_file())
                 if first < recipe.steps:
-                    iterator = batches()
-                    if restored:
-                        iterator.set_state(restored.iterator)
                     step, state = self._steps(state, first, iterator, metrics, stop_at)
             if step >= recipe.steps:
                 record["measured"] = self._measure(state["ema"])

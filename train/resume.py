@@ -22,7 +22,7 @@ IGNORED = (
     "init_from",
 )
 # Where the data lies and how it is read, not what it is.
-IGNORED_DATA = ("data_dir", "cache")
+IGNORED_DATA = ("data_dir", "cache", "folder")
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
@@ -74,6 +74,8 @@ def check_resumable(stage_dir: Path, info: dict[str, Any], log: Callable[[str], 
 def _identity(info: dict[str, Any]) -> dict[str, Any]:
     """What makes the stage what it is."""
     result = {key: value for key, value in info.items() if key not in (*CHANGEABLE, *IGNORED)}
+    # Timesteps that are drawn by their losses come with a history of these, which a checkpoint has or has not.
+    result["training"] = {"timesteps": (info.get("training") or {}).get("timesteps")}
     data = result.get("data")
     if isinstance(data, dict) and isinstance(data.get("fields"), dict):
         fields = {name: value for name, value in data["fields"].items() if name not in IGNORED_DATA}

@@ -103,6 +103,11 @@ class Recipe(ABC):
         """The side of the pictures that the stage looks at, so that the host need not send larger ones; None: any."""
         return None
 
+    @property
+    def drawn_size(self) -> int | None:
+        """The side of the pictures that the stage learns to draw, of which the data must not be smaller; None: any."""
+        return None
+
     def prepare(self) -> Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None:
         """What the host does to each training picture (uint8 [h, w, 3]): entries of the batch; None: nothing."""
         return None

@@ -12,8 +12,7 @@ import numpy as np
 
 from dalle2_jax.data.degrade import bsr
 from dalle2_jax.decoder import Upsampler, gaussian_blur, random_crop, sample_upsampler
-from dalle2_jax.diffusion import Process, Sampling, x0_error
-from dalle2_jax.diffusion.sampler import Denoiser
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from train.diffusion import DiffusionRecipe
 from train.system import Batch, Parameters, check_share
@@ -72,6 +71,10 @@ class UpsamplerRecipe(DiffusionRecipe):
     def picture_size(self) -> int:
         return self.size
 
+    @property
+    def drawn_size(self) -> int:
+        return self.size
+
     def prepare(self):
         if self.degradation == "blur":
             return None
@@ -88,32 +91,23 @@ class UpsamplerRecipe(DiffusionRecipe):
         return pictures, resize(pictures, self.low_size)
 
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
-        rngs = None
+        """On crops, blurred as often as in training, also when it validates; BSR's pairs come with training batches
+        alone, and what validates them are small pictures as they are."""
+        keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
         if training and self.degradation == "bsr":
             pictures, low = to_float(batch["image"]), to_float(batch["low_resolution"])
         else:
             pictures, low = self._pair(batch)
-        if training:
-            keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
             if self.degradation == "blur":
                 blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.blur_probability
                 low = jnp.where(blurred, gaussian_blur(low, self.blur_sigma), low)
-                pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
-            key, rngs = keys["loss"], {"dropout": keys["dropout"]}
+            pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
+        rngs = {"dropout": keys["dropout"]} if training else None
 
-        return self._denoiser(params, low, rngs), pictures, key
-
-    def _denoiser(self, params: Parameters, low: jax.Array, rngs: dict[str, jax.Array] | None) -> Denoiser:
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
-            return self.module.apply({"params": params}, x_t, timesteps, low, deterministic=rngs is None, rngs=rngs)
+            return self.module.apply({"params": params}, x_t, timesteps, low, deterministic=not training, rngs=rngs)
 
-        return denoiser
-
-    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        """On a crop of each picture, as in training: whole ones would take as long as many steps."""
-        crop_key, key = jax.random.split(key)
-        pictures, low = random_crop(crop_key, *self._pair(batch), int(self.size * self.crop_fraction))
-        return {"x0_error": x0_error(key, self._denoiser(params, low, None), pictures, self.process)}
+        return denoiser, pictures, keys["loss"]
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Enlarges real small pictures."""

@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, OSError) as error:
             print(f"dalle2: {error}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("dalle2: stopped", file=sys.stderr)
+            return 130
 
 
 def _check_numbers(options: argparse.Namespace) -> None:

@@ -37,13 +37,17 @@ def run(options: argparse.Namespace) -> int:
             f"--guidance-scales takes numbers with commas between, not {options.guidance_scales}"
         ) from None
     model = DALLE2.load(options.run)
-    shown = []
+    base = Path(options.out) if options.out else Path(options.run) / f"sweep_{options.stage}"
+    table = base.with_name(base.name + ".json")
+    shown: list[dict] = []
 
     def say(row: dict) -> None:
         if not shown:
             print(header(row))
         shown.append(row)
         print(format_row(row), flush=True)
+        report = {"run": options.run, "stage": options.stage, "seed": options.seed, "rows": shown}
+        write_atomically(table, json.dumps(report, indent=2) + "\n")  # after each, so that a stop loses none
 
     rows = sweep(
         model,
@@ -56,10 +60,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         say=say,
     )
-    base = Path(options.out) if options.out else Path(options.run) / f"sweep_{options.stage}"
-    report = {"run": options.run, "stage": options.stage, "count": options.count, "seed": options.seed, "rows": rows}
-    write_atomically(base.with_name(base.name + ".json"), json.dumps(report, indent=2) + "\n")
-    print(f"wrote {base}.json")
+    print(f"wrote {table}")
     plot(rows, "all" if "all" in rows[0] else "r5", f"{base}.png")
     print(f"wrote {base}.png")
     return 0

@@ -19,7 +19,10 @@ from pathlib import Path
 from dalle2_jax.data.picture import PictureError, open_picture
 
 SPLITS = ("train", "validation", "test")
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2"),
+    *(".avif", ".heic", ".heif"),  # named where this Pillow cannot read them
+)
 SMALLEST_SIDE = 16  # pixels; what is narrower leaves nothing in its central square
 METADATA = ("metadata.jsonl", "metadata.csv")
 
@@ -104,7 +107,7 @@ def read_folder(root: str | Path, cache_dir: str | Path | None = None) -> Folder
     root = Path(root).expanduser()
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; name one with pictures and captions")
-    problems: list[Problem] = []
+    problems = _Problems()
     files = _files(root, problems)
     captions = _captions(root, files, problems)
     known, found = _read_cache(root, cache_dir), {}
@@ -112,34 +115,51 @@ def read_folder(root: str | Path, cache_dir: str | Path | None = None) -> Folder
     for name, path in files.items():
         facts = found[name] = _facts(path, known.get(name))
         if "problem" in facts:
-            problems.append(Problem(name, "not usable as pictures", facts["problem"]))
+            problems.add(name, "not usable as pictures", facts["problem"])
         elif not captions.get(name):
-            if not any(problem.name in (name, _text_name(name)) for problem in problems):
-                text = _text_name(name)
-                problems.append(Problem(name, "without a caption", f"there is no {text} and no line of metadata"))
+            if name not in problems and (text := _text_name(name)) not in problems:
+                problems.add(name, "without a caption", f"there is no {text} and no text in a metadata file")
         else:
             size = {key: facts[key] for key in ("width", "height", "mode")}
             pictures.append(Picture(name, tuple(dict.fromkeys(captions[name])), **size))
     if found != known:
         _write_cache(root, cache_dir, found)
-    result = Folder(root, tuple(pictures), tuple(sorted(problems, key=lambda problem: (problem.kind, problem.name))))
+    result = Folder(root, tuple(pictures), problems.sorted())
     if not pictures:
         raise ValueError(
             f"no captioned picture is left in {root}: it has {len(files)} picture files "
-            f"({', '.join(extension[1:] for extension in EXTENSIONS)}) and {len(problems)} problems"
-            + (f", the first: {result.problems[0]}" if problems else "")
+            f"({', '.join(extension[1:] for extension in EXTENSIONS)}) and {len(result.problems)} problems"
+            + (f", the first: {result.problems[0]}" if result.problems else "")
             + "; put NAME.txt beside NAME.png, or a metadata.jsonl with file_name and text"
         )
     return result
 
 
-def _files(root: Path, problems: list[Problem]) -> dict[str, Path]:
+class _Problems:
+    """Problems as they are found, and which names have one."""
+
+    def __init__(self):
+        self._found: list[Problem] = []
+        self._names: set[str] = set()
+
+    def add(self, name: str, kind: str, reason: str) -> None:
+        self._found.append(Problem(name, kind, reason))
+        self._names.add(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def sorted(self) -> tuple[Problem, ...]:
+        return tuple(sorted(self._found, key=lambda problem: (problem.kind, problem.name)))
+
+
+def _files(root: Path, problems: _Problems) -> dict[str, Path]:
     """{name: path} of the picture files below `root`, in the order of their names."""
     inside, found = root.resolve(), {}
 
     def unreadable(error: OSError) -> None:
-        name = Path(error.filename).relative_to(root).as_posix()
-        problems.append(Problem(name, "unreadable folders", f"it cannot be read ({error.strerror})"))
+        name = _printable(Path(error.filename).relative_to(root).as_posix())
+        problems.add(name, "unreadable folders", f"it cannot be read ({error.strerror})")
 
     for folder, folders, names in os.walk(root, onerror=unreadable):
         for name in list(folders):
@@ -148,26 +168,52 @@ def _files(root: Path, problems: list[Problem]) -> dict[str, Path]:
                 folders.remove(name)
             elif path.is_symlink():  # os.walk does not follow it
                 reason = "it is a link to a folder, and links to folders are not followed"
-                problems.append(Problem(path.relative_to(root).as_posix(), "links", reason))
+                problems.add(_printable(path.relative_to(root).as_posix()), "links", reason)
         for name in names:
             path = Path(folder, name)
             if name.startswith(".") or path.suffix.lower() not in EXTENSIONS:
                 continue
             short = path.relative_to(root).as_posix()
-            if not path.resolve().is_relative_to(inside):
-                problems.append(Problem(short, "links", "it is a link out of the folder"))
-            elif not path.is_file():
-                problems.append(Problem(short, "links", "it is a link to nothing"))
+            if not _is_text(short):
+                problems.add(_printable(short), "names that are not UTF-8", "rename it")
+            elif reason := _wrong_link(path, inside):
+                problems.add(short, "links", reason)
             else:
                 found[short] = path
     return dict(sorted(found.items()))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a string is Unicode text: file names of other encodings, and half emoji in JSON, are not."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _wrong_link(path: Path, inside: Path) -> str | None:
+    """Why a file is not read for being a link; None where it is none, or one to a file in the folder."""
+    try:
+        target = path.resolve(strict=True)
+    except FileNotFoundError:
+        return "it is a link to nothing"
+    except (OSError, RuntimeError):  # the latter in Python 3.11 and 3.12
+        return "it is a link to itself"
+    if not target.is_relative_to(inside):
+        return "it is a link out of the folder"
+    return None if target.is_file() else "it is a link to a folder"
 
 
 def _text_name(name: str) -> str:
     return name[: name.rindex(".")] + ".txt"
 
 
-def _captions(root: Path, files: dict[str, Path], problems: list[Problem]) -> dict[str, list[str]]:
+def _captions(root: Path, files: dict[str, Path], problems: _Problems) -> dict[str, list[str]]:
     """{picture name: captions}, from the metadata file and from the text files."""
     present = [name for name in METADATA if (root / name).is_file()]
     if len(present) > 1:
@@ -177,70 +223,96 @@ def _captions(root: Path, files: dict[str, Path], problems: list[Problem]) -> di
         name = os.path.normpath(name).replace(os.sep, "/")
         said = [text.strip() for text in texts if text.strip()]
         if name.startswith(("/", "../")):
-            problems.append(Problem(place, "broken lines of metadata", f"{name} lies outside the folder"))
+            problems.add(place, "broken lines of metadata", f"{name} lies outside the folder")
         elif name not in files:
-            left_out = any(problem.name == name for problem in problems)
-            if not left_out:
-                problems.append(Problem(place, "broken lines of metadata", f"there is no picture {name}"))
+            if name not in problems:
+                problems.add(place, "broken lines of metadata", f"there is no picture {name}")
         elif not said:
-            problems.append(Problem(name, "without a caption", f"its text in {place} is empty"))
+            problems.add(place, "broken lines of metadata", f"its text for {name} is empty")
         else:
             captions.setdefault(name, []).extend(said)
     inside = root.resolve()
     for name in files:
-        path = root / _text_name(name)
-        if name in captions or not os.path.lexists(path):
-            continue
-        text = _text_name(name)
-        if not path.resolve().is_relative_to(inside):
-            problems.append(Problem(text, "links", "it is a link out of the folder"))
-            continue
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except UnicodeDecodeError:
-            problems.append(Problem(text, "captions that are not UTF-8", "save it as UTF-8"))
-            continue
-        except OSError as error:
-            problems.append(Problem(text, "without a caption", f"it cannot be read ({error.strerror})"))
-            continue
-        if not any(lines):
-            problems.append(Problem(text, "without a caption", "it is empty"))
-        captions[name] = [line for line in lines if line]
+        if name not in captions and os.path.lexists(root / _text_name(name)):
+            captions[name] = _lines(root, _text_name(name), inside, problems)
+    if not present:
+        beside = {_text_name(name) for name in files}
+        for path in sorted(root.rglob("*.txt")):
+            name = path.relative_to(root).as_posix()
+            pictured = name in beside or any(name[:-4] + extension in problems for extension in EXTENSIONS)
+            if not pictured and not any(part.startswith(".") for part in path.relative_to(root).parts):
+                problems.add(_printable(name), "captions without a picture", "no picture beside it has its name")
     return captions
 
 
-def _metadata(path: Path, problems: list[Problem]) -> Iterator[tuple[str, str, list[str]]]:
+def _lines(root: Path, name: str, inside: Path, problems: _Problems) -> list[str]:
+    """The captions in one text file."""
+    path = root / name
+    if reason := _wrong_link(path, inside):
+        problems.add(name, "links", reason)
+        return []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        problems.add(name, "captions that are not UTF-8", "save it as UTF-8")
+        return []
+    except OSError as error:
+        problems.add(name, "without a caption", f"it cannot be read ({error.strerror})")
+        return []
+    lines = [line.strip() for line in text.split("\n")]
+    if not any(lines):
+        problems.add(name, "without a caption", "it is empty")
+    return [line for line in lines if line]
+
+
+def _metadata(path: Path, problems: _Problems) -> Iterator[tuple[str, str, list[str]]]:
     """(where, file name, captions) of each line of a metadata file that says both."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8; save it as UTF-8") from None
-    if path.suffix == ".csv":
-        rows = csv.DictReader(io.StringIO(text, newline=""))
+    for number, row, problem in _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(text):
+        place = f"{path.name} line {number}"
+        if problem:
+            problems.add(place, "broken lines of metadata", problem)
+            continue
+        name, texts = (row.get("file_name"), row.get("text")) if isinstance(row, dict) else (None, None)
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(name, str) or not name:
+            problems.add(place, "broken lines of metadata", "it names no file_name")
+        elif not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            problems.add(place, "broken lines of metadata", f"its text for {_printable(name)} is no text")
+        elif not all(map(_is_text, (name, *texts))):
+            problems.add(place, "broken lines of metadata", "it holds half a character, which is no Unicode text")
+        else:
+            yield place, name, texts
+
+
+def _json_rows(text: str) -> Iterator[tuple[int, object, str | None]]:
+    """(line number, what the line says, what is wrong with it) of every line that is not empty."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line), None
+        except ValueError as error:
+            yield number, None, f"it is not JSON ({error})"
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, object, str | None]]:
+    """The same of a table; ValueError where a quote is left open, since nobody can say what follows it."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
         missing = {"file_name", "text"} - set(rows.fieldnames or ())
         if missing:
             raise ValueError(
                 f"{path} has no column {' and no column '.join(sorted(missing))}; its first line names them"
             )
-        lines = ((rows.line_num, row) for row in rows)
-    else:
-        lines = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
-    for number, row in lines:
-        place = f"{path.name} line {number}"
-        if isinstance(row, str):
-            try:
-                row = json.loads(row)
-            except ValueError as error:
-                problems.append(Problem(place, "broken lines of metadata", f"it is not JSON ({error})"))
-                continue
-        name, texts = (row.get("file_name"), row.get("text")) if isinstance(row, dict) else (None, None)
-        texts = [texts] if isinstance(texts, str) else texts
-        if not isinstance(name, str) or not name:
-            problems.append(Problem(place, "broken lines of metadata", "it names no file_name"))
-        elif not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            problems.append(Problem(place, "broken lines of metadata", f"its text for {name} is no text"))
-        else:
-            yield place, name, texts
+        for row in rows:
+            surplus = None in row
+            yield rows.line_num, row, "it has more fields than the first line; put its text in quotes" * surplus
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read up to line {rows.line_num} ({error}); mend its quotes") from None
 
 
 def _facts(path: Path, known: dict | None) -> dict:

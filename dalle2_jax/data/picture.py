@@ -20,7 +20,7 @@ def open_picture(file: bytes | str):
     Palettes, CMYK, 16 bits, bilevel and gray with alpha are converted. Raises PictureError for what is no picture, is
     cut short or has more than `MOST_PIXELS`.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -31,16 +31,35 @@ def open_picture(file: bytes | str):
                     raise PictureError(f"it has {width} x {height} pixels, more than {MOST_PIXELS:,}")
                 picture.load()
                 mode = picture.mode
-                picture = ImageOps.exif_transpose(picture)
-                return _plain(picture), mode
+                return _turned(_plain(picture), picture), mode
     except PictureError:
         raise
     except Image.DecompressionBombError:
         raise PictureError(f"it has more than {MOST_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise PictureError("it is not a picture that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # what Pillow's readers raise
+    except Exception as error:  # Pillow's many readers raise anything
         raise PictureError(f"it is damaged or cut short ({' '.join(str(error).split())})") from None
+
+
+def _turned(picture, original):
+    """The picture as the EXIF data of the original say; as it is where these are broken."""
+    from PIL.Image import Transpose
+
+    try:
+        orientation = original.getexif().get(0x0112)
+    except Exception:
+        return picture
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return picture.transpose(turns[orientation]) if orientation in turns else picture
 
 
 def _plain(picture):
@@ -52,8 +71,9 @@ def _plain(picture):
         return picture.convert("RGBA") if has_transparency else picture
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         values = np.asarray(picture).astype(np.float64)
-        # 16 bits a pixel is what such files hold; what lies beyond is scaled to its own range.
+        # 16 bits a pixel is what such files hold, or fractions; what lies beyond is scaled to its own range.
         top = 65535.0 if values.max() > 255 else 255.0
+        top = 1.0 if picture.mode == "F" and values.max() <= 1 else top
         return Image.fromarray(np.rint(np.clip(values / max(top, values.max()), 0, 1) * 255).astype(np.uint8))
     transparent = "transparency" in picture.info or picture.mode in ("LA", "La", "PA", "RGBa")
     return picture.convert("RGBA" if transparent else "RGB")

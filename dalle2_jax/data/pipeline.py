@@ -75,7 +75,8 @@ def open_source(data: Data, split: str) -> Source:
         settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary()}
         return Source(data.folder, split, records, "image", "captions", **settings)
     opened = open_records(data.name, _builder(data), split)
-    return Source(data.name, split, *opened, image_size=data.image_size, cache=data.cache)
+    scenes = data.name == "captioned_shapes"
+    return Source(data.name, split, *opened, image_size=data.image_size, cache=data.cache, has_scenes=scenes)
 
 
 def _builder(data: Data):
@@ -177,7 +178,8 @@ class TrainIterator:
     def set_state(self, state: dict) -> None:
         if state.get("examples") != self._examples:
             raise ValueError(
-                f"the saved position is of a split of {state.get('examples')} pictures, this one has {self._examples}"
+                f"the saved position is of a split of {state.get('examples')} pictures, this one has {self._examples}; "
+                "bring the pictures back as they were, or start another run from this one (--run NEW --init-from)"
             )
         self._batches.set_state(state["position"])
 

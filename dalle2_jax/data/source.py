@@ -19,22 +19,29 @@ class Source:
 
     `records` is a TFDS data source whose pictures are left encoded, `image` the picture's feature, `caption` the
     feature that captions come from, and `class_names` its classes where that is a label. With `cache` everything is
-    decoded into memory at first use. `notice` is what to tell people of it.
+    decoded into memory at first use. `notice` is what to tell people of it. `has_scenes`: the records say what is
+    drawn, as those of captioned_shapes do.
     """
 
     def __init__(
-        self, name, split, records, image, caption, class_names=None, image_size=None, cache=True, notice=None
+        self,
+        name,
+        split,
+        records,
+        image,
+        caption,
+        class_names=None,
+        image_size=None,
+        cache=True,
+        notice=None,
+        has_scenes=False,
     ):
         self.name, self.split, self.image_size, self.cache = name, split, image_size, cache
-        self.notice = notice
+        self.notice, self.has_scenes = notice, has_scenes
         self._records, self._image, self._caption, self._class_names = records, image, caption, class_names
 
     def __len__(self) -> int:
         return len(self._records)
-
-    @property
-    def has_scenes(self) -> bool:
-        return self.name == "captioned_shapes"
 
     def _decode(self, record) -> np.ndarray:
         try:
@@ -69,8 +76,8 @@ class Source:
     @functools.cached_property
     def _all(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
         pictures, captions = [], []
-        for start in range(0, len(self), 1024):  # keeps few undecoded records at a time
-            records = self._records.__getitems__(list(range(start, min(start + 1024, len(self)))))
+        for start in range(0, len(self), 64):  # keeps few undecoded records at a time: photographs are large
+            records = self._records.__getitems__(list(range(start, min(start + 64, len(self)))))
             pictures.append(self._stack(records))
             captions.extend(self._texts(record) for record in records)
         return np.concatenate(pictures), captions

@@ -6,15 +6,14 @@ import numpy as np
 def to_square_rgb(picture: np.ndarray) -> np.ndarray:
     """uint8 [h, w] or [h, w, 1, 3 or 4] to its central square, uint8 [s, s, 3]; what is transparent turns white."""
     picture = picture[..., None] if picture.ndim == 2 else picture
-    if picture.shape[-1] == 4:
-        alpha = picture[..., 3:].astype(np.float32) / 255
-        picture = np.rint(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-    if picture.shape[-1] == 1:
-        picture = picture.repeat(3, axis=-1)
     height, width, _ = picture.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
+    picture = picture[top : top + side, left : left + side]
+    if picture.shape[-1] == 4:
+        alpha = picture[..., 3:].astype(np.float32) / 255
+        picture = np.rint(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+    return picture.repeat(3, axis=-1) if picture.shape[-1] == 1 else picture
 
 
 def resize(pictures: np.ndarray, size: int) -> np.ndarray:

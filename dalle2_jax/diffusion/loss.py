@@ -91,6 +91,11 @@ def check_loss(process: Process, kind: str, weighting: str = "uniform", weight_l
         return
     if weight_limit < 1:
         raise ValueError(f"weight_limit is {weight_limit}; it must be 1 or more")
+    if weighting == "min_snr" and process.zero_terminal_snr:
+        raise ValueError(
+            "min_snr gives the last timestep of a process with zero_terminal_snr no weight, and sampling starts there; "
+            "set weighting=min_snr_plus_one"
+        )
     if kind == "vlb":
         raise ValueError("the vlb loss has weights of its own; set weighting=uniform")
     if weighting == "min_snr_plus_one" and process.prediction == "epsilon":

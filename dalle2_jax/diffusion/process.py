@@ -86,13 +86,20 @@ class Process:
                 "zero_terminal_snr leaves nothing of x_0 at the last timestep, and epsilon says nothing of it there; "
                 "set Process.prediction to v or x0"
             )
+        if self.zero_terminal_snr and self.timesteps == 1:
+            raise ValueError("zero_terminal_snr with one timestep leaves no signal at all; set Process.timesteps to 2")
         if self.variance == "analytic" and self.x0_error is None:
             raise ValueError(
                 "the analytic variance needs the network's measured error (Process.x0_error); it is recorded when a "
                 "stage's training ends"
             )
         if self.respacing is not None:
-            schedules.respace(self.respacing, self.timesteps, self._alphas_cumprod)
+            kept = schedules.respace(self.respacing, self.timesteps, self._alphas_cumprod)
+            if self.zero_terminal_snr and kept[-1] != self.timesteps - 1:
+                raise ValueError(
+                    f"respacing {self.respacing!r} starts at timestep {kept[-1]} of {self.timesteps}, and with "
+                    "zero_terminal_snr only the last one is pure noise; give a plain number of steps"
+                )
 
     def respaced(self, spec: str | None) -> "Process":
         """The same process with only the timesteps that `spec` keeps (of the original T); None: all of them."""
@@ -185,9 +192,17 @@ class Process:
 
     @cached_property
     def analytic_log_variance(self) -> np.ndarray:
-        """log of beta~_i plus what the doubt about x_0 adds to it (Analytic-DPM, Theorem 1, by x_0's own error)."""
-        places = np.linspace(0, self.timesteps - 1, len(self.x0_error))
-        error = np.interp(self.timestep_map, places, self.x0_error)
+        """log of beta~_i plus what the doubt about x_0 adds to it (Analytic-DPM, Theorem 1, by x_0's own error).
+
+        The error is interpolated as a share of 1 - abar, of which it is a smooth function, and held below what it can
+        be at most (Analytic-DPM, Theorem 2 and its Eq. 12): (1 - abar) / abar, and the clamp's square.
+        """
+        places = np.rint(np.linspace(0, self.timesteps - 1, len(self.x0_error))).astype(int)
+        share = np.asarray(self.x0_error) / (1 - self._alphas_cumprod[places])
+        error = np.interp(self.timestep_map, places, share) * (1 - self.alphas_cumprod)
+        with np.errstate(divide="ignore"):
+            error = np.minimum(error, (1 - self.alphas_cumprod) / self.alphas_cumprod)
+        error = np.minimum(error, np.inf if self.clip is None else self.clip**2)
         variance = self.posterior_variance + self.posterior_mean_coefficients[0] ** 2 * error
         return np.log(np.maximum(variance, 1e-20))
 

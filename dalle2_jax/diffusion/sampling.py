@@ -37,6 +37,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"there is no sampler {self.sampler!r}; the samplers are {', '.join(sorted(SAMPLERS))}")
+        if not isinstance(self.steps, str):
+            raise ValueError(f"steps is {self.steps!r}; it is written as text, such as {str(self.steps)!r}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}; it must lie in 0 to 1")
         if self.candidates < 1:
             raise ValueError(f"candidates is {self.candidates}; at least one sample must be drawn")
         if self.variance not in (None, *VARIANCES):
@@ -56,7 +60,7 @@ class Sampling:
         """The chain that is sampled: the trained process with these settings' timesteps, variance and clamp.
 
         Raises:
-          ValueError: for timesteps the process does not have, or a variance that it cannot have.
+          ValueError: for timesteps the process does not have, or a variance or a threshold that it cannot have.
         """
         even = self.sampler == "dpmpp_2m" and self.steps.strip().isdigit()
         changes = {"respacing": f"logsnr{self.steps}" if even else self.steps}
@@ -67,8 +71,12 @@ class Sampling:
         if self.threshold == "none":
             changes |= {"clip": None, "dynamic_percentile": None}
         elif self.threshold is not None:
-            percentile = self.percentile if self.threshold == "dynamic" else None
-            changes |= {"clip": trained.clip or 1.0, "dynamic_percentile": percentile}
+            if trained.clip is None:
+                raise ValueError(
+                    f"the threshold {self.threshold!r} scales x_0 back to the process' clamp, and this one has none: "
+                    "its x_0 is not bounded"
+                )
+            changes["dynamic_percentile"] = self.percentile if self.threshold == "dynamic" else None
         return dataclasses.replace(trained, **changes)
 
 

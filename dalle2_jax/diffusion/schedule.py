@@ -127,8 +127,11 @@ def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray | None) -
             f"respacing {spec!r} asks for {count} steps, but only {last + 1} timesteps are not all but noise; "
             f"write {RESPACINGS}, with no more steps than timesteps"
         )
+    if abar[-1] == 0.0 and count > 1:
+        # Sampling has to begin where nothing is left of the picture (Lin et al. 2023, Sec. 3.3).
+        return *_even_in_log_snr(spec, count - 1, abar[:-1]), len(abar) - 1
     if count == 1:
-        return (last,)
+        return (last if abar[-1] else len(abar) - 1,)
     kept: list[int] = []
     for place, target in enumerate(np.linspace(half_log_snr[0], half_log_snr[last], count)):
         nearest = int(np.abs(half_log_snr - target).argmin())

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from dalle2_jax.evaluation.grid import save_figure
 
 METRICS_FILE = "metrics.jsonl"
 ORDER = ("clip", "prior", "decoder", "upsampler")
@@ -53,27 +54,21 @@ def _losses(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_curves(runs: dict[str, Curves], path: str | Path) -> None:
-    """Draws one panel a stage with every run's losses, as a PNG: lines for training, dots for validation.
-
-    Raises:
-        ValueError: where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
+    """Draws one panel a stage with every run's losses, as a PNG: lines for training, dots for validation."""
     stages = sorted({stage for curves in runs.values() for stage in curves}, key=_place)
-    figure = Figure(figsize=(4 * len(stages), 3.6), layout="constrained")
-    for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
-        for color, (name, curves) in enumerate(runs.items()):
-            kinds: dict[str, Sequence[tuple[int, float]]] = curves.get(stage, {})
-            for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "linestyle": "--"})):
-                if points := kinds.get(kind):
-                    axes.plot(*zip(*points, strict=True), color=f"C{color}", label=f"{name}, {kind}", **style)
-        axes.set_title(stage)
-        axes.set_xlabel("step")
-        axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize="small")
-    figure.axes[0].set_ylabel("loss")
-    figure.savefig(path, dpi=90)
+
+    def draw(figure: Any) -> None:
+        for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
+            for color, (name, curves) in enumerate(runs.items()):
+                kinds = curves.get(stage, {})
+                for kind, style in (("train", {"alpha": 0.8}), ("validation", {"marker": "o", "linestyle": "--"})):
+                    if points := kinds.get(kind):
+                        axes.plot(*zip(*points, strict=True), color=f"C{color}", label=f"{name}, {kind}", **style)
+            axes.set_title(stage)
+            axes.set_xlabel("step")
+            axes.set_yscale("log")
+            axes.grid(alpha=0.3, which="both")
+            axes.legend(fontsize="small")
+        figure.axes[0].set_ylabel("loss")
+
+    save_figure(path, draw, (4 * len(stages), 3.6))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,5 +103,31 @@ def save_png(path: Path, picture: Any, facts: Mapping[str, str] | None = None) -
     image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    image.save(partial, format="PNG", pnginfo=information)
-    partial.replace(path)
+    try:
+        image.save(partial, format="PNG", pnginfo=information)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save_figure(path: str | Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
+    """Writes what `draw` draws into a figure of matplotlib, of that size in inches, as PNG, whole or not at all.
+
+    Raises:
+        ValueError: where matplotlib is not installed, or the file is to be no PNG.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} is no PNG; name one, such as curves.png")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    pixels = io.BytesIO()
+    figure.savefig(pixels, dpi=100)
+    save_png(path, Image.open(pixels))

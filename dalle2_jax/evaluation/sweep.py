@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples
+from dalle2_jax.evaluation.grid import save_figure
 from dalle2_jax.evaluation.retrieval import recall_at
 from dalle2_jax.evaluation.suite import oracle_accuracies
 from dalle2_jax.unclip import DALLE2
@@ -44,7 +45,9 @@ def sweep(
     examples = evaluation_examples(data, data.test_split, count)
     key = jax.random.key(seed)
     combinations = list(itertools.product(samplers, steps, guidance_scales if stage != "upsampler" else (1.0,)))
-    changes = [{"sampler": a, "steps": b, "guidance_scale": float(c)} for a, b, c in combinations]
+    rows_of = [{"sampler": a, "steps": b, "guidance_scale": float(c)} for a, b, c in combinations]
+    unused = ("guidance_scale",) if stage == "upsampler" else ()
+    changes = [{name: value for name, value in row.items() if name not in unused} for row in rows_of]
     for one in changes:
         model.check_sampling(**{stage: one})
     embeddings = None
@@ -52,7 +55,7 @@ def sweep(
         drawn = model.generate(key, examples.captions, return_stages=True)
         embeddings = drawn.image_embeddings
     rows = []
-    for one in changes:
+    for one, row in zip(changes, rows_of, strict=True):
         settings = {stage: one, "image_embeddings": embeddings}
         size = min(64, len(examples.captions))
         model.generate(key, examples.captions[:size], **{**settings, "image_embeddings": _first(embeddings, size)})
@@ -60,7 +63,7 @@ def sweep(
         generated = model.generate(key, examples.captions, return_stages=True, **settings)
         seconds = (time.monotonic() - start) / len(examples.captions)
         evaluations = model.evaluations(stage, one)
-        row = {**one, "evaluations": evaluations, "seconds": round(seconds, 4)}
+        row = {**row, "evaluations": evaluations, "seconds": round(seconds, 4), "captions": len(examples.captions)}
         rows.append({**row, **_quality(model, examples, generated)})
         say(rows[-1])
     return rows
@@ -96,29 +99,24 @@ def header(row: Row) -> str:
 
 
 def plot(rows: Sequence[Row], quality: str, path: str) -> None:
-    """Draws `quality` against network evaluations, a line for each sampler and guidance scale, as a PNG.
-
-    Raises:
-        ValueError: where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
+    """Draws `quality` against network evaluations, a line for each sampler and guidance scale, as a PNG."""
     groups: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["sampler"], row["guidance_scale"]), []).append(row)
     styles = dict(zip(dict.fromkeys(name for name, _ in groups), ("-", "--", ":", "-."), strict=False))
     colors = {scale: f"C{number}" for number, scale in enumerate(dict.fromkeys(scale for _, scale in groups))}
-    for (sampler, scale), found in groups.items():
-        found = sorted(found, key=lambda row: row["evaluations"])
-        x, y = [row["evaluations"] for row in found], [row[quality] for row in found]
-        axes.plot(x, y, styles[sampler], color=colors[scale], marker="o", markersize=3, label=f"{sampler}, {scale:g}")
-    axes.set_xscale("log")
-    axes.set_xlabel("network evaluations a picture")
-    axes.set_ylabel(quality)
-    axes.grid(alpha=0.3)
-    axes.legend(title="sampler, guidance", fontsize="small")
-    figure.savefig(path, dpi=110)
+
+    def draw(figure: Any) -> None:
+        axes = figure.add_subplot()
+        for (sampler, scale), found in groups.items():
+            found = sorted(found, key=lambda row: row["evaluations"])
+            x, y = [row["evaluations"] for row in found], [row[quality] for row in found]
+            label = f"{sampler}, {scale:g}"
+            axes.plot(x, y, styles[sampler], color=colors[scale], marker="o", markersize=3, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel("network evaluations a picture")
+        axes.set_ylabel(quality)
+        axes.grid(alpha=0.3)
+        axes.legend(title="sampler, guidance", fontsize="small")
+
+    save_figure(path, draw, (8, 5))

@@ -98,6 +98,11 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
     (root / "link_out.png").symlink_to(outside / "far.png")
     (root / "dangling.png").symlink_to(root / "not_there.png")
     (root / "linked").symlink_to(outside)
+    (root / "round.png").symlink_to(root / "round.png")
+    add(root, "round_caption.png", None)
+    (root / "round_caption.txt").symlink_to(root / "round_caption.txt")
+    Path(os.fsdecode(os.fsencode(root) + b"/caf\xe9.png")).write_bytes((root / good[0]).read_bytes())
+    (root / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     add(root, "caption_out.png", None)
     (root / "caption_out.txt").symlink_to(outside / "far.txt")
     lines = [
@@ -109,6 +114,7 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         '{"file_name": "good_2.png", "text": 7}',
         '{"file_name": "good_3.png", "text": "  "}',
         "[1, 2]",
+        '{"file_name": "good_0.png", "text": "half an emoji \\ud83d"}',
     ]
     (root / "metadata.jsonl").write_text("\n".join(lines))
     folder = read_folder(root)
@@ -124,7 +130,7 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         "enormous.png": ("not usable as pictures", f"more than {MOST_PIXELS:,}"),
         "large.png": ("not usable as pictures", f"12000 x 12000 pixels, more than {MOST_PIXELS:,}"),
         "narrow.png": ("not usable as pictures", "3 x 900 pixels, and a side below 16"),
-        "captionless.png": ("without a caption", "there is no captionless.txt and no line of metadata"),
+        "captionless.png": ("without a caption", "there is no captionless.txt and no text in a metadata file"),
         "empty.txt": ("without a caption", "it is empty"),
         "latin.txt": ("captions that are not UTF-8", "save it as UTF-8"),
         "link_out.png": ("links", "a link out of the folder"),
@@ -136,15 +142,61 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         "metadata.jsonl line 4": ("broken lines of metadata", "there is no picture missing.png"),
         "metadata.jsonl line 5": ("broken lines of metadata", "../outside/far.png lies outside the folder"),
         "metadata.jsonl line 6": ("broken lines of metadata", "its text for good_2.png is no text"),
-        "good_3.png": ("without a caption", "its text in metadata.jsonl line 7 is empty"),
+        "metadata.jsonl line 7": ("broken lines of metadata", "its text for good_3.png is empty"),
         "metadata.jsonl line 8": ("broken lines of metadata", "it names no file_name"),
+        "metadata.jsonl line 9": ("broken lines of metadata", "half a character"),
+        "round.png": ("links", "a link to itself"),
+        "round_caption.txt": ("links", "a link to itself"),
+        "caf\\xe9.png": ("names that are not UTF-8", "rename it"),
+        "phone.heic": ("not usable as pictures", "not a picture that Pillow can read"),
     }
     assert said.keys() == expected.keys()
     for name, (kind, reason) in expected.items():
         assert said[name][0] == kind and reason in said[name][1], (name, said[name])
     summary = folder.summary()
     assert "4 captioned pictures; left out: " in summary and "dalle2 data check" in summary
-    assert "6 not usable as pictures (cut.png, enormous.png, large.png and 3 more)" in summary
+    assert "7 not usable as pictures (cut.png, enormous.png, large.png and 4 more)" in summary
+
+
+def test_captions_that_no_picture_has_are_named(tmp_path):
+    add(tmp_path, "a.png", "a\u2028thing, and\x0call of it\r\nanother thing\r\n")
+    add(tmp_path, "cut.png", "cut")
+    (tmp_path / "cut.png").write_bytes(b"")
+    (tmp_path / "b.txt").write_text("a lost caption")
+    folder = read_folder(tmp_path)
+    # Lines end where editors and JSON say, not at every character that Unicode calls a separator.
+    assert folder.pictures[0].captions == ("a\u2028thing, and\x0call of it", "another thing")
+    assert {problem.name: problem.kind for problem in folder.problems} == {
+        "b.txt": "captions without a picture",
+        "cut.png": "not usable as pictures",
+    }
+
+
+def test_a_table_with_commas_and_quotes_where_they_do_not_belong(tmp_path):
+    for name in "abc":
+        add(tmp_path, f"{name}.png", None)
+    table = tmp_path / "metadata.csv"
+    table.write_text("file_name,text\na.png,a red, round apple\nb.png,blue\nc.png,green\n")
+    folder = read_folder(tmp_path)
+    assert [picture.name for picture in folder.pictures] == ["b.png", "c.png"]
+    said = {problem.name: problem.reason for problem in folder.problems}
+    assert "more fields than the first line; put its text in quotes" in said["metadata.csv line 2"]
+    for quoted in ('a.png,"a red\nb.png,blue\nc.png,green\n', 'a.png,"a red\n' + "b.png,blue\n" * 20_000):
+        table.write_text("file_name,text\n" + quoted)
+        with pytest.raises(ValueError, match="metadata.csv cannot be read up to line .*; mend its quotes"):
+            read_folder(tmp_path)
+
+
+def test_broken_exif_data_cost_the_turning_alone(tmp_path):
+    # Orientation 6, and a resolution that is text where a number is due: Pillow reads it and cannot write it again.
+    entries = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHI4s", 0x011A, 2, 4, b"abc\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + struct.pack("<I", 0)
+    Image.fromarray(_gradient()).save(tmp_path / "photo.jpg", exif=exif)
+    add(tmp_path, "other.png")
+    (tmp_path / "photo.txt").write_text("a photo")
+    folder = read_folder(tmp_path)
+    assert [(p.name, p.width, p.height) for p in folder.pictures] == [("other.png", 24, 20), ("photo.jpg", 20, 30)]
+    assert not folder.problems
 
 
 def _bytes(image: Image.Image, noisy: bool = False, **options) -> bytes:

@@ -39,6 +39,29 @@ def test_the_variance_is_that_of_the_reverse_step(measured):
     assert (np.exp(process.analytic_log_variance)[1:] > small[1:]).all()
 
 
+def test_the_error_in_between_is_near_and_never_beyond_what_it_can_be():
+    abar = Process(prediction="x0", variance="fixed_small")._alphas_cumprod
+    places = np.rint(np.linspace(0, 999, 20)).astype(int)
+
+    def added(x_0_error, **changes):
+        """What the doubt about x_0 adds, as a share of the best network's on data of a standard deviation STD."""
+        process = Process(variance="analytic", x0_error=tuple(x_0_error), respacing="64", **changes)
+        more = np.exp(process.analytic_log_variance) - process.posterior_variance
+        left = STD**2 * (1 - process.alphas_cumprod) / (process.alphas_cumprod * STD**2 + 1 - process.alphas_cumprod)
+        return more[1:] / (process.posterior_mean_coefficients[0] ** 2 * left)[1:]
+
+    exact = STD**2 * (1 - abar) / (abar * STD**2 + 1 - abar)
+    share = added(exact[places], prediction="x0", clip=None)
+    assert 0.97 < share[1:].min() and share.max() < 1.2
+    # An error of epsilon that is the same everywhere is an error of x_0 without bounds under much noise.
+    far = added((1 - abar[places]) / abar[places] * 1e-3, prediction="epsilon", clip=None)
+    near = added((1 - abar[places]) / abar[places] * 1e-3, prediction="epsilon", clip=1.0)
+    assert near.max() * STD**2 < 1.01 and (near <= far + 1e-9).all() and far[20] < 0.1
+    wild = added(np.full(20, 1e9), prediction="epsilon", clip=None)
+    bound = Process(respacing="64").alphas_cumprod
+    np.testing.assert_allclose(wild[:-1], ((bound * STD**2 + 1 - bound) / (bound * STD**2))[1:-1], rtol=1e-3)
+
+
 @pytest.mark.parametrize("respacing", ["5", "fast27"])
 def test_few_steps_keep_the_spread(respacing, measured, gaussian_denoiser):
     def spread(process):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.diffusion import Process, ddim, ddim_invert, dpmpp_2m, dpmpp_2m_step
+from dalle2_jax.diffusion import Process, Sampling, ddim, ddim_invert, dpmpp_2m, dpmpp_2m_step
 
 MEAN, STD = 0.7, 0.3
 Z = np.linspace(-2, 2, 9)[:, None].astype(np.float32)
@@ -47,6 +47,16 @@ def test_it_starts_where_nothing_of_the_picture_is_left(gaussian_denoiser):
     for sampler, bound in ((dpmpp_2m, 0.01), (ddim, 0.02)):
         x_0 = sampler(jax.random.key(0), gaussian_denoiser(process, MEAN, STD), jnp.asarray(Z), process)
         np.testing.assert_allclose(x_0, MEAN + STD * Z, atol=bound)
+
+
+def test_few_steps_from_pure_noise(gaussian_denoiser):
+    trained = Process(prediction="v", variance="fixed_small", clip=None, zero_terminal_snr=True)
+    errors = {}
+    for steps in ("10", "20"):
+        process = Sampling(sampler="dpmpp_2m", steps=steps).process(trained)
+        x_0 = dpmpp_2m(jax.random.key(0), gaussian_denoiser(process, MEAN, STD), jnp.asarray(Z), process)
+        errors[steps] = float(np.abs(x_0 - (MEAN + STD * Z)).max())
+    assert errors["20"] < errors["10"] < 0.1 and errors["20"] < 0.03
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])

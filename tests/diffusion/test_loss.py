@@ -259,6 +259,8 @@ def test_refusals():
         check_loss(Process(), "simple", "snr")
     with pytest.raises(ValueError, match="set weighting=uniform"):
         check_loss(Process(prediction="x0"), "vlb", "min_snr")
+    with pytest.raises(ValueError, match="sampling starts there; set weighting=min_snr_plus_one"):
+        check_loss(Process(prediction="v", zero_terminal_snr=True), "simple", "min_snr")
     with pytest.raises(ValueError, match="set weighting=min_snr or uniform"):
         check_loss(Process(), "hybrid", "min_snr_plus_one")
 

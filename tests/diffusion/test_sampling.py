@@ -18,8 +18,8 @@ def test_the_chain():
     assert Sampling(steps="7", variance="fixed_large").process(LEARNED).variance == "fixed_large"
     assert Sampling(variance="analytic").process(FIXED).variance == "analytic"
     assert Sampling(threshold="none").process(LEARNED).clip is None
-    static = Sampling(threshold="static").process(FIXED)
-    assert (static.clip, static.dynamic_percentile) == (1.0, None)
+    static = Sampling(threshold="static").process(dataclasses.replace(LEARNED, clip=2.0, dynamic_percentile=0.9))
+    assert (static.clip, static.dynamic_percentile) == (2.0, None)
     dynamic = Sampling(threshold="dynamic", percentile=0.9).process(LEARNED)
     assert (dynamic.clip, dynamic.dynamic_percentile) == (1.0, 0.9)
 
@@ -38,6 +38,8 @@ def test_the_guided_interval_is_in_timesteps():
         ({"threshold": "soft"}, "no threshold 'soft'; the thresholds are none, static, dynamic"),
         ({"guidance_interval": (0.5, 0.2)}, "two shares from 0 to 1, the smaller first"),
         ({"guidance_interval": (0.5,)}, "two shares from 0 to 1, the smaller first"),
+        ({"eta": 9.0}, "eta is 9.0; it must lie in 0 to 1"),
+        ({"steps": 20}, "steps is 20; it is written as text, such as '20'"),
     ],
 )
 def test_refusals(fields, sentence):
@@ -50,6 +52,9 @@ def test_what_a_process_cannot_have_is_refused():
         Sampling(variance="learned_range").process(FIXED)
     with pytest.raises(ValueError, match="needs the network's measured error"):
         Sampling(variance="analytic").process(LEARNED)
+    for threshold in ("static", "dynamic"):
+        with pytest.raises(ValueError, match="scales x_0 back to the process' clamp, and this one has none"):
+            Sampling(threshold=threshold).process(FIXED)
     with pytest.raises(ValueError, match="asks for 2000 steps"):
         Sampling(steps="2000").process(LEARNED)
     with pytest.raises(ValueError, match="set Process.prediction to v or x0"):
@@ -57,6 +62,22 @@ def test_what_a_process_cannot_have_is_refused():
     for changes in ({"dynamic_percentile": 1.5}, {"dynamic_percentile": 0.9, "clip": None}):
         with pytest.raises(ValueError, match="must be a share of 1"):
             dataclasses.replace(LEARNED, **changes)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_chain_without_signal_at_its_end_starts_there(schedule):
+    """Lin et al. 2023, Sec. 3.3: pure noise belongs to the last timestep alone."""
+    process = Process(schedule=schedule, prediction="v", variance="fixed_small", zero_terminal_snr=True)
+    for sampler in ("ddpm", "ddim", "dpmpp_2m"):
+        for steps in ("1", "2", "20"):
+            kept = Sampling(sampler=sampler, steps=steps).process(process).timestep_map
+            assert kept[-1] == (999 if steps != "1" or sampler == "dpmpp_2m" else kept[-1]) and len(kept) == int(steps)
+            assert (np.diff(kept) > 0).all()
+    for steps in ("ddim25", "fast27"):
+        with pytest.raises(ValueError, match="only the last one is pure noise; give a plain number of steps"):
+            Sampling(steps=steps).process(process)
+    with pytest.raises(ValueError, match="with one timestep leaves no signal"):
+        dataclasses.replace(process, timesteps=1)
 
 
 def test_a_learned_variance_is_set_aside_for_another():

@@ -98,10 +98,21 @@ def test_refusals(tiny, tokenizer, tmp_path):
     other = dataclasses.replace(clip, init_from=str(tiny.run_dir / "upsampler"))
     assert "which is a upsampler and no clip" in refused("clip", other)
     wider = started(tiny, "clip", module=clip.module.clone(embedding_size=9))
-    assert "is (16, 8) there and (16, 9) here; set clip.module" in refused("clip", wider)
+    assert "module.embedding_size is 8 there and 9 here; set clip.module.embedding_size as" in refused("clip", wider)
     upsampler = tiny.system.stages["upsampler"]
-    deeper = upsampler.module.clone(unet=upsampler.module.unet.clone(depth=2))
-    assert "is a parameter of this one alone" in refused("upsampler", started(tiny, "upsampler", module=deeper))
+    attending = upsampler.module.clone(unet=upsampler.module.unet.clone(attention_resolutions=(16,)))
+    assert "is a parameter of this one alone" in refused("upsampler", started(tiny, "upsampler", module=attending))
+    larger = clip.module.clone(vision=clip.module.vision.clone(image_size=32))
+    assert "vision/positions is (5, 16) there and (17, 16) here" in refused(
+        "clip", started(tiny, "clip", module=larger)
+    )
+    # What shapes do not show.
+    heads = clip.module.clone(vision=clip.module.vision.clone(heads=4))
+    assert "module.vision.heads is 2 there and 4 here" in refused("clip", started(tiny, "clip", module=heads))
+    decoder = tiny.system.stages["decoder"]
+    process = dataclasses.replace(decoder.process, prediction="v")
+    told = refused("decoder", started(tiny, "decoder", process=process))
+    assert "process.prediction is 'x0' there and 'v' here; set decoder.process.prediction as it is there" in told
     shutil.copytree(tiny.run_dir / "clip", tmp_path / "clip")
     for path in (tmp_path / "clip" / "checkpoints").rglob("CHECKSUMS"):
         path.unlink()

@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_stage
+from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from tests.train import processes
 from tests.train.processes import finish, wait_for
+from train.cascade import plan_stages
 from train.decoder import DecoderRecipe
 from train.prior import PriorRecipe
 
@@ -224,6 +226,9 @@ def test_timesteps_are_drawn_by_their_losses_and_weighted_back(tiny):
     assert float(value) < 0.3 * float(seen.mean())
     after = recipe.update_carry(history, metrics["carry"])
     assert float(jnp.abs(after.losses - history.losses).sum()) > 0
+    plain, _ = stubbed(tiny.system.stages["decoder"], timesteps="loss", weighting="uniform")
+    value, metrics = plain.loss(WEIGHT, blank(64), jax.random.key(3), frozen)
+    assert float(metrics["mse"]) == pytest.approx(float(value), rel=1e-5)  # what is logged is weighted back too
     with pytest.raises(ValueError, match="set decoder.optimizer.accumulation=1"):
         dataclasses.replace(
             tiny.system.stages["decoder"],
@@ -350,6 +355,42 @@ def test_an_upsampler_whose_sizes_do_not_divide_is_refused(tiny):
             process=dataclasses.replace(upsampler.process, prediction="v"),
         )
     assert "a residual upsampler predicts x_0: set upsampler.process.prediction=x0" in one_sentence(error)
+
+
+def test_pictures_that_are_smaller_than_those_to_draw_are_refused(tiny, tmp_path):
+    small = dataclasses.replace(tiny.system, data=dataclasses.replace(tiny.system.data, image_size=12))
+    for train in (
+        lambda: cascade.train(small, tmp_path),
+        lambda: plan_stages(small, ["upsampler"], tmp_path, make_mesh(devices=jax.devices()[:1])),
+    ):
+        with pytest.raises(ValueError) as error:
+            train()
+        assert "upsampler is to learn pictures of 16 pixels and the data's have 12" in one_sentence(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_larger_than_the_split_is_refused_before_anything_is_written(tiny, tmp_path):
+    prior = dataclasses.replace(tiny.system.stages["prior"], batch_size=128)
+    with pytest.raises(ValueError) as error:
+        cascade.train(tiny.system.with_stage("prior", prior), tmp_path)
+    told = "prior.batch_size is 128 and the split 'train' of captioned_shapes has 96 pictures; set prior.batch_size=64"
+    assert told in one_sentence(error) and not list(tmp_path.iterdir())
+
+
+def test_timesteps_by_losses_begin_with_the_stage(tiny, tmp_path):
+    shutil.copytree(tiny.run_dir / "clip", tmp_path / "clip")
+    shutil.copytree(tiny.run_dir / "decoder", tmp_path / "decoder")
+    decoder = dataclasses.replace(tiny.system.stages["decoder"], timesteps="loss", steps=8)
+    with pytest.raises(ValueError) as error:
+        cascade.train(tiny.system.with_stage("decoder", decoder), tmp_path, ["decoder"])
+    assert "holds another stage: training.timesteps is 'uniform' there and 'loss' here" in one_sentence(error)
+
+
+def test_training_on_fewer_timesteps_is_refused(tiny):
+    prior = tiny.system.stages["prior"]
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(prior, process=dataclasses.replace(prior.process, respacing="fast27"))
+    assert "all timesteps are trained on, and fewer are sampled: set prior.sampling.steps" in one_sentence(error)
 
 
 def test_a_stage_before_the_one_it_needs_is_refused(tiny, tmp_path):
