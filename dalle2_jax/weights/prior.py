@@ -1,6 +1,6 @@
-"""Diffusion priors of Karlo's shape: Karlo v1 and Kandinsky 2.1 and 2.2 as diffusers' PriorTransformer, and Karlo's file.
+"""Diffusion priors of Karlo's shape: Karlo v1, Kandinsky 2.1 and 2.2, as diffusers' PriorTransformer.
 
-Sources: diffusers, models/transformers/prior_transformer.py; kakaobrain/karlo, karlo/modules/unclip... prior.
+Source: diffusers, models/transformers/prior_transformer.py.
 """
 
 from __future__ import annotations

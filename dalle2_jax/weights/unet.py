@@ -72,7 +72,7 @@ class GuidedDiffusion:
 
 
 class Diffusers:
-    """Names of diffusers' UNet2DModel and UNet2DConditionModel whose blocks change size inside (ResnetDownsampleBlock2D)."""
+    """Names of diffusers' UNet2DModel and UNet2DConditionModel with blocks that change size inside (Resnet*Block2D)."""
 
     time = ("time_embedding.linear_1", "time_embedding.linear_2")
     conv_in, norm_out, conv_out = "conv_in", "conv_norm_out", "conv_out"

@@ -1,0 +1,102 @@
+"""CLIP in the layout of open_clip, which is that of OpenAI's own files: H/14, bigG/14 and the smaller ones.
+
+Source: open_clip, src/open_clip/model.py and transformer.py; a folder has `open_clip_config.json` and
+`open_clip_model.safetensors`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
+from dalle2_jax.weights.clip import MEAN, STD
+from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import WeightsError
+
+
+def clip_module(config: dict[str, Any], where: str) -> CLIP:
+    """The CLIP of an `open_clip_config.json`.
+
+    Raises:
+        WeightsError: for a model whose encoders are not CLIP's transformers (ResNets, timm's, other pooling).
+    """
+    model = config.get("model_cfg", config)
+    preprocess = config.get("preprocess_cfg", {})
+    try:
+        vision, text, size = model["vision_cfg"], model["text_cfg"], model["embed_dim"]
+    except KeyError as error:
+        raise WeightsError(f"{where} is no configuration of open_clip's: it has no {error}") from error
+    known = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"}
+    odd = sorted({name for name, value in vision.items() if value} - known) + sorted(
+        {name for name, value in text.items() if value}
+        - {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"}
+    )
+    if odd or not isinstance(vision.get("layers"), int):
+        raise WeightsError(f"{where} has encoders that are not CLIP's transformers ({', '.join(odd) or 'a ResNet'})")
+    common = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
+    return CLIP(
+        vision=VisionTransformer(
+            image_size=vision["image_size"],
+            patch_size=vision["patch_size"],
+            width=vision["width"],
+            depth=vision["layers"],
+            heads=vision["width"] // vision.get("head_width", 64),
+            mlp_ratio=vision.get("mlp_ratio", 4.0),
+            mean=tuple(preprocess.get("mean", MEAN)),
+            std=tuple(preprocess.get("std", STD)),
+            **common,
+        ),
+        text=TextTransformer(
+            vocabulary_size=text["vocab_size"],
+            context_length=text["context_length"],
+            width=text["width"],
+            depth=text["layers"],
+            heads=text["heads"],
+            mlp_ratio=text.get("mlp_ratio", 4.0),
+            **common,
+        ),
+        embedding_size=size,
+    )
+
+
+def clip_table(module: CLIP) -> Table:
+    """The table of a whole CLIP."""
+    table, patch = Table(), module.vision.patch_size
+    table.plain("text/token_embedding/embedding", "token_embedding.weight")
+    table.plain("text/positions", "positional_embedding")
+    _layers(table, module.text.depth, "text/transformer/blocks", "transformer.resblocks")
+    table.norm("text/final_norm", "ln_final")
+    table.plain("text_projection/kernel", "text_projection")
+    table.add(
+        "vision/patch_embedding/kernel",
+        ["visual.conv1.weight"],
+        lambda shape: [(shape[1], 3, patch, patch)],
+        lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
+    )
+    table.plain("vision/class_token", "visual.class_embedding")
+    table.plain("vision/positions", "visual.positional_embedding")
+    table.norm("vision/norm_before", "visual.ln_pre")
+    _layers(table, module.vision.depth, "vision/transformer/blocks", "visual.transformer.resblocks")
+    table.norm("vision/norm_after", "visual.ln_post")
+    table.plain("image_projection/kernel", "visual.proj")
+    table.plain("logit_scale", "logit_scale")
+    return table
+
+
+def _layers(table: Table, depth: int, target: str, source: str) -> None:
+    for layer in range(depth):
+        name = f"{source}.{layer}"
+        table.norm(f"{target}/attention_norm", f"{name}.ln_1", layer)
+        # Already side by side: rows of queries, keys and values.
+        table.add(
+            f"{target}/attention/qkv/kernel",
+            [f"{name}.attn.in_proj_weight"],
+            lambda shape: [shape[::-1]],
+            lambda x: x.T,
+            layer,
+        )
+        table.plain(f"{target}/attention/qkv/bias", f"{name}.attn.in_proj_bias", layer)
+        table.dense(f"{target}/attention/out", f"{name}.attn.out_proj", layer)
+        table.norm(f"{target}/mlp_norm", f"{name}.ln_2", layer)
+        table.dense(f"{target}/mlp_in", f"{name}.mlp.c_fc", layer)
+        table.dense(f"{target}/mlp_out", f"{name}.mlp.c_proj", layer)
