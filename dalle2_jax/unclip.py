@@ -14,7 +14,7 @@ import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
-from dalle2_jax.decoder import invert_decoder, sample_decoder, sample_upsampler
+from dalle2_jax.decoder import Caption, invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from dalle2_jax.prior import sample_prior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh
-from dalle2_jax.tokenizer import Tokenizer
+from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
 
 _STATIC = ("module", "process", "sampling")
 
@@ -48,19 +48,19 @@ def _encode_image(params, pictures, *, module):
 
 
 @partial(jax.jit, static_argnames=_STATIC)
-def _prior(keys, params, text_embedding, text, mask, *, module, process, sampling):
-    return sample_prior(keys, module, params, process, sampling, text_embedding, text, mask)
+def _prior(keys, params, text_embedding, text, mask, null, *, module, process, sampling):
+    return sample_prior(keys, module, params, process, sampling, text_embedding, text, mask, null)
 
 
 @partial(jax.jit, static_argnames=_STATIC)
-def _decode(keys, params, embedding, text, mask, keep_text, x_T, *, module, process, sampling):
-    return sample_decoder(keys, module, params, process, sampling, embedding, text, mask, keep_text, x_T)
+def _decode(keys, params, embedding, caption, x_T, *, module, process, sampling):
+    return sample_decoder(keys, module, params, process, sampling, embedding, caption, x_T)
 
 
 @partial(jax.jit, static_argnames=(*_STATIC, "refinements"))
-def _invert(params, pictures, embedding, text, mask, keep_text, *, module, process, sampling, refinements):
+def _invert(params, pictures, embedding, caption, *, module, process, sampling, refinements):
     pictures = resize(to_float(pictures), module.unet.image_size)
-    return invert_decoder(module, params, process, sampling, pictures, embedding, text, mask, keep_text, refinements)
+    return invert_decoder(module, params, process, sampling, pictures, embedding, caption, refinements)
 
 
 @partial(jax.jit, static_argnames=(*_STATIC, "size", "tile"))
@@ -174,7 +174,7 @@ class DALLE2:
     prior: LoadedStage
     decoder: LoadedStage
     upsamplers: tuple[LoadedStage, ...]
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | ClipTokenizer
 
     @classmethod
     def load(cls, run: str | Path, *, ema: bool = True) -> DALLE2:
@@ -213,7 +213,7 @@ class DALLE2:
                     f"pictures will not fit their captions; delete {run / stage.name} and train it anew",
                     stacklevel=2,
                 )
-        tokenizer = Tokenizer.from_json(clip.info["tokenizer"])
+        tokenizer = tokenizer_from_json(clip.info["tokenizer"])
         # On the devices once, and not at every call.
         clip, prior, decoder, *upsamplers = map(_placed, (clip, prior, decoder, *upsamplers))
         return cls(clip, prior, decoder, tuple(upsamplers), tokenizer)
@@ -250,6 +250,7 @@ class DALLE2:
             text_embedding,
             text,
             mask,
+            None if self.prior.module.learned_null else self._empty,
             module=self.prior.module,
             process=_process(self.prior),
             sampling=_sampling(self.prior, changes),
@@ -286,20 +287,33 @@ class DALLE2:
             keys,
             self.decoder.params,
             image_embeddings,
-            *self._caption(encoded, keep_text),
+            self._caption(encoded, keep_text),
             x_T,
             module=self.decoder.module,
             process=_process(self.decoder),
             sampling=_sampling(self.decoder, changes),
         )
 
-    def _caption(self, encoded: Encoded, keep_text: bool) -> tuple[jax.Array | None, jax.Array | None, jax.Array]:
-        """What the decoder reads of encoded captions: text, mask, and whether it is to be kept."""
+    def _caption(self, encoded: Encoded, keep_text: bool) -> Caption:
+        """What the decoder reads of encoded captions."""
         embedding, states, tokens, mask = encoded
-        kept = jnp.full(embedding.shape[0], keep_text)
-        if self.decoder.module.text is not None:
-            return tokens, mask, kept
-        return (states, mask, kept) if self.decoder.module.text_width is not None else (None, None, kept)
+        decoder, kept = self.decoder.module, jnp.full(embedding.shape[0], keep_text)
+        if decoder.text is not None:
+            return Caption(tokens, mask, kept)
+        if decoder.text_width is None:
+            return Caption(None, None, kept)
+        null = None
+        if not decoder.learned_null_text:
+            empty_embedding, empty_states, empty_mask = self._empty
+            null = (empty_states, empty_mask, empty_embedding)
+        return Caption(states, mask, kept, embedding if decoder.pools_embedding else None, null)
+
+    @cached_property
+    def _empty(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Text embedding, states and mask `[1, ...]` of the empty caption, for networks that learned no null one."""
+        tokens, mask = map(jnp.asarray, self.tokenizer.empty())
+        embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
+        return embedding, states, mask
 
     def invert(
         self,
@@ -321,7 +335,7 @@ class DALLE2:
             self.decoder.params,
             pictures,
             embeddings,
-            *self._caption(encoded, captions is not None),
+            self._caption(encoded, captions is not None),
             module=self.decoder.module,
             process=_process(self.decoder),
             sampling=_sampling(self.decoder, {**changes, "sampler": "ddim"}),

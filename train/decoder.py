@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP
-from dalle2_jax.decoder import Decoder, sample_decoder
+from dalle2_jax.decoder import Caption, Decoder, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from train.diffusion import DiffusionRecipe
+from train.null import empty_caption, empty_tokens
 from train.system import Batch, Parameters, check_share
 
 
@@ -38,6 +39,7 @@ class DecoderRecipe(DiffusionRecipe):
     text_drop: float = 0.5
     embedding_noise: float = 0.0
     clip: CLIP | None = field(default=None, metadata={"attached": True})
+    empty: tuple[int, ...] = field(default=(), metadata={"attached": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +48,7 @@ class DecoderRecipe(DiffusionRecipe):
 
     def attach(self, stages: Mapping[str, Any]) -> tuple[DecoderRecipe, Parameters]:
         clip = stages["clip"]
-        return dataclasses.replace(self, clip=clip.module), {"clip": clip.params}
+        return dataclasses.replace(self, clip=clip.module, empty=empty_tokens(clip)), {"clip": clip.params}
 
     @property
     def picture_size(self) -> int:
@@ -67,40 +69,42 @@ class DecoderRecipe(DiffusionRecipe):
             text = jnp.zeros((1, length, self.clip.text.width))
         mask = None if text is None else jnp.ones((1, length), bool)
         pictures, timesteps = jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32)
-        return self.module.init(key, pictures, timesteps, embedding, text, mask)["params"]
+        pooled = {"text_embedding": embedding} if self.module.pools_embedding else {}
+        return self.module.init(key, pictures, timesteps, embedding, text, mask, **pooled)["params"]
 
-    def _condition(self, batch: Batch, frozen: Parameters) -> dict[str, jax.Array | None]:
+    def _conditions(self, batch: Batch, frozen: Parameters, keep_text: jax.Array) -> tuple[jax.Array, Caption]:
+        """CLIP's embeddings of the pictures, and what the decoder reads of the captions."""
         clip = {"params": frozen["clip"]}
         pictures = resize(to_float(batch["image"]), self.clip.vision.image_size)
         image_embedding = self.clip.apply(clip, pictures, method="encode_image")
-        text, mask = None, None
+        tokens, mask = batch["tokens"], batch["mask"]
         if self.module.text is not None:
-            text, mask = batch["tokens"], batch["mask"]
-        elif self.module.text_width is not None:
-            _, text = self.clip.apply(clip, batch["tokens"], batch["mask"], method="encode_text")
-            mask = batch["mask"]
-        return {"image_embedding": image_embedding, "text": text, "text_mask": mask}
+            return image_embedding, Caption(tokens, mask, keep_text)
+        if self.module.text_width is None:
+            return image_embedding, Caption(None, None, keep_text)
+        embedding, states = self.clip.apply(clip, tokens, mask, method="encode_text")
+        pooled = embedding if self.module.pools_embedding else None
+        null = None if self.module.learned_null_text else empty_caption(self.clip, clip, self.empty)
+        return image_embedding, Caption(states, mask, keep_text, pooled, null)
 
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         keys = dict(zip(("image", "text", "noise", "loss", "dropout"), jax.random.split(key, 5), strict=True))
-        condition = jax.lax.stop_gradient(self._condition(batch, frozen))
-        embedding = condition["image_embedding"]
+        keep_text = jax.random.uniform(keys["text"], batch["tokens"].shape[:1]) >= (self.text_drop if training else 0.0)
+        embedding, caption = jax.lax.stop_gradient(self._conditions(batch, frozen, keep_text))
         if training and self.embedding_noise:
             noise = jax.random.normal(keys["noise"], embedding.shape) / embedding.shape[-1] ** 0.5
             embedding = embedding + self.embedding_noise * noise
-            condition["image_embedding"] = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-        shape = embedding.shape[:1]
-        keep_image = jax.random.uniform(keys["image"], shape) >= (self.image_drop if training else 0.0)
-        keep_text = jax.random.uniform(keys["text"], shape) >= (self.text_drop if training else 0.0)
+            embedding = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+        keep_image = jax.random.uniform(keys["image"], keep_text.shape) >= (self.image_drop if training else 0.0)
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
             return self.module.apply(
                 {"params": params},
                 x_t,
                 timesteps,
-                **condition,
+                image_embedding=embedding,
                 keep_image=keep_image,
-                keep_text=keep_text,
+                **caption.condition(caption.keep),
                 deterministic=not training,
                 rngs={"dropout": keys["dropout"]},
             )
@@ -109,11 +113,10 @@ class DecoderRecipe(DiffusionRecipe):
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Decodes the embeddings of real pictures, so that it shows the decoder alone."""
-        condition = self._condition(batch, frozen)
         count = batch["image"].shape[0]
-        keys, kept = jax.random.split(key, count), jnp.ones(count, bool)
-        sampling = self.preview_sampling
-        pictures = sample_decoder(keys, self.module, params, self.process, sampling, **condition, keep_text=kept)
+        conditions = self._conditions(batch, frozen, jnp.ones(count, bool))
+        keys = jax.random.split(key, count)
+        pictures = sample_decoder(keys, self.module, params, self.process, self.preview_sampling, *conditions)
         return to_uint8(pictures)
 
     def describe(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float
 from dalle2_jax.prior import DiffusionPrior
 from train.diffusion import DiffusionRecipe
+from train.null import empty_caption, empty_tokens
 from train.system import Batch, Parameters, check_share
 
 
@@ -30,6 +31,7 @@ class PriorRecipe(DiffusionRecipe):
     sampling: Sampling = Sampling(sampler="ddpm", steps="64", candidates=2)
     text_drop: float = 0.1
     clip: CLIP | None = field(default=None, metadata={"attached": True})
+    empty: tuple[int, ...] = field(default=(), metadata={"attached": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,7 +45,7 @@ class PriorRecipe(DiffusionRecipe):
                 f"the prior predicts embeddings of size {self.module.embedding_size} but CLIP's have {embedding_size}; "
                 f"set prior.module.embedding_size={embedding_size}"
             )
-        return dataclasses.replace(self, clip=clip.module), {"clip": clip.params}
+        return dataclasses.replace(self, clip=clip.module, empty=empty_tokens(clip)), {"clip": clip.params}
 
     @property
     def picture_size(self) -> int:
@@ -67,10 +69,22 @@ class PriorRecipe(DiffusionRecipe):
         text = states if self.module.vocabulary_size is None else batch["tokens"]
         return image_embedding, {"text_embedding": text_embedding, "text": text, "text_mask": batch["mask"]}
 
+    def _dropped(self, condition: dict[str, jax.Array], keep: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """The condition with the captions that are not kept left out: by the network, or made the empty caption."""
+        if self.module.learned_null:
+            return {**condition, "keep_text": keep}
+        null = jax.lax.stop_gradient(empty_caption(self.clip, {"params": frozen["clip"]}, self.empty))
+        empty = dict(zip(condition, null, strict=True))
+        return {
+            name: jnp.where(keep.reshape(-1, *(1,) * (value.ndim - 1)), value, empty[name])
+            for name, value in condition.items()
+        }
+
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         image_embedding, condition = jax.lax.stop_gradient(self._condition(batch, frozen))
         drop_key, loss_key = jax.random.split(key)
         keep_text = jax.random.uniform(drop_key, image_embedding.shape[:1]) >= (self.text_drop if training else 0.0)
+        condition = self._dropped(condition, keep_text, frozen)
         rngs = {"dropout": jax.random.fold_in(key, 2)}
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
@@ -79,7 +93,6 @@ class PriorRecipe(DiffusionRecipe):
                 x_t,
                 timesteps,
                 **condition,
-                keep_text=keep_text,
                 deterministic=not training,
                 rngs=rngs,
             )

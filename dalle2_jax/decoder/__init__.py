@@ -3,10 +3,11 @@
 from dalle2_jax.decoder.blur import gaussian_blur
 from dalle2_jax.decoder.caption import CaptionEncoder
 from dalle2_jax.decoder.decoder import Decoder
-from dalle2_jax.decoder.sample import invert_decoder, sample_decoder, sample_upsampler
+from dalle2_jax.decoder.sample import Caption, invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.decoder.upsampler import Upsampler, random_crop
 
 __all__ = [
+    "Caption",
     "CaptionEncoder",
     "Decoder",
     "Upsampler",

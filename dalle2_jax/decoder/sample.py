@@ -1,6 +1,7 @@
 """Drawing pictures: the decoder from an image embedding and a caption, an upsampler from a smaller picture."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,6 +21,38 @@ def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     return pairs[:, 0], pairs[:, 1]
 
 
+@dataclass(frozen=True)
+class Caption:
+    """What a decoder reads of captions; a pytree, None where it reads nothing.
+
+    text: tokens `[b, n]` or CLIP's text states `[b, n, d]`; mask: bool `[b, n]`; embedding: CLIP's text embedding
+    `[b, z]` for a decoder that pools it. keep: bool `[b]`, False withholds the caption. null: the same three of the
+    empty caption `[1, ...]`, for a decoder that has learned no null caption.
+    """
+
+    text: jax.Array | None
+    mask: jax.Array | None
+    keep: jax.Array
+    embedding: jax.Array | None = None
+    null: tuple[jax.Array, jax.Array, jax.Array] | None = None
+
+    def condition(self, keep: jax.Array) -> dict[str, jax.Array | None]:
+        """The network's arguments, with the caption where `keep` bool `[b]` is True."""
+        read = {"text": self.text, "text_mask": self.mask}
+        if self.embedding is not None:
+            read["text_embedding"] = self.embedding
+        if self.null is None:
+            return {**read, "keep_text": keep}
+
+        def choose(one: jax.Array, empty: jax.Array) -> jax.Array:
+            return jnp.where(keep.reshape(-1, *(1,) * (one.ndim - 1)), one, empty)
+
+        return {name: choose(one, self.null[place]) for place, (name, one) in enumerate(read.items())}
+
+
+jax.tree_util.register_dataclass(Caption, ["text", "mask", "keep", "embedding", "null"], [])
+
+
 def sample_decoder(
     keys: jax.Array,
     decoder: Decoder,
@@ -27,29 +60,28 @@ def sample_decoder(
     process: Process,
     sampling: Sampling,
     image_embedding: jax.Array,
-    text: jax.Array | None,
-    text_mask: jax.Array | None,
-    keep_text: jax.Array,
+    caption: Caption,
     x_T: jax.Array | None = None,
 ) -> jax.Array:
     """Pictures `[b, h, w, 3]` in [-1, 1] at the decoder's own size.
 
-    keys: one a picture `[b]`. image_embedding: unit norm `[b, z]`. text: tokens `[b, n]` or CLIP's text states
-    `[b, n, d]`. keep_text: bool `[b]`, False withholds the caption. Guidance drops both conditions in its other half.
+    keys: one a picture `[b]`. image_embedding: CLIP's `[b, z]`. Guidance drops both conditions in its other half.
     x_T: the noise to start from (`invert_decoder`'s, say); None: drawn by the keys.
     """
     batch, size = image_embedding.shape[0], decoder.unet.image_size
     noise_keys, step_keys = _split(keys)
-    condition = {"image_embedding": image_embedding, "text": text, "text_mask": text_mask}
     kept = jnp.ones(batch, bool)
 
     def denoiser(x_t: jax.Array, timesteps: jax.Array, condition: dict[str, jax.Array]) -> jax.Array:
         return decoder.apply({"params": params}, x_t, timesteps, **condition)
 
+    def condition(keep_image: jax.Array, keep_text: jax.Array) -> dict[str, jax.Array]:
+        return {"image_embedding": image_embedding, "keep_image": keep_image, **caption.condition(keep_text)}
+
     guided = classifier_free_guidance(
         denoiser,
-        {**condition, "keep_image": kept, "keep_text": keep_text},
-        {**condition, "keep_image": ~kept, "keep_text": ~kept},
+        condition(kept, caption.keep),
+        condition(~kept, ~kept),
         sampling.guidance_scale,
         interval=sampling.interval(process),
     )
@@ -64,9 +96,7 @@ def invert_decoder(
     sampling: Sampling,
     pictures: jax.Array,
     image_embedding: jax.Array,
-    text: jax.Array | None,
-    text_mask: jax.Array | None,
-    keep_text: jax.Array,
+    caption: Caption,
     refinements: int = 0,
 ) -> jax.Array:
     """The noise x_T `[b, h, w, 3]` from which DDIM at eta 0, without guidance, draws `pictures` again (Sec. 3).
@@ -74,11 +104,10 @@ def invert_decoder(
     pictures: `[b, h, w, 3]` in [-1, 1] at the decoder's own size. The conditions are those of `sample_decoder`;
     `sampling` says over which timesteps, and refinements how exactly (`dalle2_jax.diffusion.ddim_invert`).
     """
-    condition = {"image_embedding": image_embedding, "text": text, "text_mask": text_mask}
-    kept = {"keep_image": jnp.ones(pictures.shape[0], bool), "keep_text": keep_text}
+    condition = {"keep_image": jnp.ones(pictures.shape[0], bool), **caption.condition(caption.keep)}
 
     def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
-        return decoder.apply({"params": params}, x_t, timesteps, **condition, **kept)
+        return decoder.apply({"params": params}, x_t, timesteps, image_embedding, **condition)
 
     return ddim_invert(denoiser, pictures, sampling.process(process), refinements)
 

@@ -55,9 +55,7 @@ class Table:
         self.plain(f"{target}/scale", f"{source}.weight", layer)
         self.plain(f"{target}/bias", f"{source}.bias", layer)
 
-    def dense(
-        self, target: str, source: str, layer: int | None = None, bias: bool = True, places: int = 0
-    ) -> None:
+    def dense(self, target: str, source: str, layer: int | None = None, bias: bool = True, places: int = 0) -> None:
         """A Linear layer [out, in]; with `places`, a convolution over single places, [out, in] and so many ones."""
         self.fused(target, [source], layer, bias, places)
 

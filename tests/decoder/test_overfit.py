@@ -11,7 +11,7 @@ from configs import shapes
 from dalle2_jax.data.captioned_shapes import configured, example
 from dalle2_jax.data.scene import draw
 from dalle2_jax.data.transforms import resize
-from dalle2_jax.decoder import CaptionEncoder, sample_decoder
+from dalle2_jax.decoder import Caption, CaptionEncoder, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.evaluation.suite import psnr
 from dalle2_jax.layers.pictures import to_uint8
@@ -99,8 +99,8 @@ def test_overfitting_eight_captioned_pictures():
     @jax.jit
     def sample(params, embedding, keep_text):
         keys = jax.random.split(jax.random.key(1), PICTURES)
-        text = (jnp.asarray(tokens), jnp.asarray(mask))
-        drawn = sample_decoder(keys, recipe.module, params, recipe.process, sampling, embedding, *text, keep_text)
+        caption = Caption(jnp.asarray(tokens), jnp.asarray(mask), keep_text)
+        drawn = sample_decoder(keys, recipe.module, params, recipe.process, sampling, embedding, caption)
         return to_uint8(drawn)
 
     kept = jnp.ones(PICTURES, bool)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.decoder import sample_decoder, sample_upsampler
+from dalle2_jax.decoder import Caption, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 
 SIZE = 4
@@ -40,7 +40,8 @@ def draw(decoder, keep_text=(True, True, True), embedding=EMBEDDING, text=TEXT, 
     sampling = Sampling(**{"sampler": "ddim", "steps": "3", **sampling})
     mask = None if text is None else np.ones(text.shape, bool)
     keep_text = jnp.asarray(keep_text)
-    return np.asarray(sample_decoder(keys, decoder, {}, PROCESS, sampling, embedding, text, mask, keep_text))
+    caption = Caption(text, mask, keep_text)
+    return np.asarray(sample_decoder(keys, decoder, {}, PROCESS, sampling, embedding, caption))
 
 
 def level(pictures: np.ndarray) -> np.ndarray:
