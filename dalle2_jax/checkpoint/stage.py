@@ -80,5 +80,10 @@ def load_stage(stage_dir: str | Path, ema: bool = True) -> LoadedStage:
         raise CheckpointError(f"{directory / STAGE_FILE} does not say the stage's {missing[0]}")
     module = rebuild(info["module"])
     params, step = load_part(directory, _part_name(ema))
-    version = digest(checkpoint_path(directory, step) / CHECKSUMS)
+    version = stage_version(directory, step)
     return LoadedStage(info.get("stage", directory.name), info["kind"], module, params, info, version)
+
+
+def stage_version(stage_dir: str | Path, step: int) -> str:
+    """What `LoadedStage.version` says of the checkpoint of one step, without reading its arrays."""
+    return digest(checkpoint_path(stage_dir, step) / CHECKSUMS)

@@ -64,13 +64,15 @@ class CheckpointWriter:
     once.
     """
 
-    def __init__(self, stage_dir: str | Path, keep: int = 2):
+    def __init__(self, stage_dir: str | Path, keep: int = 2, write_bytes: int | None = None):
+        """keep: the newest checkpoints that stay. write_bytes: how much is in memory a second time while it is
+        written; None: all of it."""
         if keep < 1:
             raise ValueError(f"at least one checkpoint has to be kept, not {keep}")
         # Here and not at the first save, which would hold up training for a second.
         from orbax.checkpoint import v1  # noqa: F401
 
-        self.stage_dir, self.keep = Path(stage_dir).resolve(), keep
+        self.stage_dir, self.keep, self._write_bytes = Path(stage_dir).resolve(), keep, write_bytes
         self.directory = self.stage_dir / CHECKPOINTS
         self.directory.mkdir(parents=True, exist_ok=True)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -101,7 +103,9 @@ class CheckpointWriter:
         if jax.process_index() == 0 and path.exists():
             _remove(path)
         extras = {"step": step, "iterators": _gather_json(iterator), "metadata": metadata or {}}
-        response = ocp.save_checkpointables_async(path, _parts(state))
+        memory = ocp.options.MemoryOptions(write_concurrent_bytes=self._write_bytes)
+        with ocp.Context(memory_options=memory):
+            response = ocp.save_checkpointables_async(path, _parts(state))
         self._pending = self._worker.submit(self._finish, path, response, extras)
 
     def _finish(self, path: Path, response: Any, extras: dict[str, Any]) -> None:

@@ -5,11 +5,14 @@ Source: Hugging Face transformers, models/clip/modeling_clip.py; a folder has `c
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
+from dalle2_jax.weights.run import array
 from dalle2_jax.weights.table import Table
 
+LARGEST_LOGIT_SCALE = math.log(100.0)  # that of all of OpenAI's CLIPs, and the limit in training
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -46,15 +49,30 @@ def _transformer_fields(config: dict[str, Any], width: int, depth: int, heads: i
     }
 
 
-def clip_table(module: CLIP) -> Table:
-    """The table of a whole CLIP, or of its caption half where `module.vision` is None."""
+def inputs(module: CLIP) -> dict[str, Any]:
+    """The shapes by which a CLIP is built."""
+    length = module.text.context_length
+    shapes = {"tokens": array(1, length, dtype="int32"), "mask": array(1, length, dtype=bool)}
+    if module.vision is not None:
+        shapes["pictures"] = array(1, module.vision.image_size, module.vision.image_size, 3)
+    return shapes
+
+
+def clip_table(module: CLIP, logit_scale: bool = True) -> Table:
+    """The table of a whole CLIP, or of its caption half where `module.vision` is None.
+
+    logit_scale: whether the temperature is there; the halves that pipelines carry come without it.
+    """
     table = Table()
     text_entries(table, module.text, "text/", "text_model.")
     table.dense("text_projection", "text_projection", bias=False)
     if module.vision is not None:
         vision_entries(table, module.vision, "vision/", "vision_model.")
         table.dense("image_projection", "visual_projection", bias=False)
-    table.plain("logit_scale", "logit_scale")
+    if logit_scale:
+        table.plain("logit_scale", "logit_scale")
+    else:
+        table.constant("logit_scale", LARGEST_LOGIT_SCALE)
     return table
 
 

@@ -6,15 +6,26 @@ scripts/convert_kakao_brain_unclip_to_diffusers.py.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dalle2_jax.clip import CLIP
 from dalle2_jax.decoder import Decoder, Upsampler
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.unet import UNet
+from dalle2_jax.tokenizer import ClipTokenizer
+from dalle2_jax.weights import clip
+from dalle2_jax.weights.folder import open_part, read_json
+from dalle2_jax.weights.prior import STATISTICS, prior_module, prior_table
+from dalle2_jax.weights.run import Conversion, array
 from dalle2_jax.weights.table import Shape, Table
-from dalle2_jax.weights.tensors import WeightsError
+from dalle2_jax.weights.tensors import WeightsError, joined
 from dalle2_jax.weights.unet import Diffusers, unet_entries
+
+PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 
 ATTENDING = ("SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D", "UNetMidBlock2DSimpleCrossAttn")
 PLAIN = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
@@ -104,3 +115,119 @@ def upsampler_table(module: Upsampler) -> Table:
     unet_entries(table, Diffusers(module.unet), "unet/", "first.")
     unet_entries(table, Diffusers(module.last), "last/", "last.")
     return table
+
+
+def conversions(folder: str | Path) -> list[Conversion]:
+    """The stages of a folder that diffusers' `UnCLIPPipeline.save_pretrained` wrote, or `UnCLIPImageVariationPipeline`.
+
+    The former has a prior and no picture encoder, the latter a picture encoder and no prior.
+
+    Raises:
+        WeightsError: if a part is missing, damaged, or not Karlo's.
+    """
+    folder = Path(folder)
+    index = read_json(folder / "model_index.json")
+    if (kind := index.get("_class_name")) not in PIPELINES:
+        raise WeightsError(f"{folder} holds a {kind}; a folder of {' or '.join(PIPELINES)} is wanted")
+    tokenizer = _tokenizer(folder / "tokenizer")
+    clip = _clip(folder, tokenizer)
+    decoder, upsampler = _decoder(folder, clip, tokenizer), _upsampler(folder)
+    prior = [_prior(folder, clip, tokenizer)] if "prior" in index else []
+    return [clip, *prior, decoder, upsampler]
+
+
+def _tokenizer(folder: Path) -> ClipTokenizer:
+    settings = read_json(folder / "tokenizer_config.json")
+    tokenizer = ClipTokenizer.read(folder, context_length=settings.get("model_max_length", 77))
+    pad = settings.get("pad_token", "!")
+    pad = pad if isinstance(pad, str) else pad["content"]
+    return replace(tokenizer, padding=tokenizer.token_rows()[pad])
+
+
+def _clip(folder: Path, tokenizer: ClipTokenizer) -> Conversion:
+    config, tensors = read_json(folder / "text_encoder" / "config.json"), open_part(folder / "text_encoder")
+    vision = None
+    if (folder / "image_encoder").is_dir():
+        vision = clip.vision_module(read_json(folder / "image_encoder" / "config.json"))
+        tensors = joined([("", tensors), ("", open_part(folder / "image_encoder"))])
+    module = CLIP(
+        vision=vision,
+        text=clip.text_module(config),
+        embedding_size=config.get("projection_dim", 768),
+        unit_norm=False,
+    )
+    tensors = tensors.renamed(lambda name: None if name.endswith(".position_ids") else name)
+    return Conversion(
+        "clip",
+        "clip",
+        module,
+        clip.clip_table(module, logit_scale=False),
+        tensors,
+        clip.inputs(module),
+        {"tokenizer": tokenizer.to_json(), "image_size": None if vision is None else vision.image_size},
+    )
+
+
+def _prior(folder: Path, clip: Conversion, tokenizer: ClipTokenizer) -> Conversion:
+    config, tensors = read_json(folder / "prior" / "config.json"), open_part(folder / "prior")
+    module = prior_module(config, tensors)
+    clamp = read_json(folder / "prior_scheduler" / "scheduler_config.json").get("clip_sample_range", 1.0)
+    length, width = module.context_length, clip.module.text.width
+    inputs = {
+        "noised_image_embedding": array(1, module.embedding_size),
+        "timesteps": array(1, dtype="int32"),
+        "text_embedding": array(1, module.embedding_size),
+        "text": array(1, length, width),
+        "text_mask": array(1, length, dtype=bool),
+    }
+    info = {
+        "process": Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=float(clamp)),
+        "sampling": Sampling(sampler="ddpm", steps="25", guidance_scale=4.0),
+        "tokenizer": tokenizer.to_json(),
+    }
+    tensors = tensors.renamed(lambda name: None if name in STATISTICS else name)
+    return Conversion("prior", "prior", module, prior_table(module), tensors, inputs, info, ("clip",))
+
+
+def _decoder(folder: Path, clip: Conversion, tokenizer: ClipTokenizer) -> Conversion:
+    unet = unet_module(read_json(folder / "decoder" / "config.json"), str(folder / "decoder"))
+    text = read_json(folder / "text_proj" / "config.json")
+    module = decoder_module(unet, text)
+    tensors = joined([(TEXT, open_part(folder / "text_proj")), (UNET, open_part(folder / "decoder"))])
+    size, length = clip.module.embedding_size, clip.module.text.context_length
+    inputs = {
+        "x_t": array(1, unet.image_size, unet.image_size, 3),
+        "timesteps": array(1, dtype="int32"),
+        "image_embedding": array(1, text.get("clip_embeddings_dim", 768)),
+        "text": array(1, length, clip.module.text.width),
+        "text_mask": array(1, length, dtype=bool),
+        "text_embedding": array(1, size),
+    }
+    info = {
+        "process": Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0),
+        "sampling": Sampling(sampler="ddpm", steps="25", guidance_scale=8.0),
+        "image_size": unet.image_size,
+        "tokenizer": tokenizer.to_json(),
+    }
+    return Conversion("decoder", "decoder", module, decoder_table(module), tensors, inputs, info, ("clip",))
+
+
+def _upsampler(folder: Path) -> Conversion:
+    names = ("super_res_first", "super_res_last")
+    unets = [unet_module(read_json(folder / name / "config.json"), str(folder / name)) for name in names]
+    module = upsampler_module(*unets)
+    size = unets[0].image_size
+    low_size = read_json(folder / "decoder" / "config.json")["sample_size"]
+    inputs = {
+        "x_t": array(1, size, size, 3),
+        "timesteps": array(1, dtype="int32"),
+        "low_resolution": array(1, low_size, low_size, 3),
+    }
+    tensors = joined([("first.", open_part(folder / names[0])), ("last.", open_part(folder / names[1]))])
+    info = {
+        "process": Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0),
+        "sampling": Sampling(sampler="ddpm", steps="7"),
+        "image_size": size,
+        "low_size": low_size,
+    }
+    return Conversion("upsampler", "upsampler", module, upsampler_table(module), tensors, inputs, info)

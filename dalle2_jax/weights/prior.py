@@ -13,6 +13,7 @@ from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
+STATISTICS = ("clip_mean", "clip_std")
 SPECIAL = {"added_emb_type": "prd", "encoder_hid_proj_type": "linear", "embedding_proj_norm_type": None}
 
 
@@ -28,7 +29,7 @@ def prior_module(config: dict[str, Any], tensors: Tensors) -> DiffusionPrior:
                 f"the prior of {tensors.where} has {name}={config[name]!r}; those with {value!r} are known here"
             )
     heads, head_channels = config.get("num_attention_heads", 32), config.get("attention_head_dim", 64)
-    mean, std = (_statistic(tensors, name) for name in ("clip_mean", "clip_std"))
+    mean, std = (_statistic(tensors, name) for name in STATISTICS)
     return DiffusionPrior(
         embedding_size=config.get("embedding_dim", 768),
         width=heads * head_channels,

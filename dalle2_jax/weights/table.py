@@ -50,6 +50,10 @@ class Table:
         ones = (1,) * leading
         self.add(target, [source], lambda shape: [ones + shape], lambda x: x.reshape(x.shape[leading:]), layer)
 
+    def constant(self, target: str, value: float) -> None:
+        """A number that no tensor gives."""
+        self.add(target, [], lambda shape: [], lambda: np.asarray(value))
+
     def norm(self, target: str, source: str, layer: int | None = None) -> None:
         """A LayerNorm or GroupNorm."""
         self.plain(f"{target}/scale", f"{source}.weight", layer)
@@ -118,9 +122,7 @@ class Table:
         Raises:
             WeightsError: naming what is missing, left over, or of another shape or dtype.
         """
-        shapes = {_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)}
-        self._check_itself(shapes)
-        self._check(tensors, shapes)
+        shapes = self.check(tensors, parameters)
         made = {target: np.empty(shape, jax.numpy.dtype(dtype)) for target, shape in shapes.items()}
         for entry in self.entries:
             value = entry.make(*(tensors.read(source) for source in entry.sources))
@@ -129,6 +131,13 @@ class Table:
             else:
                 made[entry.target][entry.layer] = value
         return jax.tree_util.tree_map_with_path(lambda path, _: made[_path(path)], parameters)
+
+    def check(self, tensors: Tensors, parameters: Any) -> dict[str, Shape]:
+        """All that `convert` checks, before anything is read; {path: shape} of our parameters."""
+        shapes = {_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)}
+        self._check_itself(shapes)
+        self._check(tensors, shapes)
+        return shapes
 
     def _check_itself(self, shapes: dict[str, Shape]) -> None:
         """The table makes every number of every parameter once and uses no tensor twice: our own mistake if not."""

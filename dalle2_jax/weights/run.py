@@ -1,0 +1,106 @@
+"""Converted networks as a run's folder: what `DALLE2.load` reads like one of our own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax._version import __version__
+from dalle2_jax.checkpoint import CheckpointWriter, write_stage
+from dalle2_jax.checkpoint.stage import stage_version
+from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import Tensors, WeightsError
+
+WRITTEN_AT_ONCE = 256 * 2**20  # bytes
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One stage to be: our module, whose parameters `table` makes of `tensors`.
+
+    inputs: shapes by which the module is built, the arguments of its `__call__`. info: what `stage.json` says beside
+    the module: process, sampling, sizes, tokenizer. needs: kinds of stages that it was trained on.
+    """
+
+    name: str
+    kind: str
+    module: nn.Module
+    table: Table
+    tensors: Tensors
+    inputs: dict[str, jax.ShapeDtypeStruct]
+    info: dict[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    def shapes(self) -> Any:
+        """Our parameters, as shapes."""
+        return jax.eval_shape(lambda inputs: self.module.init(jax.random.key(0), **inputs), self.inputs)["params"]
+
+
+def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    """An input's shape."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def count(tree: Any) -> int:
+    """How many numbers a tree of arrays or shapes holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def write_run(
+    run: str | Path,
+    conversions: Sequence[Conversion],
+    source: dict[str, str],
+    say: Callable[[str], None] = print,
+    dtype: str = "float32",
+) -> None:
+    """Converts every stage and writes the run; the folder appears when it is whole.
+
+    source: what the weights are and their licence, recorded in every stage.
+
+    Raises:
+        WeightsError: if the folder exists, or any table does not fit its tensors, before anything is written.
+    """
+    run = Path(run)
+    if run.exists():
+        raise WeightsError(f"{run} exists already; name a run to make")
+    shapes = [conversion.shapes() for conversion in conversions]
+    for conversion, shape in zip(conversions, shapes, strict=True):
+        conversion.table.check(conversion.tensors, shape)
+    partial = run.with_name(f".{run.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    versions: dict[str, str] = {}
+    try:
+        for conversion, shape in zip(conversions, shapes, strict=True):
+            directory = partial / conversion.name
+            params = conversion.table.convert(conversion.tensors, shape, dtype)
+            with CheckpointWriter(directory, write_bytes=WRITTEN_AT_ONCE) as writer:
+                writer.save(0, {"ema": params})
+            info = {
+                "stage": conversion.name,
+                "kind": conversion.kind,
+                "module": conversion.module,
+                **conversion.info,
+                "built_on": {kind: versions[kind] for kind in conversion.needs if kind in versions},
+                "source": source,
+                "versions": {"dalle2-jax": __version__},
+                "finished": True,
+                "parameters": count(shape),
+                "step": 0,
+                "steps": 0,
+            }
+            write_stage(directory, info)
+            versions.setdefault(conversion.kind, stage_version(directory, 0))
+            say(f"{conversion.name}: {count(shape):,} parameters from {conversion.tensors.where}")
+            del params
+        partial.rename(run)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    say(f"wrote {run}; licence of the weights: {source['licence']}")
