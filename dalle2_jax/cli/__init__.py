@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import curves, data, describe, enlarge, evaluate, generate, sweep
+from dalle2_jax.cli import convert, curves, data, describe, enlarge, evaluate, generate, sweep
 
 COMMANDS = {
     "generate": generate,
@@ -19,6 +19,7 @@ COMMANDS = {
     "sweep": sweep,
     "describe": describe,
     "curves": curves,
+    "convert": convert,
     "data": data,
 }
 LARGEST_SEED = 2**32 - 1

@@ -46,7 +46,7 @@ def unet_module(config: dict[str, Any], where: str) -> UNet:
     size, widths = config["sample_size"], tuple(config["block_out_channels"])
     if any(width % widths[0] for width in widths):
         raise WeightsError(f"the U-Net of {where} has channels {list(widths)}; they must be multiples of the first")
-    middle = config.get("mid_block_type", "UNetMidBlock2D") in ATTENDING
+    middle = config.get("mid_block_type", "UNetMidBlock2D") in ATTENDING or bool(config.get("add_attention"))
     return UNet(
         image_size=size,
         out_channels=config["out_channels"],
@@ -165,6 +165,7 @@ def _clip(folder: Path, tokenizer: ClipTokenizer) -> Conversion:
         tensors,
         clip.inputs(module),
         {"tokenizer": tokenizer.to_json(), "image_size": None if vision is None else vision.image_size},
+        method="encode_text" if vision is None else "__call__",
     )
 
 

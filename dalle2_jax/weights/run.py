@@ -25,7 +25,7 @@ WRITTEN_AT_ONCE = 256 * 2**20  # bytes
 class Conversion:
     """One stage to be: our module, whose parameters `table` makes of `tensors`.
 
-    inputs: shapes by which the module is built, the arguments of its `__call__`. info: what `stage.json` says beside
+    inputs: shapes by which the module is built, the arguments of its `method`. info: what `stage.json` says beside
     the module: process, sampling, sizes, tokenizer. needs: kinds of stages that it was trained on.
     """
 
@@ -37,10 +37,15 @@ class Conversion:
     inputs: dict[str, jax.ShapeDtypeStruct]
     info: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    method: str = "__call__"
 
     def shapes(self) -> Any:
         """Our parameters, as shapes."""
-        return jax.eval_shape(lambda inputs: self.module.init(jax.random.key(0), **inputs), self.inputs)["params"]
+
+        def init(inputs: dict[str, jax.Array]) -> Any:
+            return self.module.init(jax.random.key(0), **inputs, method=self.method)
+
+        return jax.eval_shape(init, self.inputs)["params"]
 
 
 def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
