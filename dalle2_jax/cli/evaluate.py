@@ -70,9 +70,11 @@ def _save_samples(path: Path, shown: dict[str, Any]) -> None:
         parts.append(("unseen", "unseen_generated", 8, " (unseen pair)"))
     rows: list[list[Any]] = [[], [], []]
     captions: list[str] = []
-    for examples, drawn, count, note in parts:
+    for examples, drawn, most, note in parts:
         found, generated = shown[examples], shown[drawn]
+        count = min(most, len(found.captions))
+        chosen = [place * len(found.captions) // count for place in range(count)]  # all over a split that is sorted
         for row, pictures in zip(rows, (found.pictures, generated.decoded, generated.pictures), strict=True):
-            row.extend(pictures[:count])
-        captions.extend(caption + note for caption in found.captions[:count])
+            row.extend(pictures[place] for place in chosen)
+        captions.extend(found.captions[place] + note for place in chosen)
     save_png(path, caption_grid(rows, captions, labels=("real", "decoder", "final")))
