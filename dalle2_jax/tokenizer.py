@@ -162,7 +162,7 @@ class ClipTokenizer:
                 with gzip.open(path, "rt", encoding="utf-8") as file:
                     lines = file.read().split("\n")
                 merges = [tuple(line.split()) for line in lines[1 : _CLIP_VOCABULARY - 512 - 2 + 1]]
-                letters = list(_byte_letters().values())
+                letters = list(byte_letters().values())
                 vocabulary = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, merges), *_CLIP_ENDS]
         except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
             raise ValueError(
@@ -214,7 +214,7 @@ class ClipTokenizer:
         return self._rows([""], False, False)
 
     def _rows(self, cleaned: list[str], strict: bool, warn: bool) -> tuple[np.ndarray, np.ndarray]:
-        letters, found = _byte_letters(), []
+        letters, found = byte_letters(), []
         for caption in cleaned:
             ids, starts = [], []
             for word in self._words.finditer(caption):
@@ -227,7 +227,7 @@ class ClipTokenizer:
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Tokens [batch, length] back to text, up to the end token; special tokens are left out."""
         start, end = self._ends
-        bytes_of = {letter: byte for byte, letter in _byte_letters().items()}
+        bytes_of = {letter: byte for byte, letter in byte_letters().items()}
         texts = []
         for row in np.asarray(tokens).tolist():
             row = row[: row.index(end)] if end in row else row
@@ -263,7 +263,7 @@ def _clean_as_clip(caption: str) -> str:
 
 
 @functools.cache
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """GPT-2's letter for each byte: itself where it can be printed, else one from U+0100 on."""
     printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printed]

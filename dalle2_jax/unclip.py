@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
+from dalle2_jax.data.transforms import clip_pixels
 from dalle2_jax.decoder import Caption, invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
@@ -168,10 +169,13 @@ class Generated:
 
 @dataclass(frozen=True)
 class DALLE2:
-    """CLIP, prior, decoder and upsamplers of one run, with the tokenizer they were trained with."""
+    """CLIP, prior, decoder and upsamplers of one run, with the tokenizer they were trained with.
+
+    Without a prior (None) it draws variations of pictures, and nothing from captions alone.
+    """
 
     clip: LoadedStage
-    prior: LoadedStage
+    prior: LoadedStage | None
     decoder: LoadedStage
     upsamplers: tuple[LoadedStage, ...]
     tokenizer: Tokenizer | ClipTokenizer
@@ -190,11 +194,12 @@ class DALLE2:
         by_kind: dict[str, list[LoadedStage]] = {}
         for stage in stages:
             by_kind.setdefault(stage.kind, []).append(stage)
-        for kind in ("clip", "prior", "decoder"):
-            if len(by_kind.get(kind, [])) != 1:
+        for kind, least in (("clip", 1), ("prior", 0), ("decoder", 1)):
+            if not least <= len(by_kind.get(kind, [])) <= 1:
                 found = ", ".join(stage.name for stage in stages) or "none"
                 raise CheckpointError(
-                    f"{run} needs exactly one {kind} stage to generate pictures; its stages are: {found}"
+                    f"{run} needs {'exactly' if least else 'at most'} one {kind} stage to draw pictures; its stages "
+                    f"are: {found}"
                 )
         upsamplers = tuple(sorted(by_kind.get("upsampler", []), key=lambda stage: stage.info["image_size"]))
         size = by_kind["decoder"][0].info["image_size"]
@@ -205,8 +210,9 @@ class DALLE2:
                     f"stage before it makes {size} px; train them with matching sizes"
                 )
             size = upsampler.info["image_size"]
-        clip, prior, decoder = (by_kind[kind][0] for kind in ("clip", "prior", "decoder"))
-        for stage in (prior, decoder):
+        clip, decoder = by_kind["clip"][0], by_kind["decoder"][0]
+        prior = by_kind.get("prior", [None])[0]
+        for stage in filter(None, (prior, decoder)):
             if stage.info.get("built_on", {}).get("clip", clip.version) != clip.version:
                 warnings.warn(
                     f"the stage {stage.name} of {run} was trained on another clip than the one that is there now: its "
@@ -215,8 +221,8 @@ class DALLE2:
                 )
         tokenizer = tokenizer_from_json(clip.info["tokenizer"])
         # On the devices once, and not at every call.
-        clip, prior, decoder, *upsamplers = map(_placed, (clip, prior, decoder, *upsamplers))
-        return cls(clip, prior, decoder, tuple(upsamplers), tokenizer)
+        clip, decoder, *upsamplers = map(_placed, (clip, decoder, *upsamplers))
+        return cls(clip, prior and _placed(prior), decoder, tuple(upsamplers), tokenizer)
 
     @property
     def image_size(self) -> int:
@@ -241,6 +247,8 @@ class DALLE2:
         return self._draw(keys, self.encode_text(captions, strict=strict), **changes)
 
     def _draw(self, keys: jax.Array, encoded: Encoded, **changes: Any) -> jax.Array:
+        if self.prior is None:
+            raise ValueError("this run has no prior, which draws image embeddings of captions; give image_embeddings")
         text_embedding, states, tokens, mask = encoded
         text = tokens if self.prior.module.vocabulary_size is not None else states
         (keys,) = _spread(_keys(keys, text_embedding.shape[0]))
@@ -372,7 +380,22 @@ class DALLE2:
         return total
 
     def _stages(self, name: str) -> tuple[LoadedStage, ...]:
-        return self.upsamplers if name == "upsampler" else (getattr(self, name),)
+        stages = self.upsamplers if name == "upsampler" else (getattr(self, name),)
+        return tuple(filter(None, stages))
+
+    def vary(self, key: jax.Array, pictures: Sequence[np.ndarray], **settings: Any) -> np.ndarray | Generated:
+        """Pictures that share what CLIP sees in others (Sec. 3.1), uint8 `[b, h, w, 3]`.
+
+        pictures: uint8 `[h, w, 3]` each, of any size; what is beyond their central square is not seen. settings: those
+        of `generate` (key and keys as there), which draws with no caption.
+        """
+        size = self.clip.module.vision.image_size if self.clip.module.vision is not None else 0
+        if not size:
+            raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder")
+        embeddings = self.encode_image(np.stack([clip_pixels(np.asarray(picture), size) for picture in pictures]))
+        return self.generate(
+            key, ["a variation"] * len(embeddings), image_embeddings=embeddings, caption_to_decoder=False, **settings
+        )
 
     def generate(
         self,

@@ -103,8 +103,9 @@ class CheckpointWriter:
         if jax.process_index() == 0 and path.exists():
             _remove(path)
         extras = {"step": step, "iterators": _gather_json(iterator), "metadata": metadata or {}}
-        memory = ocp.options.MemoryOptions(write_concurrent_bytes=self._write_bytes)
-        with ocp.Context(memory_options=memory):
+        context = ocp.Context()
+        context.memory.write_concurrent_bytes = self._write_bytes
+        with context:
             response = ocp.save_checkpointables_async(path, _parts(state))
         self._pending = self._worker.submit(self._finish, path, response, extras)
 

@@ -16,6 +16,23 @@ def to_square_rgb(picture: np.ndarray) -> np.ndarray:
     return picture.repeat(3, axis=-1) if picture.shape[-1] == 1 else picture
 
 
+def clip_pixels(picture: np.ndarray, size: int) -> np.ndarray:
+    """A picture uint8 [h, w, 3] as CLIP's own preprocessing makes it: its central square, uint8 [size, size, 3].
+
+    The shorter side is brought to `size` by Pillow's bicubic filter, whichever way, and the square is cut out after.
+    """
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    scale = size / min(height, width)
+    shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
+    if scale == 1.0:
+        shape = (height, width)
+    resized = np.asarray(Image.fromarray(picture).resize(shape[::-1], Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - size) // 2, (resized.shape[1] - size) // 2
+    return resized[top : top + size, left : left + size]
+
+
 def resize(pictures: np.ndarray, size: int) -> np.ndarray:
     """Square pictures uint8 [batch, s, s, 3] to uint8 [batch, size, size, 3].
 

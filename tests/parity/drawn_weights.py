@@ -20,3 +20,8 @@ def draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             tensor = noise / np.sqrt(np.prod(shape[1:]))
         tensors[name] = tensor.astype(np.float32)
     return tensors
+
+
+def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal float32 numbers that follow from a name."""
+    return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)

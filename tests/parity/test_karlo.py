@@ -1,0 +1,204 @@
+"""Karlo in the layout of diffusers, converted (references/karlo.npz, written by make_karlo.py): each network, and both
+pipelines with the noise of every step given."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from dalle2_jax import DALLE2
+from dalle2_jax.diffusion import sampler
+from dalle2_jax.tokenizer import byte_letters
+from dalle2_jax.weights import karlo
+from dalle2_jax.weights.run import write_run
+from tests.parity.drawn_weights import draw, noise
+
+TEXT2IMG = ("text_encoder", "prior", "text_proj", "decoder", "super_res_first", "super_res_last")
+VARIATION = ("text_encoder", "image_encoder", "text_proj", "decoder", "super_res_first", "super_res_last")
+TIMESTEPS = np.array([0, 37, 999])
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def reference():
+    with np.load(Path(__file__).parent / "references" / "karlo.npz") as file:
+        return dict(file)
+
+
+def write_vocabulary(folder: Path, size: int) -> None:
+    """A small vocabulary in the layout of CLIP's."""
+    letters = list(byte_letters().values())
+    merges = [pair for pair in itertools.product(letters[:20], letters[:20])][: size - 514]
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    vocabulary = [*tokens, "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: number for number, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 9, "pad_token": "!"}))
+
+
+def write_folder(folder: Path, reference: dict, parts: tuple[str, ...], pipeline: str) -> Path:
+    """What `save_pretrained` writes of a pipeline."""
+    configs, shapes = (json.loads(str(reference[name])) for name in ("configs", "shapes"))
+    for name in parts:
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").write_text(json.dumps(configs[name]))
+        tensors = draw({f"{name}/{key}": tuple(shape) for key, shape in shapes[name].items()})
+        file = "model" if name.endswith("_encoder") else "diffusion_pytorch_model"
+        tensors = {key.removeprefix(f"{name}/"): value for key, value in tensors.items()}
+        save_file(tensors, folder / name / f"{file}.safetensors")
+    for name in ("prior_scheduler", "decoder_scheduler", "super_res_scheduler"):
+        (folder / name).mkdir()
+        (folder / name / "scheduler_config.json").write_text(json.dumps(configs[name]))
+    write_vocabulary(folder / "tokenizer", configs["text_encoder"]["vocab_size"])
+    index = {"_class_name": pipeline, **{name: ["diffusers", ""] for name in parts}}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(reference, tmp_path_factory):
+    place = tmp_path_factory.mktemp("karlo")
+    return {
+        "text2img": write_folder(place / "text2img", reference, TEXT2IMG, "UnCLIPPipeline"),
+        "variation": write_folder(place / "variation", reference, VARIATION, "UnCLIPImageVariationPipeline"),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(folders, tmp_path_factory):
+    place = tmp_path_factory.mktemp("runs")
+    for name, folder in folders.items():
+        write_run(place / name, karlo.conversions(folder), {"licence": "none"}, say=lambda line: None)
+    return {name: DALLE2.load(place / name) for name in folders}
+
+
+def nhwc(x: np.ndarray) -> np.ndarray:
+    return x.transpose(0, 2, 3, 1)
+
+
+def close(ours: jax.Array, theirs: np.ndarray, where: np.ndarray | None = None) -> None:
+    ours = np.asarray(ours)
+    ours, theirs = (ours, theirs) if where is None else (ours[where], theirs[where])
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
+
+
+def test_clip(reference, runs):
+    clip = runs["variation"].clip
+    ids, mask = (reference[f"network/{name}"] for name in ("ids", "mask"))
+    embedding, states = clip.module.apply({"params": clip.params}, ids, mask, method="encode_text")
+    close(embedding, reference["network/text_embedding"])
+    close(states, reference["network/text_states"], mask)
+    pixels = nhwc(noise("input/pixels", (3, 3, 16, 16)))
+    # Theirs is given normalised pixels.
+    pictures = 2 * (pixels * np.asarray(clip.module.vision.std) + np.asarray(clip.module.vision.mean)) - 1
+    embedding = clip.module.apply({"params": clip.params}, pictures.astype(np.float32), method="encode_image")
+    close(embedding, reference["network/image_embedding"])
+
+
+@pytest.mark.parametrize("caption", ["padded", "unpadded"])
+def test_prior(reference, runs, caption):
+    prior = runs["text2img"].prior
+    mask = reference["network/mask"] | (caption == "unpadded")
+    text = (reference["network/text_embedding"], reference["network/text_states"], mask)
+    ours = jax.jit(prior.module.apply)({"params": prior.params}, noise("input/z", (3, 24)), TIMESTEPS, *text)
+    close(ours, reference[f"network/prior_{caption}"])
+
+
+@pytest.mark.parametrize("caption", ["padded", "unpadded"])
+def test_decoder(reference, runs, caption):
+    decoder = runs["text2img"].decoder
+    mask = reference["network/mask"] | (caption == "unpadded")
+    x, z = nhwc(noise("input/x", (3, 3, 16, 16))), noise("input/z", (3, 24))
+    text = {"text": reference["network/text_states"], "text_mask": mask}
+    pooled = {"text_embedding": reference["network/text_embedding"]}
+    ours = jax.jit(decoder.module.apply)({"params": decoder.params}, x, TIMESTEPS, z, **text, **pooled)
+    close(ours, nhwc(reference[f"network/decoder_{caption}"]))
+
+
+def test_upsamplers(reference, runs):
+    (upsampler,) = runs["text2img"].upsamplers
+    y = nhwc(noise("input/y", (3, 6, 32, 32)))
+    apply = jax.jit(upsampler.module.apply)
+    for place, timestep in enumerate(TIMESTEPS):
+        ours = apply({"params": upsampler.params}, y[..., :3], np.full(3, timestep), y[..., 3:])
+        name = "super_res_last" if timestep == 0 else "super_res_first"
+        close(ours[place], nhwc(reference[f"network/{name}"])[place])
+
+
+class Tokens:
+    """In the tokenizer's place: the captions of make_karlo.py."""
+
+    def __init__(self, reference):
+        self.vocabulary = json.loads(str(reference["configs"]))["text_encoder"]["vocab_size"]
+
+    def encode(self, captions, **_):
+        rows = [self._row(caption) for caption in captions]
+        return np.stack([tokens for tokens, _ in rows]), np.stack([mask for _, mask in rows])
+
+    def empty(self):
+        tokens, mask = self._row("")
+        return tokens[None], mask[None]
+
+    def _row(self, caption):
+        length, row = min(len(caption) + 2, 9), np.zeros(9, np.int32)
+        words = np.random.RandomState(len(caption)).randint(1, self.vocabulary - 2, length - 2)
+        row[:length] = [self.vocabulary - 2, *words, self.vocabulary - 1]
+        return row, np.arange(9) < length
+
+
+@pytest.fixture
+def given_noise(monkeypatch):
+    """Puts the noise of make_karlo.py in the samplers' place; returns a function that says which stage is at work."""
+
+    def start(stage: str, steps: int) -> None:
+        def normal(key, shape):
+            order = shape if len(shape) == 2 else (shape[0], shape[3], shape[1], shape[2])
+            drawn = np.stack([noise(f"{stage}/{place}", order) for place in range(steps)])
+            table = jnp.asarray(drawn if len(shape) == 2 else drawn.transpose(0, 1, 3, 4, 2))
+            # Their calls count up from x_T; our steps count down.
+            return table[0] if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else table[steps - key]
+
+        monkeypatch.setattr(sampler, "normal", normal)
+        monkeypatch.setattr(sampler, "fold_in", lambda key, i: i)
+        for module in ("prior.sample", "decoder.sample"):
+            monkeypatch.setattr(f"dalle2_jax.{module}.normal", normal)
+
+    return start
+
+
+def drawn(model, given_noise, captions, embeddings=None):
+    """The picture of every stage, one stage after the other; floats in [0, 1]."""
+    keys = jax.random.split(jax.random.key(0), len(captions) if captions else len(embeddings))
+    if embeddings is None:
+        given_noise("prior", 5)
+        embeddings = model.draw_embeddings(keys, captions, steps="5")
+    given_noise("decoder", 5)
+    small = model.decode(keys, embeddings, captions, steps="5")
+    given_noise("super_res", 3)
+    return np.asarray(model.upsample(keys, small, steps="3")) * 0.5 + 0.5
+
+
+def test_text_to_image(reference, runs, given_noise):
+    model = dataclasses.replace(runs["text2img"], tokenizer=Tokens(reference))
+    pictures = drawn(model, given_noise, ["abc", "abcdef"])
+    assert pictures.shape == reference["pipeline/text2img"].shape == (2, 32, 32, 3)
+    print(np.abs(pictures - reference["pipeline/text2img"]).max() * 255, reference["pipeline/text2img"].std())
+    assert np.abs(pictures - reference["pipeline/text2img"]).max() <= 1 / 255
+
+
+def test_image_variation(reference, runs, given_noise):
+    model = dataclasses.replace(runs["variation"], tokenizer=Tokens(reference))
+    from dalle2_jax.data.transforms import clip_pixels
+
+    embedding = model.encode_image(clip_pixels(reference["pipeline/source"], 16)[None])
+    pictures = drawn(model, given_noise, None, embedding)
+    print(np.abs(pictures - reference["pipeline/variation"]).max() * 255, reference["pipeline/variation"].std())
+    assert np.abs(pictures - reference["pipeline/variation"]).max() <= 1 / 255
