@@ -22,12 +22,17 @@ _SPECIAL = 3  # how many ids come before those of the BPE vocabulary
 
 
 def _clean(caption: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", _text(caption)).lower().split())
+
+
+def _text(caption: str) -> str:
+    """The caption; ValueError where it holds what is no Unicode text, such as bytes of another encoding."""
     try:
         caption.encode()
     except UnicodeEncodeError:
         shown = caption.encode(errors="backslashreplace").decode()
         raise ValueError(f"the prompt is not valid Unicode text: {shown!r}; write it in UTF-8") from None
-    return " ".join(unicodedata.normalize("NFC", caption).lower().split())
+    return caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +141,20 @@ class ClipTokenizer:
     """CLIP's tokenizer (OpenAI's clip/simple_tokenizer.py; open_clip's tokenizer.py), read from its vocabulary files.
 
     vocabulary: tokens in the order of their numbers, the start and the end token last. padding: the number that fills
-    captions up; public checkpoints disagree on it (0, or the end token's), and the mask says what is padding. Two with
-    the same fields are equal.
+    captions up; public checkpoints disagree on it (0, or the end token's), and the mask says what is padding.
+    cleaning: "ftfy", of damaged text and HTML, as in CLIP's training and in open_clip; or "nfc", of Unicode's forms
+    alone, as transformers does today. Two with the same fields are equal.
     """
 
     vocabulary: tuple[str, ...]
     merges: tuple[tuple[str, str], ...]
     context_length: int = 77
     padding: int = 0
+    cleaning: str = "ftfy"
+
+    def __post_init__(self):
+        if self.cleaning not in ("ftfy", "nfc"):
+            raise ValueError(f"a tokenizer's cleaning is ftfy or nfc, not {self.cleaning!r}")
 
     @classmethod
     def read(cls, path: str | Path, context_length: int = 77, padding: int = 0) -> "ClipTokenizer":
@@ -189,10 +200,25 @@ class ClipTokenizer:
         return models.BPE(self.token_rows(), list(self.merges), end_of_word_suffix=_WORD_END)
 
     @functools.cached_property
-    def _words(self):
+    def _splitter(self):
+        from tokenizers import Regex, pre_tokenizers
+
+        if self.cleaning == "nfc":  # the library's own regular expressions know another Unicode than Python's
+            split = pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True)
+            return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
         import regex
 
-        return regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+        return regex.compile(_CLIP_WORDS, regex.IGNORECASE)
+
+    def _words(self, caption: str) -> list[tuple[str, int]]:
+        """The pieces of a cleaned caption in the letters of its bytes, and where each begins."""
+        if self.cleaning == "nfc":
+            return [(piece, start) for piece, (start, _) in self._splitter.pre_tokenize_str(caption)]
+        letters = byte_letters()
+        return [
+            ("".join(letters[byte] for byte in word[0].encode()), word.start())
+            for word in self._splitter.finditer(caption)
+        ]
 
     def __getstate__(self):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -204,7 +230,7 @@ class ClipTokenizer:
     def encode(self, captions: Sequence[str], strict: bool = False, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Captions to tokens and mask, as `Tokenizer.encode` does."""
         captions = [captions] if isinstance(captions, str) else list(captions)
-        cleaned = [_clean_as_clip(caption) for caption in captions]
+        cleaned = [self._clean(caption) for caption in captions]
         if not all(cleaned):
             raise ValueError("the prompt is empty; say what the picture should show")
         return self._rows(cleaned, strict, warn)
@@ -213,14 +239,29 @@ class ClipTokenizer:
         """Tokens and mask `[1, context_length]` of the empty caption, against which Karlo's networks are guided."""
         return self._rows([""], False, False)
 
+    def _clean(self, caption: str) -> str:
+        if self.cleaning == "nfc":
+            return self._normalizer.normalize_str(_text(caption)).strip()
+        import ftfy
+
+        return " ".join(html.unescape(html.unescape(ftfy.fix_text(_text(caption)))).split()).lower()
+
+    @functools.cached_property
+    def _normalizer(self):
+        from tokenizers import Regex, normalizers
+
+        return normalizers.Sequence(
+            [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        )
+
     def _rows(self, cleaned: list[str], strict: bool, warn: bool) -> tuple[np.ndarray, np.ndarray]:
-        letters, found = byte_letters(), []
+        found = []
         for caption in cleaned:
             ids, starts = [], []
-            for word in self._words.finditer(caption):
-                tokens = self._backend.tokenize("".join(letters[byte] for byte in word[0].encode()))
+            for letters, start in self._words(caption):
+                tokens = self._backend.tokenize(letters)
                 ids.extend(token.id for token in tokens)
-                starts.extend([word.start()] * len(tokens))
+                starts.extend([start] * len(tokens))
             found.append((ids, starts))
         return _rows(cleaned, found, self.context_length, (self.padding, *self._ends), strict, warn)
 
@@ -243,7 +284,8 @@ class ClipTokenizer:
     def from_json(cls, text: str) -> "ClipTokenizer":
         fields = json.loads(text)
         merges = tuple(map(tuple, fields["merges"]))
-        return cls(tuple(fields["vocabulary"]), merges, fields["context_length"], fields["padding"])
+        plain = {name: fields[name] for name in ("context_length", "padding", "cleaning")}
+        return cls(tuple(fields["vocabulary"]), merges, **plain)
 
 
 def tokenizer_from_json(text: str) -> Tokenizer | ClipTokenizer:
@@ -253,13 +295,8 @@ def tokenizer_from_json(text: str) -> Tokenizer | ClipTokenizer:
 
 _CLIP_VOCABULARY = 49_408
 _CLIP_ENDS = ("<|startoftext|>", "<|endoftext|>")
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _WORD_END = "</w>"
-
-
-def _clean_as_clip(caption: str) -> str:
-    import ftfy
-
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(caption))).split()).lower()
 
 
 @functools.cache

@@ -223,6 +223,7 @@ def pipelines(built: dict) -> dict[str, np.ndarray]:
     patched("prior", "decoder", "super_res")
     text2img = UnCLIPPipeline(tokenizer=FakeTokenizer(), prior=built["prior"], **parts, **plans)
     text2img.set_progress_bar_config(disable=True)
+
     # What goes from stage to stage, to tell where a difference would begin.
     def seen_embedding(module, given, named) -> None:
         found.setdefault("embedding", named["image_embeddings"].numpy().copy())
