@@ -82,7 +82,7 @@ def decoder_module(unet: UNet, text: dict[str, Any]) -> Decoder:
 
 def decoder_table(module: Decoder) -> Table:
     """The table of a decoder: tensors of the caption projection below `text_proj.`, of the U-Net below `unet.`."""
-    table, tokens = Table(), module.image_tokens
+    table = Table()
     unet_entries(table, Diffusers(module.unet), "unet/", UNET, context=True)
     table.plain("null_image", f"{TEXT}learned_classifier_free_guidance_embeddings")
     table.dense("image_time", f"{TEXT}clip_image_embeddings_project_to_time_embeddings")
@@ -90,18 +90,21 @@ def decoder_table(module: Decoder) -> Table:
     table.dense("text_projection", f"{TEXT}encoder_hidden_states_proj")
     table.norm("text_norm", f"{TEXT}text_encoder_hidden_states_norm")
 
-    # Theirs count [width, tokens], channel by channel; ours token by token.
+    token_entries(table, f"{TEXT}clip_extra_context_tokens_proj", module.image_tokens)
+    return table
+
+
+def token_entries(table: Table, source: str, tokens: int) -> None:
+    """Adds the projection to context tokens: theirs count [width, tokens], ours token by token."""
+
     def ours(x: np.ndarray) -> np.ndarray:
         return np.swapaxes(x.reshape(-1, tokens, *x.shape[1:]), 0, 1).reshape(x.shape)
-
-    name = f"{TEXT}clip_extra_context_tokens_proj"
 
     def turned(shape: Shape) -> list[Shape]:
         return [shape[::-1]]
 
-    table.add("image_tokens_projection/kernel", [f"{name}.weight"], turned, lambda x: ours(x).T)
-    table.add("image_tokens_projection/bias", [f"{name}.bias"], turned, ours)
-    return table
+    table.add("image_tokens_projection/kernel", [f"{source}.weight"], turned, lambda x: ours(x).T)
+    table.add("image_tokens_projection/bias", [f"{source}.bias"], turned, ours)
 
 
 def upsampler_module(first: UNet, last: UNet) -> Upsampler:

@@ -1,0 +1,88 @@
+"""Karlo v1 as Kakao Brain published it: three Lightning checkpoints and the statistics of CLIP's embeddings.
+
+    prior-ckpt-step=01000000-of-01000000.ckpt       decoder-ckpt-step=01000000-of-01000000.ckpt
+    improved-sr-ckpt-step=1.2M.ckpt                 ViT-L-14_stats.th
+
+Sources: kakaobrain/karlo, karlo/modules; diffusers, scripts/convert_kakao_brain_unclip_to_diffusers.py. CLIP itself is
+not among them: it is OpenAI's ViT-L/14, in the layout of transformers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dalle2_jax.decoder import Decoder, Upsampler
+from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.weights.karlo import token_entries
+from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import Tensors, WeightsError, open_tensors
+from dalle2_jax.weights.unet import GuidedDiffusion, unet_entries
+
+PRIOR, FIRST, LAST = "model.", "model_first_steps.", "model_last_step."
+FILES = {"prior": "prior-ckpt*", "decoder": "decoder-ckpt*", "upsampler": "*sr-ckpt*", "statistics": "*_stats.*"}
+
+
+def find(folder: Path, kind: str) -> Tensors:
+    """The tensors of one of the four files, by the beginning of its name.
+
+    Raises:
+        WeightsError: naming the pattern, where there is not exactly one.
+    """
+    found = sorted(folder.glob(FILES[kind]))
+    if len(found) != 1:
+        raise WeightsError(f"{folder} has {len(found)} files {FILES[kind]}; Karlo's {kind} is one")
+    return open_tensors(found[0])
+
+
+def statistics(tensors: Tensors) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of CLIP's image embeddings; the file holds the two of them in that order."""
+    if sorted(tensors.shapes) != ["0", "1"]:
+        raise WeightsError(f"{tensors.where} is no pair of mean and standard deviation")
+    mean, std = (np.asarray(tensors.read(name), np.float32).reshape(-1) for name in ("0", "1"))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def prior_table(module: DiffusionPrior) -> Table:
+    """The table of the prior."""
+    table = Table()
+    table.plain("positions", f"{PRIOR}positional_embedding", leading=1)
+    table.plain("query", f"{PRIOR}prd_emb", leading=2)
+    table.dense("time_in", f"{PRIOR}time_embed.0")
+    table.dense("time_out", f"{PRIOR}time_embed.2")
+    table.dense("image_embedding_projection", f"{PRIOR}clip_img_proj")
+    table.dense("text_embedding_projection", f"{PRIOR}text_emb_proj")
+    table.dense("text_projection", f"{PRIOR}text_enc_proj")
+    for layer in range(module.depth):
+        name, blocks = f"{PRIOR}transformer.resblocks.{layer}", "transformer/blocks"
+        table.norm(f"{blocks}/attention_norm", f"{name}.ln_1", layer)
+        table.heads(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", 3, module.width // module.heads, layer)
+        table.dense(f"{blocks}/attention/out", f"{name}.attn.c_proj", layer)
+        table.norm(f"{blocks}/mlp_norm", f"{name}.ln_2", layer)
+        table.dense(f"{blocks}/mlp_in", f"{name}.mlp.c_fc", layer)
+        table.dense(f"{blocks}/mlp_out", f"{name}.mlp.c_proj", layer)
+    table.norm("final_norm", f"{PRIOR}final_ln")
+    table.dense("out", f"{PRIOR}out_proj")
+    return table
+
+
+def decoder_table(module: Decoder) -> Table:
+    """The table of the decoder, whose caption projection is part of the same file."""
+    table = Table()
+    unet_entries(table, GuidedDiffusion(module.unet), "unet/", PRIOR, context=True)
+    table.plain("null_image", f"{PRIOR}cf_param")
+    table.dense("image_time", f"{PRIOR}clip_emb")
+    table.dense("text_time", f"{PRIOR}text_feat_proj")
+    table.dense("text_projection", f"{PRIOR}text_seq_proj.0")
+    table.norm("text_norm", f"{PRIOR}text_seq_proj.1")
+    token_entries(table, f"{PRIOR}clip_tok_proj", module.image_tokens)
+    return table
+
+
+def upsampler_table(module: Upsampler) -> Table:
+    """The table of the two networks of the upsampler, in one file."""
+    table = Table()
+    unet_entries(table, GuidedDiffusion(module.unet), "unet/", FIRST)
+    unet_entries(table, GuidedDiffusion(module.last), "last/", LAST)
+    return table
