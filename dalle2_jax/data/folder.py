@@ -193,7 +193,7 @@ def _is_text(name: str) -> bool:
 
 
 def _printable(name: str) -> str:
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _wrong_link(path: Path, inside: Path) -> str | None:

@@ -115,6 +115,7 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         '{"file_name": "good_3.png", "text": "  "}',
         "[1, 2]",
         '{"file_name": "good_0.png", "text": "half an emoji \\ud83d"}',
+        '{"file_name": "half \\ud83d.png", "text": 7}',
     ]
     (root / "metadata.jsonl").write_text("\n".join(lines))
     folder = read_folder(root)
@@ -145,9 +146,10 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         "metadata.jsonl line 7": ("broken lines of metadata", "its text for good_3.png is empty"),
         "metadata.jsonl line 8": ("broken lines of metadata", "it names no file_name"),
         "metadata.jsonl line 9": ("broken lines of metadata", "half a character"),
+        "metadata.jsonl line 10": ("broken lines of metadata", "its text for half \\ud83d.png is no text"),
         "round.png": ("links", "a link to itself"),
         "round_caption.txt": ("links", "a link to itself"),
-        "caf\\xe9.png": ("names that are not UTF-8", "rename it"),
+        "caf\\udce9.png": ("names that are not UTF-8", "rename it"),
         "phone.heic": ("not usable as pictures", "not a picture that Pillow can read"),
     }
     assert said.keys() == expected.keys()
