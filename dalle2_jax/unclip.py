@@ -9,12 +9,10 @@ pictures = model.generate(jax.random.key(0), ["a small red circle on a gray back
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,143 +20,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle2_jax import stages
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
+from dalle2_jax.clip import classify, zero_shot_weights
 from dalle2_jax.data.transforms import clip_pixels
-from dalle2_jax.decoder import Caption, invert_decoder, sample_decoder, sample_upsampler
-from dalle2_jax.diffusion import Process, Sampling
-from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from dalle2_jax.prior import sample_prior
-from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh
-from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
+from dalle2_jax.decoder import Caption
+from dalle2_jax.layers.embedding import unit_norm
+from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.tokenizer import ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 
-_STATIC = ("module", "process", "sampling")
-
-# What CLIP makes of captions: their embeddings, its text states, the tokens and their mask.
-Encoded = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-
-
-@partial(jax.jit, static_argnames="module")
-def _encode_text(params, tokens, mask, *, module):
-    return module.apply({"params": params}, tokens, mask, method="encode_text")
-
-
-@partial(jax.jit, static_argnames="module")
-def _encode_image(params, pictures, *, module):
-    pictures = resize(to_float(pictures), module.vision.image_size)
-    return module.apply({"params": params}, pictures, method="encode_image")
-
-
-@partial(jax.jit, static_argnames=_STATIC)
-def _prior(keys, params, text_embedding, text, mask, null, *, module, process, sampling):
-    return sample_prior(keys, module, params, process, sampling, text_embedding, text, mask, null)
-
-
-@partial(jax.jit, static_argnames=_STATIC)
-def _decode(keys, params, embedding, caption, x_T, *, module, process, sampling):
-    return sample_decoder(keys, module, params, process, sampling, embedding, caption, x_T)
-
-
-@partial(jax.jit, static_argnames=(*_STATIC, "refinements"))
-def _invert(params, pictures, embedding, caption, *, module, process, sampling, refinements):
-    pictures = resize(to_float(pictures), module.unet.image_size)
-    return invert_decoder(module, params, process, sampling, pictures, embedding, caption, refinements)
-
-
-@partial(jax.jit, static_argnames=(*_STATIC, "size", "tile"))
-def _upsample(keys, params, low_resolution, *, module, process, sampling, size, tile):
-    return sample_upsampler(keys, module, params, process, sampling, low_resolution, size, tile)
-
-
-def _placed(stage: LoadedStage) -> LoadedStage:
-    """The stage with its parameters on a device."""
-    return dataclasses.replace(stage, params=jax.device_put(stage.params))
-
-
-def _process(stage: LoadedStage) -> Process:
-    """The process a stage was trained with, and what was measured of the network then."""
-    error = stage.info.get("measured", {}).get("x0_error")
-    return dataclasses.replace(stage.part("process"), x0_error=None if error is None else tuple(error))
-
-
-def _sampling(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
-    """The stage's own sampling settings with some changed; ValueError for changes that would have no effect."""
-    own = stage.part("sampling")
-    for name in changes:
-        if name not in (known := [field.name for field in dataclasses.fields(own)]):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ValueError(f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {near}")
-    sampling = dataclasses.replace(own, **changes)
-    idle = {
-        "variance": "" if sampling.sampler == "ddpm" else f"the sampler {sampling.sampler}; take ddpm",
-        "eta": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
-        "percentile": "" if sampling.threshold == "dynamic" else "this threshold; take threshold dynamic",
-        "candidates": "" if stage.kind == "prior" else f"the {stage.kind}; the prior draws them",
-        "guidance_scale": "an upsampler, which reads no caption" if stage.kind == "upsampler" else "",
-        "guidance_interval": "an upsampler, which reads no caption" if stage.kind == "upsampler" else "",
-    }
-    for name, reason in idle.items():
-        if reason and getattr(sampling, name) != getattr(own, name):
-            raise ValueError(f"{name} has no effect with {reason}")
-    return sampling
-
-
-def _keys(key: jax.Array, count: int) -> jax.Array:
-    """One key a caption, from one key for all of them or from one each."""
-    key = key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-    keys = jax.random.split(key, count) if key.ndim == 0 else key
-    if keys.shape != (count,):
-        raise ValueError(f"{keys.size} keys were given for {count} captions; give one key, or one a caption")
-    return keys
-
-
-def _spread(*arrays: Any) -> tuple[Any, ...]:
-    """Shares a batch out among this process's devices, if it divides by their number; else leaves it as it is."""
-    mesh = make_mesh(devices=jax.local_devices())
-    if arrays[0].shape[0] % batch_parts(mesh):
-        return arrays
-    return jax.device_put(arrays, batch_sharding(mesh))
-
-
-def _check_tile(stage: LoadedStage, tile: int | None) -> None:
-    unet = stage.module.unet
-    divisor = unet.patch * 2 ** (len(unet.channel_multipliers) - 1)
-    if tile is not None and (tile < 1 or tile % divisor):
-        raise ValueError(f"tile is {tile}; tiles of the stage {stage.name} must be multiples of {divisor}")
-
-
-def enlarge(
-    stage: LoadedStage, keys: jax.Array, pictures: jax.Array, *, tile: int | None = None, **changes: Any
-) -> jax.Array:
-    """Enlarges `[b, h, w, 3]` in [-1, 1] with a trained upsampler to its own size; returns the same range.
-
-    keys: one, or one a picture `[b]`. tile: the side of the tiles it is done in, to save memory; None: whole. changes:
-    fields of the stage's Sampling. Raises ValueError for changes and tiles that the stage cannot have.
-    """
-    _check_tile(stage, tile)
-    keys, pictures = _spread(_keys(keys, pictures.shape[0]), pictures)
-    return _upsample(
-        keys,
-        stage.params,
-        pictures,
-        module=stage.module,
-        process=_process(stage),
-        sampling=_sampling(stage, changes),
-        size=stage.info["image_size"],
-        tile=tile,
-    )
+# What CLIP makes of captions: their embeddings, its text states (both None without a CLIP), the tokens and their mask.
+Encoded = tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]
+ROLES = {
+    "clip": "encodes captions and pictures",
+    "prior": "draws image embeddings of captions",
+    "decoder": "draws pictures",
+}
 
 
 @dataclass(frozen=True)
 class Generated:
     """What each stage contributed to a batch of pictures.
 
-    image_embeddings: unit norm `[b, z]`, from the prior. decoded: uint8 `[b, h, w, 3]`, from the decoder. upsampled: a
-    tuple of uint8 pictures, one an upsampler. pictures: the last of these.
+    text_embeddings: CLIP's `[b, z]`. image_embeddings: `[b, z]`, from the prior. (None where there is no such stage.)
+    decoded: uint8 `[b, h, w, 3]`, from the decoder. upsampled: a tuple of uint8 pictures, one an upsampler. pictures:
+    the last of these.
     """
 
     captions: tuple[str, ...]
-    text_embeddings: np.ndarray
-    image_embeddings: np.ndarray
+    text_embeddings: np.ndarray | None
+    image_embeddings: np.ndarray | None
     decoded: np.ndarray
     upsampled: tuple[np.ndarray, ...]
 
@@ -171,74 +62,138 @@ class Generated:
 class DALLE2:
     """CLIP, prior, decoder and upsamplers of one run, with the tokenizer they were trained with.
 
-    Without a prior (None) it draws variations of pictures, and nothing from captions alone.
+    A run need not have all of them (None): without a prior it draws variations of pictures and nothing from captions,
+    without a decoder it has CLIP's embeddings and the prior's, and GLIDE's networks need neither CLIP nor prior. What
+    asks for a stage that is not there says so in a ValueError.
     """
 
-    clip: LoadedStage
+    clip: LoadedStage | None
     prior: LoadedStage | None
-    decoder: LoadedStage
+    decoder: LoadedStage | None
     upsamplers: tuple[LoadedStage, ...]
-    tokenizer: Tokenizer | ClipTokenizer
+    tokenizer: Tokenizer | ClipTokenizer | GlideTokenizer
 
     @classmethod
-    def load(cls, run: str | Path, *, ema: bool = True) -> DALLE2:
+    def load(cls, run: str | Path, *, ema: bool = True, dtype: str | None = None, shard: bool | None = None) -> DALLE2:
         """Reads the finished or latest checkpoints of `run`; needs no config file and no training code.
 
-        ema: read the averaged parameters (the default) rather than the raw ones. Raises CheckpointError where the run
-        or one of its stages is missing or damaged.
+        ema: read the averaged parameters (the default) rather than the raw ones. dtype: weights and arithmetic in
+        "bfloat16" or "float32"; None: as the run says. shard: share each network's weights out among this process's
+        devices; None: on accelerators. Raises CheckpointError where the run or one of its stages is missing or damaged.
         """
+        if dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
         run = Path(run)
         if not run.is_dir():
             raise CheckpointError(f"there is no run at {run}; train one with `python -m train configs/shapes.py all`")
-        stages = [load_stage(path.parent, ema=ema) for path in sorted(run.glob("*/stage.json"))]
+        # On the devices at once, so that the host holds one stage at a time.
+        loaded = [
+            stages.placed(load_stage(path.parent, ema=ema), dtype, shard) for path in sorted(run.glob("*/stage.json"))
+        ]
         by_kind: dict[str, list[LoadedStage]] = {}
-        for stage in stages:
+        for stage in loaded:
             by_kind.setdefault(stage.kind, []).append(stage)
-        for kind, least in (("clip", 1), ("prior", 0), ("decoder", 1)):
-            if not least <= len(by_kind.get(kind, [])) <= 1:
-                found = ", ".join(stage.name for stage in stages) or "none"
-                raise CheckpointError(
-                    f"{run} needs {'exactly' if least else 'at most'} one {kind} stage to draw pictures; its stages "
-                    f"are: {found}"
-                )
+        if not loaded:
+            raise CheckpointError(f"{run} has no stage that was trained; train one with `python -m train`")
+        for kind in ROLES:
+            if len(by_kind.get(kind, [])) > 1:
+                found = ", ".join(stage.name for stage in by_kind[kind])
+                raise CheckpointError(f"{run} has more than one {kind} stage: {found}; a run has one of them")
+        clip, prior, decoder = (by_kind.get(kind, [None])[0] for kind in ROLES)
         upsamplers = tuple(sorted(by_kind.get("upsampler", []), key=lambda stage: stage.info["image_size"]))
-        size = by_kind["decoder"][0].info["image_size"]
+        size = None if decoder is None else decoder.info["image_size"]
         for upsampler in upsamplers:
-            if upsampler.info["low_size"] != size:
+            if size is not None and upsampler.info["low_size"] != size:
                 raise CheckpointError(
                     f"the stage {upsampler.name} of {run} enlarges {upsampler.info['low_size']} px pictures but the "
                     f"stage before it makes {size} px; train them with matching sizes"
                 )
             size = upsampler.info["image_size"]
-        clip, decoder = by_kind["clip"][0], by_kind["decoder"][0]
-        prior = by_kind.get("prior", [None])[0]
-        for stage in filter(None, (prior, decoder)):
+        for stage in filter(None, (prior, decoder) if clip else ()):
             if stage.info.get("built_on", {}).get("clip", clip.version) != clip.version:
                 warnings.warn(
                     f"the stage {stage.name} of {run} was trained on another clip than the one that is there now: its "
                     f"pictures will not fit their captions; delete {run / stage.name} and train it anew",
                     stacklevel=2,
                 )
-        tokenizer = tokenizer_from_json(clip.info["tokenizer"])
-        # On the devices once, and not at every call.
-        clip, decoder, *upsamplers = map(_placed, (clip, decoder, *upsamplers))
-        return cls(clip, prior and _placed(prior), decoder, tuple(upsamplers), tokenizer)
+        reader = next((stage for stage in loaded if "tokenizer" in stage.info), None)
+        if reader is None:
+            raise CheckpointError(f"{run} has no stage that reads captions; its stages are: {loaded[0].name}")
+        return cls(clip, prior, decoder, upsamplers, tokenizer_from_json((clip or reader).info["tokenizer"]))
+
+    @property
+    def stages(self) -> tuple[LoadedStage, ...]:
+        """Those that there are, in the order in which they work."""
+        return tuple(filter(None, (self.clip, self.prior, self.decoder, *self.upsamplers)))
+
+    def need(self, *kinds: str) -> None:
+        """Raises ValueError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
+        for kind in kinds:
+            if getattr(self, kind) is None:
+                there = ", ".join(stage.name for stage in self.stages)
+                raise ValueError(f"this run has no {kind}, which {ROLES[kind]}; its stages are: {there}")
+
+    def part(self, name: str) -> Any:
+        """What the first stage that records it says, as the object it records: `model.part("data")` is a Data."""
+        stage = next((stage for stage in self.stages if name in stage.info), None)
+        if stage is None:
+            raise ValueError(f"no stage of this run records its {name}; it was converted and not trained here")
+        return stage.part(name)
 
     @property
     def image_size(self) -> int:
         """The side of the final pictures."""
+        self.need("decoder")
         return (self.upsamplers[-1] if self.upsamplers else self.decoder).info["image_size"]
 
     def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> Encoded:
-        """CLIP's caption embeddings, unit norm `[b, z]`; then its text states, the tokens and their mask."""
-        tokens, mask = _spread(*map(jnp.asarray, self.tokenizer.encode(captions, strict=strict)))
-        embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
+        """CLIP's caption embeddings `[b, z]`; then its text states, the tokens and their mask.
+
+        Embeddings have unit norm unless its networks read them as they leave CLIP (`CLIP.unit_norm`).
+        """
+        self.need("clip")
+        return self._encode(captions, strict)
+
+    def _encode(self, captions: Sequence[str], strict: bool) -> Encoded:
+        tokens, mask = stages.spread(*map(jnp.asarray, self.tokenizer.encode(captions, strict=strict)))
+        if self.clip is None:
+            return None, None, tokens, mask
+        embedding, states = stages.encode_text(self.clip.params, tokens, mask, module=self.clip.module)
         return embedding, states, tokens, mask
 
     def encode_image(self, pictures: np.ndarray) -> jax.Array:
-        """CLIP's image embeddings, unit norm `[b, z]`, of uint8 pictures `[b, h, h, 3]`."""
-        (pictures,) = _spread(jnp.asarray(pictures))
-        return _encode_image(self.clip.params, pictures, module=self.clip.module)
+        """CLIP's image embeddings `[b, z]` of uint8 pictures `[b, h, h, 3]`; of unit norm as in `encode_text`."""
+        self.need("clip")
+        if self.clip.module.vision is None:
+            raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder (--clip)")
+        (pictures,) = stages.spread(jnp.asarray(pictures))
+        return stages.encode_image(self.clip.params, pictures, module=self.clip.module)
+
+    def _see(self, pictures: Sequence[np.ndarray]) -> jax.Array:
+        """CLIP's embeddings of uint8 pictures `[h, w, 3]` of any size, by their central squares."""
+        self.need("clip")
+        if self.clip.module.vision is None:
+            raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder (--clip)")
+        size = self.clip.module.vision.image_size
+        return self.encode_image(np.stack([clip_pixels(np.asarray(picture), size) for picture in pictures]))
+
+    def scores(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> jax.Array:
+        """Cosines `[pictures, captions]` of CLIP's embeddings; pictures: uint8 `[h, w, 3]` each, of any size."""
+        return unit_norm(self._see(pictures)) @ unit_norm(self.encode_text(captions)[0]).T
+
+    def classify(
+        self, pictures: Sequence[np.ndarray], classes: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
+    ) -> jax.Array:
+        """Probabilities `[pictures, classes]`, with no training for them (CLIP, Sec. 3.1).
+
+        pictures: uint8 `[h, w, 3]` each, of any size. templates: captions with {} where the class goes; the embeddings
+        of a class's captions are averaged.
+        """
+        captions = [template.replace("{}", name) for name in classes for template in templates]
+        embeddings = unit_norm(self.encode_text(captions)[0]).reshape(len(classes), len(templates), -1)
+        scale = jnp.exp(jnp.asarray(self.clip.params["logit_scale"], jnp.float32))
+        scale = jnp.minimum(scale, self.clip.module.max_logit_scale)
+        return classify(unit_norm(self._see(pictures)), zero_shot_weights(embeddings), scale)
 
     def draw_embeddings(
         self, keys: jax.Array, captions: Sequence[str], *, strict: bool = False, **changes: Any
@@ -247,12 +202,11 @@ class DALLE2:
         return self._draw(keys, self.encode_text(captions, strict=strict), **changes)
 
     def _draw(self, keys: jax.Array, encoded: Encoded, **changes: Any) -> jax.Array:
-        if self.prior is None:
-            raise ValueError("this run has no prior, which draws image embeddings of captions; give image_embeddings")
+        self.need("prior")
         text_embedding, states, tokens, mask = encoded
         text = tokens if self.prior.module.vocabulary_size is not None else states
-        (keys,) = _spread(_keys(keys, text_embedding.shape[0]))
-        return _prior(
+        (keys,) = stages.spread(stages.keys_of(keys, text_embedding.shape[0]))
+        return stages.draw_embeddings(
             keys,
             self.prior.params,
             text_embedding,
@@ -260,8 +214,8 @@ class DALLE2:
             mask,
             None if self.prior.module.learned_null else self._empty,
             module=self.prior.module,
-            process=_process(self.prior),
-            sampling=_sampling(self.prior, changes),
+            process=stages.process_of(self.prior),
+            sampling=stages.sampling_of(self.prior, changes),
         )
 
     def decode(
@@ -278,34 +232,38 @@ class DALLE2:
 
         x_T: the noise to start from, such as `invert`'s; None: drawn by the keys.
         """
-        encoded = self.encode_text(captions or ["nothing"] * image_embeddings.shape[0], strict=strict)
+        self.need("decoder")
+        encoded = self._encode(captions or ["nothing"] * image_embeddings.shape[0], strict)
         return self._decode(keys, image_embeddings, encoded, captions is not None, x_T, **changes)
 
     def _decode(
         self,
         keys: jax.Array,
-        image_embeddings: jax.Array,
+        image_embeddings: jax.Array | None,
         encoded: Encoded,
         keep_text: bool,
         x_T: jax.Array | None = None,
         **changes: Any,
     ) -> jax.Array:
-        keys, image_embeddings = _spread(_keys(keys, image_embeddings.shape[0]), image_embeddings)
-        return _decode(
+        keys = stages.keys_of(keys, len(encoded[2]))
+        (keys,) = stages.spread(keys)
+        if image_embeddings is not None:
+            (image_embeddings,) = stages.spread(image_embeddings)
+        return stages.decode(
             keys,
             self.decoder.params,
             image_embeddings,
             self._caption(encoded, keep_text),
             x_T,
             module=self.decoder.module,
-            process=_process(self.decoder),
-            sampling=_sampling(self.decoder, changes),
+            process=stages.process_of(self.decoder),
+            sampling=stages.sampling_of(self.decoder, changes),
         )
 
     def _caption(self, encoded: Encoded, keep_text: bool) -> Caption:
         """What the decoder reads of encoded captions."""
         embedding, states, tokens, mask = encoded
-        decoder, kept = self.decoder.module, jnp.full(embedding.shape[0], keep_text)
+        decoder, kept = self.decoder.module, jnp.full(len(tokens), keep_text)
         if decoder.text is not None:
             return Caption(tokens, mask, kept)
         if decoder.text_width is None:
@@ -320,7 +278,7 @@ class DALLE2:
     def _empty(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Text embedding, states and mask `[1, ...]` of the empty caption, for networks that learned no null one."""
         tokens, mask = map(jnp.asarray, self.tokenizer.empty())
-        embedding, states = _encode_text(self.clip.params, tokens, mask, module=self.clip.module)
+        embedding, states = stages.encode_text(self.clip.params, tokens, mask, module=self.clip.module)
         return embedding, states, mask
 
     def invert(
@@ -338,27 +296,36 @@ class DALLE2:
         """
         embeddings = self.encode_image(pictures)
         encoded = self.encode_text(captions or ["nothing"] * len(pictures))
-        (pictures,) = _spread(jnp.asarray(pictures))
-        x_T = _invert(
+        (pictures,) = stages.spread(jnp.asarray(pictures))
+        x_T = stages.invert(
             self.decoder.params,
             pictures,
             embeddings,
             self._caption(encoded, captions is not None),
             module=self.decoder.module,
-            process=_process(self.decoder),
-            sampling=_sampling(self.decoder, {**changes, "sampler": "ddim"}),
+            process=stages.process_of(self.decoder),
+            sampling=stages.sampling_of(self.decoder, {**changes, "sampler": "ddim"}),
             refinements=refinements,
         )
         return embeddings, x_T
 
     def upsample(
-        self, keys: jax.Array, pictures: jax.Array, *, index: int = 0, tile: int | None = None, **changes: Any
+        self,
+        keys: jax.Array,
+        pictures: jax.Array,
+        *,
+        index: int = 0,
+        tile: int | None = None,
+        captions: Sequence[str] | None = None,
+        **changes: Any,
     ) -> jax.Array:
         """Enlarges `[b, h, w, 3]` in [-1, 1] with upsampler number `index`; returns the same range.
 
-        tile: the side of the tiles it is done in, to save memory; None: whole.
+        tile: the side of the tiles it is done in, to save memory; None: whole. captions: for an upsampler that reads
+        them (GLIDE's).
         """
-        return enlarge(self.upsamplers[index], keys, pictures, tile=tile, **changes)
+        caption = None if captions is None else self._encode(captions, False)[2:]
+        return stages.enlarge(self.upsamplers[index], keys, pictures, tile=tile, caption=caption, **changes)
 
     def check_sampling(self, **changes: dict[str, Any]) -> None:
         """Raises ValueError for fields of a stage's Sampling (`decoder={"steps": "12"}`) that it cannot have."""
@@ -367,16 +334,16 @@ class DALLE2:
             if fields and not loaded_stages:
                 raise ValueError(f"this run has no {stage} whose {', '.join(fields)} could be changed")
             for loaded in loaded_stages:
-                _sampling(loaded, fields).process(_process(loaded))
+                stages.sampling_of(loaded, fields).process(stages.process_of(loaded))
 
     def evaluations(self, stage: str, changes: dict[str, Any]) -> int:
         """How many times the stage's network is asked for one picture, under these fields of its Sampling."""
         total = 0
         for loaded in self._stages(stage):
-            sampling = _sampling(loaded, changes)
+            sampling = stages.sampling_of(loaded, changes)
             guided = 2 if sampling.guidance_scale != 1 and stage != "upsampler" else 1
             drawn = sampling.candidates if stage == "prior" else 1
-            total += sampling.process(_process(loaded)).steps * guided * drawn
+            total += sampling.process(stages.process_of(loaded)).steps * guided * drawn
         return total
 
     def _stages(self, name: str) -> tuple[LoadedStage, ...]:
@@ -389,10 +356,8 @@ class DALLE2:
         pictures: uint8 `[h, w, 3]` each, of any size; what is beyond their central square is not seen. settings: those
         of `generate` (key and keys as there), which draws with no caption.
         """
-        size = self.clip.module.vision.image_size if self.clip.module.vision is not None else 0
-        if not size:
-            raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder")
-        embeddings = self.encode_image(np.stack([clip_pixels(np.asarray(picture), size) for picture in pictures]))
+        self.need("decoder")
+        embeddings = self._see(pictures)
         return self.generate(
             key, ["a variation"] * len(embeddings), image_embeddings=embeddings, caption_to_decoder=False, **settings
         )
@@ -428,10 +393,11 @@ class DALLE2:
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:
             raise ValueError("there is no caption to draw; give at least one")
+        self._check_drawing(image_embeddings)
         self.tokenizer.encode(captions, strict=strict, warn=warn)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
-        keys = _keys(key, len(captions))
+        keys = stages.keys_of(key, len(captions))
         if image_embeddings is not None and len(image_embeddings) != len(captions):
             raise ValueError(
                 f"{len(image_embeddings)} image embeddings were given for {len(captions)} captions; give one a caption"
@@ -443,7 +409,7 @@ class DALLE2:
         if tile is not None and not self.upsamplers:
             raise ValueError("this run has no upsampler that could work in tiles; leave tile out")
         for stage in self.upsamplers:
-            _check_tile(stage, tile)
+            stages.check_tile(stage, tile)
         parts, devices = [], jax.local_device_count()
         # Whole batches, also of the last few captions and of an odd number of them: one compiled program serves all,
         # and every device has its part.
@@ -471,14 +437,23 @@ class DALLE2:
         generated = Generated(tuple(captions), text, image, decoded, upsampled)
         return generated if return_stages else generated.pictures
 
+    def _check_drawing(self, image_embeddings: jax.Array | None) -> None:
+        """Raises ValueError if a stage is missing that drawing takes, or embeddings are given that nobody reads."""
+        self.need("decoder")
+        if self.decoder.module.reads_image:
+            self.need(*(("clip", "prior") if image_embeddings is None else ("clip",)))
+        elif image_embeddings is not None:
+            raise ValueError("this run's decoder reads captions alone; leave image_embeddings out")
+
     def _generate_batch(self, keys, captions, image_embeddings, caption_to_decoder, prior, decoder, upsampler):
         stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(self.upsamplers)))(keys)
-        encoded = self.encode_text(captions)
-        if image_embeddings is None:
+        encoded = self._encode(captions, False)
+        if image_embeddings is None and self.decoder.module.reads_image:
             image_embeddings = self._draw(stage_keys[:, 0], encoded, **prior)
         pictures = self._decode(stage_keys[:, 1], image_embeddings, encoded, caption_to_decoder, **decoder)
         decoded, upsampled = to_uint8(pictures), []
         for index in range(len(self.upsamplers)):
-            pictures = self.upsample(stage_keys[:, 2 + index], pictures, index=index, **upsampler)
+            stage, keys = self.upsamplers[index], stage_keys[:, 2 + index]
+            pictures = stages.enlarge(stage, keys, pictures, caption=encoded[2:], **upsampler)
             upsampled.append(to_uint8(pictures))
         return encoded[0], image_embeddings, decoded, tuple(upsampled)

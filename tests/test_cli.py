@@ -179,7 +179,7 @@ def test_an_upsampler_by_itself(run, tmp_path, capsys):
         ([stage, str(out.with_name("none.png"))], "No such file"),
         ([stage, str(picture), "--out", str(tmp_path)], "is no PNG"),
         ([stage, str(picture), "--steps", "prior=3"], "only the upsampler is at work here"),
-        ([stage, __file__], "cannot be enlarged: it is not a picture"),
+        ([stage, __file__], "is no picture that can be read: it is not a picture"),
     ):
         assert cli.main(["enlarge", *arguments]) == 2
         shown = capsys.readouterr().err

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import pytest
 
-from configs import emoji, folder, paper, shapes
+from configs import emoji, folder, karlo, paper, shapes
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.diffusion.schedule import respace
 from dalle2_jax.sharding import make_mesh
-from train.cascade import lower_step
+from tests.train.karlo_run import write_karlo_run
+from train.cascade import lower_step, plan_stages
 from train.state import abstract_state
 from train.system import System
 
@@ -142,3 +143,21 @@ def test_a_folder_is_trained_as_emoji_are():
             assert recipe.optimizer.warmup_steps < recipe.steps
         assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
         assert own.data.image_size == other.data.image_size == (128 if accelerator else 64)
+
+
+def test_karlo_is_tuned_from_a_converted_run(tmp_path):
+    """Its networks are those of the run, so that a small one will do."""
+    run, lines = write_karlo_run(tmp_path), []
+    for accelerator in (False, True):
+        own = karlo.system(accelerator, str(run), "pictures/my pets")
+        assert own.name == "my pets" and [*own.stages] == ["prior", "decoder"]
+        assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
+        assert (own.vocabulary_size, own.context_length) == (600, 9)
+        for name, recipe in own.stages.items():
+            assert recipe.init_from == own.given[name] == str(run / name)
+            assert recipe.optimizer.warmup_steps <= recipe.steps // 10
+            assert respace(recipe.sampling.steps, recipe.process.timesteps)
+    assert [recipe.text_drop for recipe in own.stages.values()] == [0.2, 0.3]
+    plan_stages(own, ["prior", "decoder"], tmp_path / "tuned", make_mesh(fsdp=8), lines.append)
+    assert [line.split(":")[0] for line in lines] == ["prior", "decoder", "clip", "upsampler", "dry run"]
+    assert not (tmp_path / "tuned").exists()

@@ -190,7 +190,7 @@ def test_changed_settings_reach_their_stage(lively, keys, generated):
         ({"decoder": {"candidates": 2}}, "candidates has no effect with the decoder; the prior draws them"),
         (
             {"upsampler": {"guidance_scale": 2.0}},
-            "guidance_scale has no effect with an upsampler, which reads no caption",
+            "guidance_scale has no effect with an upsampler, which is not guided",
         ),
         ({"tile": 0}, "tile is 0; tiles of the stage upsampler must be multiples of 1"),
     ],
@@ -225,8 +225,8 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
     shutil.rmtree(run / "upsampler")
     assert DALLE2.load(run).image_size == DECODER_SIZE
     shutil.rmtree(run / "prior")
-    with pytest.raises(CheckpointError, match="needs exactly one prior stage .* its stages are: clip, decoder"):
-        DALLE2.load(run)
+    with pytest.raises(ValueError, match="has no prior, which draws image embeddings .* stages are: clip, decoder"):
+        DALLE2.load(run).generate(jax.random.key(0), ["a red circle"])
     shutil.rmtree(run / "clip" / "checkpoints")
     with pytest.raises(CheckpointError, match="clip holds no finished checkpoint"):
         DALLE2.load(run)

@@ -2,7 +2,7 @@
 python -m train describe CONFIG [ARGUMENT ...] [path.to.field=value ...]
 
 A config's arguments are what its function `system(accelerator, ...)` wants beside the accelerator: configs/folder.py
-wants a FOLDER of pictures.
+wants a FOLDER of pictures, configs/karlo.py the RUN of converted weights and the folder of PICTURES.
 """
 
 import argparse
@@ -158,6 +158,11 @@ def find_stage(name: str, system: Any) -> str:
     """
     if name in system.stages:
         return name
+    if name in system.given:
+        raise ValueError(
+            f"{name} is given to {system.name} as it is in {system.given[name]}; the stages that it trains are "
+            f"{', '.join(system.stages)}"
+        )
     known = [*system.stages, "all"]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
     raise ValueError(f"there is no stage {name!r} in {system.name}: it has {', '.join(known)}; the nearest is {near!r}")

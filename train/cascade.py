@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
-from dalle2_jax.tokenizer import Tokenizer
+from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
 from train.finetune import check_start, inherited_tokenizer, initial_parameters
+from train.given import check_given, given_stages, given_tokenizer, is_given, place_given, planned_given
 from train.loop import Result, run
 from train.metrics import duration
 from train.resume import finished_record
@@ -37,6 +38,8 @@ def train_stages(
 ) -> Result:
     """Trains the named stages in order; stops early if one is stopped by a signal.
 
+    Before that, the stages that the system is given are put into the run's folder (see `train.given`).
+
     Args:
         run_dir: the run's folder, one folder a stage below it.
         command: how training is called, for sentences that say what to run first.
@@ -46,21 +49,26 @@ def train_stages(
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
     check_stages(system, names, mesh)
+    check_given(system, run_dir)
+    kinds = _kinds(system)
     feed = _Feed(system, run_dir, log)
     for number, name in enumerate(names):
         recipe = system.stages[name]
         for kind in recipe.needs:
-            if _needed(system, name, kind) not in names[:number]:
-                _check_trained(name, _needed(system, name, kind), run_dir, command)
-        if recipe.init_from is not None and not checkpoint_steps(run_dir / name):
+            needed = _needed(kinds, name, kind)
+            to_be_given = needed in system.given and not (run_dir / needed).exists()
+            if needed not in names[:number] and not to_be_given:
+                _check_trained(name, needed, run_dir, command)
+        if recipe.init_from is not None and not _begun(system, name, run_dir):
             check_start(name, recipe)
     for name in names:  # after all that needs no data
-        if finished_record(run_dir / name, system.stages[name].steps) is None:
+        if _done(system, name, run_dir) is None:
             feed.check(name, system.stages[name])
+    place_given(system, names, run_dir, log)
     result = Result(0, 0.0, True)
     for name in names:
         recipe = system.stages[name]
-        needed = {kind: load_stage(run_dir / _needed(system, name, kind)) for kind in recipe.needs}
+        needed = {kind: load_stage(run_dir / _needed(kinds, name, kind)) for kind in recipe.needs}
         recipe, frozen = recipe.attach(needed)
         parts = batch_parts(mesh)
         info = {
@@ -132,12 +140,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _needed(system: System, name: str, kind: str) -> str:
-    """The stage of that kind, which `name` is built on."""
-    needed = next((other for other, recipe in system.stages.items() if recipe.kind == kind), None)
+def _kinds(system: System) -> dict[str, str]:
+    """The kind of every stage, trained or given."""
+    trained = {name: recipe.kind for name, recipe in system.stages.items()}
+    return trained | {name: stage.kind for name, stage in given_stages(system).items() if name not in trained}
+
+
+def _needed(kinds: Mapping[str, str], name: str, kind: str) -> str:
+    """The stage of that kind, which `name` is built on; `kinds` are those of the system's stages."""
+    needed = next((other for other, its_kind in kinds.items() if its_kind == kind), None)
     if needed is None:
         raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r}, and the config has none")
     return needed
+
+
+def _begun(system: System, name: str, run_dir: Path) -> bool:
+    """Whether the run's folder holds checkpoints of the stage's own training."""
+    return bool(checkpoint_steps(run_dir / name)) and not is_given(system, name, run_dir)
+
+
+def _done(system: System, name: str, run_dir: Path) -> dict[str, Any] | None:
+    """The record of a stage that is trained to its end."""
+    return finished_record(run_dir / name, system.stages[name].steps) if _begun(system, name, run_dir) else None
 
 
 def _check_trained(name: str, needed: str, run_dir: Path, command: str) -> None:
@@ -160,7 +184,7 @@ class _Feed:
         self.system, self.run_dir, self.log = system, run_dir, log
         self._sources: dict[str, Any] = {}
         self._told: set[str] = set()
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer: Tokenizer | ClipTokenizer | None = None
 
     def source(self, split: str) -> Any:
         if split not in self._sources:
@@ -185,18 +209,19 @@ class _Feed:
             check_pictures(name, recipe, source.pictures([0]).shape[1])
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """That of the run's other stages, of a stage that one starts from, or one trained on the captions."""
+    def tokenizer(self) -> Tokenizer | ClipTokenizer:
+        """That of the given stages, of the run's other ones, of one that is started from, or one of the captions."""
         if self._tokenizer is None:
-            self._tokenizer = self._recorded() or inherited_tokenizer(self.system, self.log) or self._train()
+            known = given_tokenizer(self.system) or self._recorded()
+            self._tokenizer = known or inherited_tokenizer(self.system, self.log) or self._train()
         return self._tokenizer
 
-    def _recorded(self) -> Tokenizer | None:
+    def _recorded(self) -> Tokenizer | ClipTokenizer | None:
         for name in self.system.stages:
             directory = self.run_dir / name
             if not checkpoint_steps(directory):
                 continue
-            tokenizer = Tokenizer.from_json(read_stage(directory)["tokenizer"])
+            tokenizer = tokenizer_from_json(read_stage(directory)["tokenizer"])
             if tokenizer.context_length != self.system.context_length:
                 raise ValueError(
                     f"the tokenizer in {directory} cuts captions at {tokenizer.context_length} tokens and the config "
@@ -253,6 +278,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     Raises:
         ValueError: for what is wrong with the config or the mesh.
     """
+    given_tokenizer(system)
     for name, recipe, frozen, _ in planned_stages(system):
         if name not in names:
             continue
@@ -266,18 +292,21 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
         devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
         log(
             f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} pictures on {devices}, "
-            f"in {run_dir / name}{_found(run_dir / name, recipe)}"
+            f"in {run_dir / name}{_found(system, name, run_dir)}"
         )
+    for name, folder in system.given.items():
+        if name not in names and not _begun(system, name, run_dir):
+            log(f"{name}: that of {folder}")
     log("dry run: nothing was written")
 
 
 def planned_stages(system: System) -> Iterator[tuple[str, Recipe, Any, Any]]:
-    """(name, attached recipe, frozen parameters, own parameters) of every stage, as shapes and in training order.
+    """(name, attached recipe, frozen parameters, own parameters) of every trained stage, as shapes and in order.
 
     Raises:
         ValueError: if a network cannot be built, or a stage needs one that is not before it.
     """
-    planned: dict[str, LoadedStage] = {}
+    planned = planned_given(system)
     for name, recipe in system.stages.items():
         yield name, *plan_stage(name, recipe, planned)
 
@@ -298,12 +327,13 @@ def plan_stage(name: str, recipe: Recipe, planned: dict[str, LoadedStage]) -> tu
     return recipe, frozen, params
 
 
-def _found(directory: Path, recipe: Recipe) -> str:
-    done = finished_record(directory, recipe.steps)
+def _found(system: System, name: str, run_dir: Path) -> str:
+    done = _done(system, name, run_dir)
     if done is not None:
         return f" (finished, {duration(done['seconds'])})"
-    steps = checkpoint_steps(directory)
-    return f" (goes on from step {steps[-1]})" if steps else ""
+    if _begun(system, name, run_dir):
+        return f" (goes on from step {checkpoint_steps(run_dir / name)[-1]})"
+    return " (in place of the given one)" if is_given(system, name, run_dir) else ""
 
 
 def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:

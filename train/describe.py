@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.sharding import DEFAULT_RULES, check_batch, make_mesh, partition
 from train.cascade import lower_step, plan_stage
 from train.flops import count_flops
+from train.given import planned_given
 from train.metrics import duration
 from train.state import abstract_state, make_step
 from train.system import Recipe, System
@@ -68,10 +68,14 @@ def describe(system: System, topology: str | None = None, fsdp: int | None = Non
 
 
 def examine(system: System, mesh: Mesh) -> tuple[list[Stage], dict[str, str]]:
-    """Every stage that can be built and lowered on `mesh`, and the reason for each one that is refused."""
+    """Every stage that can be built and lowered on `mesh`, and the reason for each one that is refused.
+
+    Raises:
+        ValueError: if a stage that the system is given is missing.
+    """
     stages: list[Stage] = []
     refused: dict[str, str] = {}
-    planned: dict[str, LoadedStage] = {}
+    planned = planned_given(system)
     for name, recipe in system.stages.items():
         try:
             recipe, frozen, _ = plan_stage(name, recipe, planned)
@@ -136,7 +140,10 @@ def _title(system: System) -> str:
     data = system.data.name + (f"/{system.data.config}" if system.data.config else "")
     tokens = f"a vocabulary of {system.vocabulary_size:,}, captions of up to {system.context_length} tokens"
     count = len(system.stages)
-    return f"{system.name}: {count} stage{'s' * (count > 1)} on {data}, {tokens}"
+    given = ""
+    for name, folder in system.given.items():
+        given += f"\ngiven{' until it is trained' * (name in system.stages)}: {name}, that of {folder}"
+    return f"{system.name}: {count} stage{'s' * (count > 1)} on {data}, {tokens}{given}"
 
 
 def _mesh_words(mesh: Mesh) -> str:

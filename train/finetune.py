@@ -10,9 +10,11 @@ import jax
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage, to_json
-from dalle2_jax.tokenizer import Tokenizer
+from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
 from train.resume import first_difference
 from train.system import Recipe, System
+
+AnyTokenizer = Tokenizer | ClipTokenizer
 
 TOKEN_TABLE = "token_embedding/embedding"
 # What may differ: shapes tell where it matters, tables of tokens are fitted, and the rest is how it is computed.
@@ -21,7 +23,7 @@ ADAPTED = ("vocabulary_size", "image_size", "attention_resolutions", "dropout", 
 PROCESS = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
 
 
-def inherited_tokenizer(system: System, log: Callable[[str], None]) -> Tokenizer | None:
+def inherited_tokenizer(system: System, log: Callable[[str], None]) -> AnyTokenizer | None:
     """The tokenizer of the first stage that another one starts from, if the system has room for it.
 
     Raises:
@@ -30,7 +32,10 @@ def inherited_tokenizer(system: System, log: Callable[[str], None]) -> Tokenizer
     for name, recipe in system.stages.items():
         if recipe.init_from is None:
             continue
-        tokenizer = Tokenizer.from_json(_read(name, recipe)["tokenizer"])
+        text = _read(name, recipe).get("tokenizer")
+        if text is None:  # an upsampler of public weights
+            continue
+        tokenizer = tokenizer_from_json(text)
         if tokenizer.context_length != system.context_length or tokenizer.vocabulary_size > system.vocabulary_size:
             log(
                 f"{recipe.init_from} has a tokenizer of {tokenizer.vocabulary_size} tokens and captions of "
@@ -43,14 +48,15 @@ def inherited_tokenizer(system: System, log: Callable[[str], None]) -> Tokenizer
     return None
 
 
-def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Callable[[str], None]) -> Any:
+def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: Callable[[str], None]) -> Any:
     """The averaged parameters of the stage that `recipe.init_from` names, fitted to this recipe.
 
     Tables of token embeddings follow the tokens: a token that both tokenizers have keeps its row, a new one gets a
     fresh row. The optimizer and the average start afresh in any case.
 
     Raises:
-        ValueError: if the other stage is missing or damaged, of another kind, or differs in a parameter's shape.
+        ValueError: if the other stage is missing or damaged, of another kind, differs in a parameter's shape, or has a
+            table for another kind of tokenizer.
     """
     info = check_start(name, recipe)
     try:
@@ -66,11 +72,16 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: Tokenizer, log: Cal
                 f"{name} cannot start from {recipe.init_from}: {path} is a parameter of {where} alone; set "
                 f"{name}.module as it is there, or leave init_from out"
             )
-    their_tokenizer = Tokenizer.from_json(info["tokenizer"])
+    their_tokenizer = tokenizer_from_json(info["tokenizer"]) if "tokenizer" in info else None
     fitted = []
     for path, ours_shape, theirs_shape in ((path, ours[path].shape, theirs[path].shape) for path in ours):
         is_table = path.endswith(TOKEN_TABLE) and ours_shape[1:] == theirs_shape[1:]
         if is_table and (their_tokenizer != tokenizer or ours_shape != theirs_shape):
+            if type(their_tokenizer) is not type(tokenizer):
+                raise ValueError(
+                    f"{name} cannot start from {recipe.init_from}: it reads the tokens of {_words(their_tokenizer)} "
+                    f"and this run's are those of {_words(tokenizer)}; leave init_from out"
+                )
             fitted.append(path)
         elif ours_shape != theirs_shape:
             raise ValueError(
@@ -136,8 +147,14 @@ def _by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in flat}
 
 
+def _words(tokenizer: AnyTokenizer | None) -> str:
+    if tokenizer is None:
+        return "no tokenizer"
+    return "CLIP's own tokenizer" if isinstance(tokenizer, ClipTokenizer) else "one learned from captions"
+
+
 def _fit_table(
-    fresh: np.ndarray, theirs: np.ndarray, tokenizer: Tokenizer, their_tokenizer: Tokenizer
+    fresh: np.ndarray, theirs: np.ndarray, tokenizer: AnyTokenizer, their_tokenizer: AnyTokenizer
 ) -> tuple[np.ndarray, int]:
     """A table with their rows for the tokens that both have; and how many those are."""
     places = their_tokenizer.token_rows()

@@ -156,13 +156,18 @@ class Recipe(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class System:
-    """One cascade: its data, tokenizer, stages in training order."""
+    """One cascade: its data, tokenizer, stages in training order.
+
+    given: folders of finished stages, by the names that they have here, which are taken as they are (see
+    `train.given`). A stage that is given and also one of `stages` is the given one until it is trained.
+    """
 
     name: str
     data: Data
     vocabulary_size: int
     context_length: int
     stages: dict[str, Recipe]
+    given: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for stage, recipe in self.stages.items():

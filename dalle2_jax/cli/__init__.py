@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import convert, curves, data, describe, enlarge, evaluate, generate, sweep
+from dalle2_jax.cli import clip, convert, curves, data, describe, enlarge, evaluate, generate, sweep, vary
 
 COMMANDS = {
     "generate": generate,
+    "vary": vary,
     "enlarge": enlarge,
+    "clip": clip,
     "evaluate": evaluate,
     "sweep": sweep,
     "describe": describe,

@@ -28,11 +28,11 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from dalle2_jax.checkpoint import load_stage
-    from dalle2_jax.data.picture import PictureError, read_picture
+    from dalle2_jax.cli.pictures import read_picture_file
     from dalle2_jax.data.transforms import resize
     from dalle2_jax.evaluation.grid import save_png
     from dalle2_jax.layers.pictures import to_float, to_uint8
-    from dalle2_jax.unclip import enlarge
+    from dalle2_jax.stages import enlarge
 
     path = Path(options.picture)
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}_large.png")
@@ -44,10 +44,7 @@ def run(options: argparse.Namespace) -> int:
     stage = load_stage(options.stage)
     if stage.kind != "upsampler":
         raise ValueError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
-    try:
-        picture = read_picture(path.read_bytes())
-    except PictureError as error:
-        raise ValueError(f"{path} cannot be enlarged: {error}") from error
+    picture = read_picture_file(path)
     small = resize(picture[None], stage.info["low_size"])
     key = jax.random.key(options.seed)
     large = enlarge(stage, key, to_float(small), tile=options.tile, **changes["upsampler"])

@@ -33,7 +33,8 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.run)
     model = DALLE2.load(folder)
-    data = model.clip.part("data")
+    model.need("clip", "prior", "decoder")
+    data = model.part("data")
     settings: dict[str, Any] = {"count": options.count, "seed": options.seed}
     settings["say"] = lambda line: print(line, flush=True)
     if data.name == "captioned_shapes":
@@ -51,8 +52,7 @@ def run(options: argparse.Namespace) -> int:
         report, shown = evaluate_pictures(model, data, split=options.split, judge=judge, **settings)
         report["judge"] = options.judge or options.run
         text = format_pictures_report(report)
-    stages = (model.clip, model.prior, model.decoder, *model.upsamplers)
-    report["seconds"] = {stage.name: round(stage.info.get("seconds", 0.0), 1) for stage in stages}
+    report["seconds"] = {stage.name: round(stage.info.get("seconds", 0.0), 1) for stage in model.stages}
     report["version"] = __version__
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     _save_samples(folder / "samples.png", shown)

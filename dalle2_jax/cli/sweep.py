@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
             f"--guidance-scales takes numbers with commas between, not {options.guidance_scales}"
         ) from None
     model = DALLE2.load(options.run)
+    model.need("clip", "prior", "decoder")
     base = Path(options.out) if options.out else Path(options.run) / f"sweep_{options.stage}"
     table = base.with_name(base.name + ".json")
     shown: list[dict] = []
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     rows = sweep(
         model,
-        model.clip.part("data"),
+        model.part("data"),
         stage=options.stage,
         samplers=options.samplers.split(","),
         steps=options.steps.split(","),

@@ -59,16 +59,17 @@ def sample_decoder(
     params: Any,
     process: Process,
     sampling: Sampling,
-    image_embedding: jax.Array,
+    image_embedding: jax.Array | None,
     caption: Caption,
     x_T: jax.Array | None = None,
 ) -> jax.Array:
     """Pictures `[b, h, w, 3]` in [-1, 1] at the decoder's own size.
 
-    keys: one a picture `[b]`. image_embedding: CLIP's `[b, z]`. Guidance drops both conditions in its other half.
-    x_T: the noise to start from (`invert_decoder`'s, say); None: drawn by the keys.
+    keys: one a picture `[b]`. image_embedding: CLIP's `[b, z]`; None for a decoder that does not read it. Guidance
+    drops both conditions in its other half. x_T: the noise to start from (`invert_decoder`'s, say); None: drawn by the
+    keys. A decoder that paints in what is not known is told that nothing is.
     """
-    batch, size = image_embedding.shape[0], decoder.unet.image_size
+    batch, size = keys.shape[0], decoder.unet.image_size
     noise_keys, step_keys = _split(keys)
     kept = jnp.ones(batch, bool)
 
@@ -76,7 +77,12 @@ def sample_decoder(
         return decoder.apply({"params": params}, x_t, timesteps, **condition)
 
     def condition(keep_image: jax.Array, keep_text: jax.Array) -> dict[str, jax.Array]:
-        return {"image_embedding": image_embedding, "keep_image": keep_image, **caption.condition(keep_text)}
+        told = caption.condition(keep_text)
+        if decoder.reads_image:
+            told |= {"image_embedding": image_embedding, "keep_image": keep_image}
+        if decoder.inpainting:
+            told["known"] = jnp.zeros((batch, size, size, 4))
+        return told
 
     guided = classifier_free_guidance(
         denoiser,
@@ -121,16 +127,22 @@ def sample_upsampler(
     low_resolution: jax.Array,
     size: int,
     tile: int | None = None,
+    caption: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Pictures `[b, size, size, 3]` from `low_resolution` `[b, h, w, 3]`, both in [-1, 1]; no guidance (Sec. 2.1).
 
+    caption: tokens and mask `[b, n]` for an upsampler that reads them, which does not work in tiles.
     tile: denoise in tiles of that many pixels, a quarter of which they share, so that memory follows the tile and not
     the picture (`dalle2_jax.diffusion.tiled`); None: whole.
     """
     noise_keys, step_keys = _split(keys)
 
+    told = {} if caption is None else {"text": caption[0], "text_mask": caption[1]}
+    if upsampler.inpainting:
+        told["known"] = jnp.zeros((low_resolution.shape[0], size, size, 4))
+
     def denoiser(x_t: jax.Array, timesteps: jax.Array, low_resolution: jax.Array) -> jax.Array:
-        return upsampler.apply({"params": params}, x_t, timesteps, low_resolution)
+        return upsampler.apply({"params": params}, x_t, timesteps, low_resolution, **told)
 
     if tile is None:
         conditioned = functools.partial(denoiser, low_resolution=low_resolution)

@@ -14,7 +14,7 @@ import numpy as np
 
 from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples, has_split
 from dalle2_jax.evaluation.prior_suite import prior_suite
-from dalle2_jax.evaluation.retrieval import recall_at
+from dalle2_jax.evaluation.retrieval import mean_cosine, recall_at
 from dalle2_jax.evaluation.suite import Report, fidelity_lines, there_and_back, upsampler_against_bicubic
 from dalle2_jax.unclip import DALLE2
 
@@ -67,7 +67,7 @@ def _judged(judge: DALLE2, examples: Examples, pictures: np.ndarray) -> dict[str
         result[name] = {
             **recall_at(image, text, captions, 1),
             **recall_at(image, text, captions, 5),
-            "clip_score": float((image * text).sum(-1).mean()),
+            "clip_score": mean_cosine(image, text),
         }
     distinct = len(set(captions))
     result["chance"] = {f"r{k}": min(k, distinct) / distinct for k in (1, 5)}

@@ -7,6 +7,8 @@ comes within 0.02; a sick one misses by far more.
 
 import numpy as np
 
+from dalle2_jax.evaluation.retrieval import mean_cosine
+
 HEALTHY = {
     "to_true_picture": "0.75 or more",
     "to_text_minus_baseline": "within 0.05 of 0: as near to its caption as true pictures are",
@@ -14,23 +16,19 @@ HEALTHY = {
 }
 
 
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float((a * b).sum(-1).mean())
-
-
 def prior_suite(drawn: np.ndarray, true: np.ndarray, text: np.ndarray) -> dict[str, object]:
-    """Mean cosines of unit-norm embeddings `[n, z]`: drawn by the prior, of the true pictures, of the captions.
+    """Mean cosines of embeddings `[n, z]`: drawn by the prior, of the true pictures, of the captions.
 
     `to_text_minus_baseline` is the difference between drawn and true pictures' similarity to the caption; an unrelated
     caption is the one half the list away.
     """
     unrelated = np.roll(text, (len(text) + 1) // 2, axis=0)
     measured = {
-        "to_text": _cosine(drawn, text),
-        "baseline_true_to_text": _cosine(true, text),
-        "to_text_minus_baseline": _cosine(drawn, text) - _cosine(true, text),
-        "to_true_picture": _cosine(drawn, true),
-        "to_unrelated_text": _cosine(drawn, unrelated),
+        "to_text": mean_cosine(drawn, text),
+        "baseline_true_to_text": mean_cosine(true, text),
+        "to_text_minus_baseline": mean_cosine(drawn, text) - mean_cosine(true, text),
+        "to_true_picture": mean_cosine(drawn, true),
+        "to_unrelated_text": mean_cosine(drawn, unrelated),
     }
     healthy = {
         "to_true_picture": measured["to_true_picture"] >= 0.75,

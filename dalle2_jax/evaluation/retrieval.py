@@ -3,14 +3,25 @@
 import numpy as np
 
 
+def unit(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings `[n, z]` of unit norm; those of some CLIPs leave it as they are."""
+    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+
+
+def mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """The mean of the cosines of embeddings `[n, z]`, row by row."""
+    return float((unit(a) * unit(b)).sum(-1).mean())
+
+
 def recall_at(
     image_embeddings: np.ndarray, text_embeddings: np.ndarray, captions: list[str], k: int
 ) -> dict[str, float]:
-    """R@k in both directions over unit-norm embeddings `[n, z]`.
+    """R@k in both directions over embeddings `[n, z]`, by cosine.
 
     A picture is found by its caption if one of the k nearest pictures carries an equal caption, since equal captions
     cannot be told apart; a caption is found by a picture among the k nearest distinct captions.
     """
+    image_embeddings, text_embeddings = unit(image_embeddings), unit(text_embeddings)
     names = np.asarray(captions)
     distinct, first, label = np.unique(names, return_index=True, return_inverse=True)
     to_text = image_embeddings @ text_embeddings[first].T

@@ -12,7 +12,7 @@ import numpy as np
 
 from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples
 from dalle2_jax.evaluation.grid import save_figure
-from dalle2_jax.evaluation.retrieval import recall_at
+from dalle2_jax.evaluation.retrieval import mean_cosine, recall_at
 from dalle2_jax.evaluation.suite import oracle_accuracies
 from dalle2_jax.unclip import DALLE2
 
@@ -80,7 +80,7 @@ def _quality(model: DALLE2, examples: Examples, generated: Any) -> dict[str, flo
     text = generated.text_embeddings
     return {
         "r5": recall_at(image, text, examples.captions, 5)["image_to_text_r5"],
-        "clip_score": float((image * text).sum(-1).mean()),
+        "clip_score": mean_cosine(image, text),
     }
 
 

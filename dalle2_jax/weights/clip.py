@@ -6,12 +6,17 @@ Source: Hugging Face transformers, models/clip/modeling_clip.py; a folder has `c
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
-from dalle2_jax.weights.run import array
+from dalle2_jax.tokenizer import ClipTokenizer
+from dalle2_jax.weights.folder import open_part, read_json, read_tokenizer
+from dalle2_jax.weights.run import Conversion, array
 from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import Tensors, WeightsError
 
+HALVES = ("text", "vision")
 LARGEST_LOGIT_SCALE = math.log(100.0)  # that of all of OpenAI's CLIPs, and the limit in training
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -47,6 +52,55 @@ def _transformer_fields(config: dict[str, Any], width: int, depth: int, heads: i
         "activation": config.get("hidden_act", "quick_gelu"),
         "epsilon": config.get("layer_norm_eps", 1e-5),
     }
+
+
+def conversions(folder: Path, unit_norm: bool = True) -> list[Conversion]:
+    """The one stage of a folder that `CLIPModel.save_pretrained` wrote, its vocabulary beside it.
+
+    unit_norm: of the embeddings; False for Karlo's networks.
+
+    Raises:
+        WeightsError: if a file is missing, damaged, or of another model.
+    """
+    config = read_json(folder / "config.json")
+    if config.get("model_type") != "clip":
+        raise WeightsError(f"{folder} holds a model of the type {config.get('model_type')!r}; a CLIP is wanted")
+    text, vision = ({**config.get(f"{half}_config_dict", {}), **config.get(f"{half}_config", {})} for half in HALVES)
+    module = CLIP(
+        vision=vision_module(vision),
+        text=text_module(text),
+        embedding_size=config.get("projection_dim", 512),
+        unit_norm=unit_norm,
+    )
+    return [conversion(module, open_part(folder), read_tokenizer(folder))]
+
+
+def conversion(module: CLIP, tensors: Tensors, tokenizer: ClipTokenizer, logit_scale: bool = True) -> Conversion:
+    """A CLIP, or its caption half, as a stage."""
+    return stage(module, clip_table(module, logit_scale), tensors.renamed(_without_buffers), tokenizer)
+
+
+def stage(module: CLIP, table: Table, tensors: Tensors, tokenizer: ClipTokenizer) -> Conversion:
+    """A CLIP with the table of its weights as a stage.
+
+    Raises:
+        WeightsError: if the vocabulary is not that of its caption encoder.
+    """
+    if tokenizer.vocabulary_size != module.text.vocabulary_size:
+        raise WeightsError(
+            f"{tensors.where} has {module.text.vocabulary_size} tokens and the vocabulary beside it "
+            f"{tokenizer.vocabulary_size}; they are of two models"
+        )
+    info = {
+        "tokenizer": tokenizer.to_json(),
+        "image_size": None if module.vision is None else module.vision.image_size,
+    }
+    method = "encode_text" if module.vision is None else "__call__"
+    return Conversion("clip", "clip", module, table, tensors, inputs(module), info, method=method)
+
+
+def _without_buffers(name: str) -> str | None:
+    return None if name.endswith(".position_ids") else name
 
 
 def inputs(module: CLIP) -> dict[str, Any]:

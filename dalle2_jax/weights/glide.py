@@ -6,10 +6,27 @@ Source: openai/glide-text2im, glide_text2im/text2im_model.py and model_creation.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from dalle2_jax.decoder import CaptionEncoder, Decoder, Upsampler
+from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.unet import UNet
+from dalle2_jax.tokenizer import GlideTokenizer
+from dalle2_jax.weights.run import Conversion, Part, array
 from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import PICKLES, WeightsError, open_tensors
 from dalle2_jax.weights.unet import GuidedDiffusion, unet_entries
+
+ENDINGS = (".safetensors", *PICKLES)
+PAIRS = (("base", "upsample"), ("base_inpaint", "upsample_inpaint"))
+# Of the released networks, counted from their own code.
+PARAMETERS = {
+    "base": 385_030_726,
+    "upsample": 398_361_286,
+    "base_inpaint": 385_037_638,
+    "upsample_inpaint": 398_368_198,
+}
 
 CAPTIONS = CaptionEncoder(vocabulary_size=50_257, context_length=128, width=512, depth=16, heads=8)
 BASE = UNet(
@@ -32,6 +49,62 @@ UPSAMPLER = UNet(
     head_channels=64,
     dropout=0.1,
 )
+
+
+def conversions(folder: Path, vocabulary: Path | None = None) -> list[Conversion]:
+    """Base network and upsampler of a folder with `base.pt` and `upsample.pt`, or their inpainting twins.
+
+    vocabulary: the folder of GPT-2's vocabulary, if it is not this one.
+
+    Raises:
+        WeightsError: if a file is missing, damaged, or not GLIDE's, or there are both pairs.
+    """
+    found = {name: [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in ENDINGS] for name in PARAMETERS}
+    pairs = [names for names in PAIRS if any(found[name] for name in names)]
+    if len(pairs) != 1 or not all(len(found[name]) == 1 for name in pairs[0]):
+        wanted = " or ".join(" and ".join(names) for names in PAIRS)
+        raise WeightsError(f"{folder} does not hold {wanted} (.pt or .safetensors), one file each and one pair alone")
+    inpainting = pairs[0] == PAIRS[1]
+    base, upsampling = (open_tensors(found[name][0]) for name in pairs[0])
+    decoder, upsampler = decoder_module(inpainting), upsampler_module(inpainting)
+    tokenizer = GlideTokenizer.read(vocabulary or folder, context_length=CAPTIONS.context_length)
+    size, low_size = upsampler.unet.image_size, decoder.unet.image_size
+    captions = {
+        "text": array(1, CAPTIONS.context_length, dtype="int32"),
+        "text_mask": array(1, CAPTIONS.context_length, dtype=bool),
+    }
+
+    def inputs(side: int) -> dict[str, Any]:
+        known = {"known": array(1, side, side, 4)} if inpainting else {}
+        return {"x_t": array(1, side, side, 3), "timesteps": array(1, dtype="int32"), **captions, **known}
+
+    def info(schedule: str, sampling: Sampling, side: int) -> dict[str, Any]:
+        process = Process(schedule=schedule, prediction="epsilon", variance="learned_range", clip=1.0)
+        sizes = {"image_size": side, "tokenizer": tokenizer.to_json()}
+        return {"process": process, "sampling": sampling, **sizes}
+
+    return [
+        Conversion(
+            "decoder",
+            "decoder",
+            decoder,
+            glide_table(decoder),
+            base,
+            inputs(low_size),
+            info("cosine", Sampling(sampler="ddpm", steps="100", guidance_scale=3.0), low_size),
+            parts=(Part(pairs[0][0], "", PARAMETERS[pairs[0][0]]),),
+        ),
+        Conversion(
+            "upsampler",
+            "upsampler",
+            upsampler,
+            glide_table(upsampler),
+            upsampling,
+            {**inputs(size), "low_resolution": array(1, low_size, low_size, 3)},
+            {**info("linear", Sampling(sampler="ddim", steps="fast27"), size), "low_size": low_size},
+            parts=(Part(pairs[0][1], "", PARAMETERS[pairs[0][1]]),),
+        ),
+    ]
 
 
 def decoder_module(inpainting: bool = False) -> Decoder:

@@ -6,7 +6,6 @@ scripts/convert_kakao_brain_unclip_to_diffusers.py.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,16 @@ from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.tokenizer import ClipTokenizer
-from dalle2_jax.weights import clip
-from dalle2_jax.weights.folder import open_part, read_json
-from dalle2_jax.weights.prior import STATISTICS, prior_module, prior_table
-from dalle2_jax.weights.run import Conversion, array
+from dalle2_jax.weights.folder import open_part, read_json, read_tokenizer
+from dalle2_jax.weights.pipeline import clip_halves, folder_prior, read_pipeline
+from dalle2_jax.weights.run import Conversion, Part, array
 from dalle2_jax.weights.table import Shape, Table
-from dalle2_jax.weights.tensors import WeightsError, joined
+from dalle2_jax.weights.tensors import Tensors, WeightsError, joined
 from dalle2_jax.weights.unet import Diffusers, unet_entries
+
+# Of the published networks.
+PRIOR_PARAMETERS, DECODER_PARAMETERS, TEXT_PROJECTION_PARAMETERS = 1_022_028_544, 885_439_686, 7_878_400
+UPSAMPLER_PARAMETERS = 691_579_523
 
 PIPELINES = ("UnCLIPPipeline", "UnCLIPImageVariationPipeline")
 
@@ -120,90 +122,40 @@ def upsampler_table(module: Upsampler) -> Table:
     return table
 
 
-def conversions(folder: str | Path) -> list[Conversion]:
+def conversions(folder: Path, whole_clip: Conversion | None = None) -> list[Conversion]:
     """The stages of a folder that diffusers' `UnCLIPPipeline.save_pretrained` wrote, or `UnCLIPImageVariationPipeline`.
 
-    The former has a prior and no picture encoder, the latter a picture encoder and no prior.
+    The former has a prior and no picture encoder, the latter a picture encoder and no prior. whole_clip: stands in for
+    the pipeline's halves of CLIP, with both of which a run draws from captions and varies pictures.
 
     Raises:
         WeightsError: if a part is missing, damaged, or not Karlo's.
     """
-    folder = Path(folder)
-    index = read_json(folder / "model_index.json")
-    if (kind := index.get("_class_name")) not in PIPELINES:
-        raise WeightsError(f"{folder} holds a {kind}; a folder of {' or '.join(PIPELINES)} is wanted")
-    tokenizer = _tokenizer(folder / "tokenizer")
-    clip = _clip(folder, tokenizer)
-    decoder, upsampler = _decoder(folder, clip, tokenizer), _upsampler(folder)
-    prior = [_prior(folder, clip, tokenizer)] if "prior" in index else []
+    index = read_pipeline(folder, PIPELINES)
+    tokenizer = read_tokenizer(folder / "tokenizer")
+    clip = clip_halves(folder, tokenizer) if whole_clip is None else whole_clip
+    decoder, upsampler = _decoder(folder, clip.module, tokenizer), _upsampler(folder)
+    prior = []
+    if "prior" in index:
+        prior = [folder_prior(folder, "prior_scheduler", clip.module, tokenizer, PRIOR_PARAMETERS)]
     return [clip, *prior, decoder, upsampler]
 
 
-def _tokenizer(folder: Path) -> ClipTokenizer:
-    settings = read_json(folder / "tokenizer_config.json")
-    tokenizer = ClipTokenizer.read(folder, context_length=settings.get("model_max_length", 77))
-    pad = settings.get("pad_token", "!")
-    pad = pad if isinstance(pad, str) else pad["content"]
-    return replace(tokenizer, padding=tokenizer.token_rows()[pad])
-
-
-def _clip(folder: Path, tokenizer: ClipTokenizer) -> Conversion:
-    config, tensors = read_json(folder / "text_encoder" / "config.json"), open_part(folder / "text_encoder")
-    vision = None
-    if (folder / "image_encoder").is_dir():
-        vision = clip.vision_module(read_json(folder / "image_encoder" / "config.json"))
-        tensors = joined([("", tensors), ("", open_part(folder / "image_encoder"))])
-    module = CLIP(
-        vision=vision,
-        text=clip.text_module(config),
-        embedding_size=config.get("projection_dim", 768),
-        unit_norm=False,
-    )
-    tensors = tensors.renamed(lambda name: None if name.endswith(".position_ids") else name)
-    return Conversion(
-        "clip",
-        "clip",
-        module,
-        clip.clip_table(module, logit_scale=False),
-        tensors,
-        clip.inputs(module),
-        {"tokenizer": tokenizer.to_json(), "image_size": None if vision is None else vision.image_size},
-        method="encode_text" if vision is None else "__call__",
-    )
-
-
-def _prior(folder: Path, clip: Conversion, tokenizer: ClipTokenizer) -> Conversion:
-    config, tensors = read_json(folder / "prior" / "config.json"), open_part(folder / "prior")
-    module = prior_module(config, tensors)
-    clamp = read_json(folder / "prior_scheduler" / "scheduler_config.json").get("clip_sample_range", 1.0)
-    length, width = module.context_length, clip.module.text.width
-    inputs = {
-        "noised_image_embedding": array(1, module.embedding_size),
-        "timesteps": array(1, dtype="int32"),
-        "text_embedding": array(1, module.embedding_size),
-        "text": array(1, length, width),
-        "text_mask": array(1, length, dtype=bool),
-    }
-    info = {
-        "process": Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=float(clamp)),
-        "sampling": Sampling(sampler="ddpm", steps="25", guidance_scale=4.0),
-        "tokenizer": tokenizer.to_json(),
-    }
-    tensors = tensors.renamed(lambda name: None if name in STATISTICS else name)
-    return Conversion("prior", "prior", module, prior_table(module), tensors, inputs, info, ("clip",))
-
-
-def _decoder(folder: Path, clip: Conversion, tokenizer: ClipTokenizer) -> Conversion:
+def _decoder(folder: Path, clip: CLIP, tokenizer: ClipTokenizer) -> Conversion:
     unet = unet_module(read_json(folder / "decoder" / "config.json"), str(folder / "decoder"))
-    text = read_json(folder / "text_proj" / "config.json")
-    module = decoder_module(unet, text)
+    module = decoder_module(unet, read_json(folder / "text_proj" / "config.json"))
     tensors = joined([(TEXT, open_part(folder / "text_proj")), (UNET, open_part(folder / "decoder"))])
-    size, length = clip.module.embedding_size, clip.module.text.context_length
+    return decoder(module, decoder_table(module), tensors, clip, tokenizer)
+
+
+def decoder(module: Decoder, table: Table, tensors: Tensors, clip: CLIP, tokenizer: ClipTokenizer) -> Conversion:
+    """Karlo's decoder as a stage; drawn from in 25 steps ("fast"; 50 is the other setting) at guidance 8."""
+    size, length, unet = clip.embedding_size, clip.text.context_length, module.unet
     inputs = {
         "x_t": array(1, unet.image_size, unet.image_size, 3),
         "timesteps": array(1, dtype="int32"),
-        "image_embedding": array(1, text.get("clip_embeddings_dim", 768)),
-        "text": array(1, length, clip.module.text.width),
+        "image_embedding": array(1, size),
+        "text": array(1, length, clip.text.width),
         "text_mask": array(1, length, dtype=bool),
         "text_embedding": array(1, size),
     }
@@ -213,25 +165,35 @@ def _decoder(folder: Path, clip: Conversion, tokenizer: ClipTokenizer) -> Conver
         "image_size": unet.image_size,
         "tokenizer": tokenizer.to_json(),
     }
-    return Conversion("decoder", "decoder", module, decoder_table(module), tensors, inputs, info, ("clip",))
+    parts = (Part("decoder", "unet", DECODER_PARAMETERS), Part("text projection", "", TEXT_PROJECTION_PARAMETERS))
+    return Conversion("decoder", "decoder", module, table, tensors, inputs, info, ("clip",), parts=parts)
 
 
 def _upsampler(folder: Path) -> Conversion:
     names = ("super_res_first", "super_res_last")
     unets = [unet_module(read_json(folder / name / "config.json"), str(folder / name)) for name in names]
     module = upsampler_module(*unets)
-    size = unets[0].image_size
     low_size = read_json(folder / "decoder" / "config.json")["sample_size"]
+    tensors = joined([("first.", open_part(folder / names[0])), ("last.", open_part(folder / names[1]))])
+    return upsampler(module, upsampler_table(module), tensors, low_size)
+
+
+def upsampler(module: Upsampler, table: Table, tensors: Tensors, low_size: int) -> Conversion:
+    """Karlo's upsampler as a stage: seven steps, the last of them by the second network."""
+    size = module.unet.image_size
     inputs = {
         "x_t": array(1, size, size, 3),
         "timesteps": array(1, dtype="int32"),
         "low_resolution": array(1, low_size, low_size, 3),
     }
-    tensors = joined([("first.", open_part(folder / names[0])), ("last.", open_part(folder / names[1]))])
     info = {
         "process": Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0),
         "sampling": Sampling(sampler="ddpm", steps="7"),
         "image_size": size,
         "low_size": low_size,
     }
-    return Conversion("upsampler", "upsampler", module, upsampler_table(module), tensors, inputs, info)
+    parts = (
+        Part("super resolution, first steps", "unet", UPSAMPLER_PARAMETERS),
+        Part("super resolution, last step", "last", UPSAMPLER_PARAMETERS),
+    )
+    return Conversion("upsampler", "upsampler", module, table, tensors, inputs, info, parts=parts)

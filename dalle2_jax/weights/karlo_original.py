@@ -14,14 +14,76 @@ from pathlib import Path
 import numpy as np
 
 from dalle2_jax.decoder import Decoder, Upsampler
+from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
-from dalle2_jax.weights.karlo import token_entries
+from dalle2_jax.tokenizer import tokenizer_from_json
+from dalle2_jax.weights import karlo, pipeline
+from dalle2_jax.weights.run import Conversion
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError, open_tensors
 from dalle2_jax.weights.unet import GuidedDiffusion, unet_entries
 
+PRIOR_MODULE = DiffusionPrior(
+    embedding_size=768,
+    width=2048,
+    depth=20,
+    heads=32,
+    context_length=77,
+    embedding_scale=1.0,
+    learned_null=False,
+)
+DECODER_UNET = UNet(
+    image_size=64,
+    out_channels=6,
+    channels=320,
+    channel_multipliers=(1, 2, 3, 4),
+    depth=3,
+    attention_resolutions=(32, 16, 8),
+    head_channels=64,
+    dropout=0.1,
+)
+UPSAMPLER_UNET = UNet(
+    image_size=256,
+    out_channels=3,
+    channels=320,
+    channel_multipliers=(1, 2, 3, 4),
+    depth=3,
+    attention_resolutions=(),
+    scale_shift=False,
+    middle_attention=False,
+)
+TEXT_WIDTH = 1536
+CLAMP = 10.0  # of the prior's x_0; diffusers' schedulers say 5
+
 PRIOR, FIRST, LAST = "model.", "model_first_steps.", "model_last_step."
 FILES = {"prior": "prior-ckpt*", "decoder": "decoder-ckpt*", "upsampler": "*sr-ckpt*", "statistics": "*_stats.*"}
+
+
+def conversions(folder: Path, clip: Conversion) -> list[Conversion]:
+    """The stages of a folder with these four files; clip: ViT-L/14, which is not among them.
+
+    Raises:
+        WeightsError: if a file is missing, damaged, or not Karlo's.
+    """
+    mean, std = statistics(find(folder, "statistics"))
+    tokenizer = tokenizer_from_json(clip.info["tokenizer"])
+    module = PRIOR_MODULE.clone(embedding_mean=mean, embedding_std=std)
+    if len(mean) != module.embedding_size:
+        raise WeightsError(f"the statistics in {folder} are of {len(mean)} numbers and not {module.embedding_size}")
+    prior = pipeline.prior(
+        module, prior_table(module), find(folder, "prior"), clip.module, tokenizer, CLAMP, karlo.PRIOR_PARAMETERS
+    )
+    unet = DECODER_UNET.clone()
+    module = karlo.decoder_module(unet, {"cross_attention_dim": TEXT_WIDTH})
+    decoder = karlo.decoder(module, decoder_table(module), find(folder, "decoder"), clip.module, tokenizer)
+    module = karlo.upsampler_module(UPSAMPLER_UNET.clone(), UPSAMPLER_UNET.clone())
+    upsampler = karlo.upsampler(module, upsampler_table(module), find(folder, "upsampler"), unet.image_size)
+    return [clip, prior, decoder, upsampler]
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder has any of these files."""
+    return any(any(folder.glob(FILES[kind])) for kind in ("prior", "decoder", "upsampler"))
 
 
 def find(folder: Path, kind: str) -> Tensors:
@@ -76,7 +138,7 @@ def decoder_table(module: Decoder) -> Table:
     table.dense("text_time", f"{PRIOR}text_feat_proj")
     table.dense("text_projection", f"{PRIOR}text_seq_proj.0")
     table.norm("text_norm", f"{PRIOR}text_seq_proj.1")
-    token_entries(table, f"{PRIOR}clip_tok_proj", module.image_tokens)
+    karlo.token_entries(table, f"{PRIOR}clip_tok_proj", module.image_tokens)
     return table
 
 

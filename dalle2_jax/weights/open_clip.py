@@ -6,12 +6,40 @@ Source: open_clip, src/open_clip/model.py and transformer.py; a folder has `open
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
+from dalle2_jax.tokenizer import ClipTokenizer
+from dalle2_jax.weights import clip
 from dalle2_jax.weights.clip import MEAN, STD
+from dalle2_jax.weights.folder import read_json
+from dalle2_jax.weights.run import Conversion
 from dalle2_jax.weights.table import Table
-from dalle2_jax.weights.tensors import WeightsError
+from dalle2_jax.weights.tensors import WeightsError, open_tensors
+
+CONFIG = "open_clip_config.json"
+FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+MASK = "attn_mask"  # a buffer that some files carry
+
+
+def conversions(folder: Path, vocabulary: Path | None = None) -> list[Conversion]:
+    """The one stage of a folder that open_clip published.
+
+    vocabulary: where CLIP's vocabulary is, if it is not in the folder.
+
+    Raises:
+        WeightsError: if a file is missing, damaged, or of a model that is no CLIP of transformers.
+    """
+    path = folder / CONFIG
+    module = clip_module(read_json(path), str(path))
+    files = [folder / name for name in FILES if (folder / name).is_file()]
+    if not files:
+        raise WeightsError(f"there are no weights in {folder}; looked for {', '.join(FILES)}")
+    length = module.text.context_length
+    tokenizer = ClipTokenizer.read(vocabulary or folder, context_length=length)
+    tensors = open_tensors(files[0]).renamed(lambda name: None if name == MASK else name)
+    return [clip.stage(module, clip_table(module), tensors, tokenizer)]
 
 
 def clip_module(config: dict[str, Any], where: str) -> CLIP:
@@ -41,7 +69,7 @@ def clip_module(config: dict[str, Any], where: str) -> CLIP:
             width=vision["width"],
             depth=vision["layers"],
             heads=vision["width"] // vision.get("head_width", 64),
-            mlp_ratio=vision.get("mlp_ratio", 4.0),
+            mlp_ratio=_mlp_ratio(vision),
             mean=tuple(preprocess.get("mean", MEAN)),
             std=tuple(preprocess.get("std", STD)),
             **common,
@@ -52,11 +80,16 @@ def clip_module(config: dict[str, Any], where: str) -> CLIP:
             width=text["width"],
             depth=text["layers"],
             heads=text["heads"],
-            mlp_ratio=text.get("mlp_ratio", 4.0),
+            mlp_ratio=_mlp_ratio(text),
             **common,
         ),
         embedding_size=size,
     )
+
+
+def _mlp_ratio(config: dict[str, Any]) -> float:
+    """The ratio that is left when the width of the MLP is cut to a whole number, as open_clip does."""
+    return int(config["width"] * config.get("mlp_ratio", 4.0)) / config["width"]
 
 
 def clip_table(module: CLIP) -> Table:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from dalle2_jax._version import __version__
 from dalle2_jax.checkpoint import CheckpointWriter, write_stage
 from dalle2_jax.checkpoint.stage import stage_version
+from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
@@ -22,11 +23,24 @@ WRITTEN_AT_ONCE = 256 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
+class Part:
+    """Parameters that are counted together: those below `prefix`, or with "" all that no other part counts.
+
+    published: how many the published network has; None: nobody says.
+    """
+
+    name: str
+    prefix: str = ""
+    published: int | None = None
+
+
+@dataclass(frozen=True)
 class Conversion:
     """One stage to be: our module, whose parameters `table` makes of `tensors`.
 
     inputs: shapes by which the module is built, the arguments of its `method`. info: what `stage.json` says beside
-    the module: process, sampling, sizes, tokenizer. needs: kinds of stages that it was trained on.
+    the module: process, sampling, sizes, tokenizer. needs: kinds of stages that it was trained on. parts: how its
+    parameters are told; () as one.
     """
 
     name: str
@@ -38,6 +52,7 @@ class Conversion:
     info: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     method: str = "__call__"
+    parts: tuple[Part, ...] = ()
 
     def shapes(self) -> Any:
         """Our parameters, as shapes."""
@@ -46,6 +61,17 @@ class Conversion:
             return self.module.init(jax.random.key(0), **inputs, method=self.method)
 
         return jax.eval_shape(init, self.inputs)["params"]
+
+    def told(self, shapes: Any) -> list[str]:
+        """A line a part: its parameters, and how many the published one has."""
+        counts = {name: count(tree) for name, tree in shapes.items()}
+        prefixes = {part.prefix for part in self.parts}
+        lines = []
+        for part in self.parts or (Part(self.name),):
+            own = [name for name in counts if name == part.prefix or (not part.prefix and name not in prefixes)]
+            line = f"{part.name}: {sum(counts[name] for name in own):,} parameters"
+            lines.append(line + (f" (published: {part.published:,})" if part.published else ""))
+        return lines
 
 
 def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -56,6 +82,14 @@ def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
 def count(tree: Any) -> int:
     """How many numbers a tree of arrays or shapes holds."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def check_new(run: str | Path) -> Path:
+    """Raises WeightsError if there is something at `run` already."""
+    run = Path(run)
+    if run.exists():
+        raise WeightsError(f"{run} exists already; name a run to make")
+    return run
 
 
 def write_run(
@@ -72,9 +106,7 @@ def write_run(
     Raises:
         WeightsError: if the folder exists, or any table does not fit its tensors, before anything is written.
     """
-    run = Path(run)
-    if run.exists():
-        raise WeightsError(f"{run} exists already; name a run to make")
+    run = check_new(run)
     shapes = [conversion.shapes() for conversion in conversions]
     for conversion, shape in zip(conversions, shapes, strict=True):
         conversion.table.check(conversion.tensors, shape)
@@ -90,7 +122,7 @@ def write_run(
             info = {
                 "stage": conversion.name,
                 "kind": conversion.kind,
-                "module": conversion.module,
+                "module": with_dtype(conversion.module, dtype),
                 **conversion.info,
                 "built_on": {kind: versions[kind] for kind in conversion.needs if kind in versions},
                 "source": source,
@@ -102,8 +134,9 @@ def write_run(
             }
             write_stage(directory, info)
             versions.setdefault(conversion.kind, stage_version(directory, 0))
-            say(f"{conversion.name}: {count(shape):,} parameters from {conversion.tensors.where}")
             del params
+            for line in conversion.told(shape):
+                say(line)
         partial.rename(run)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

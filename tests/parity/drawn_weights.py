@@ -18,7 +18,7 @@ def draw(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             tensor = 1 + 0.2 * noise if name.endswith("weight") else 0.2 * noise
         else:
             tensor = noise / np.sqrt(np.prod(shape[1:]))
-        tensors[name] = tensor.astype(np.float32)
+        tensors[name] = np.asarray(tensor, np.float32)
     return tensors
 
 

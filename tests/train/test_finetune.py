@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import load_params, load_stage, read_stage
-from dalle2_jax.tokenizer import Tokenizer
+from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer
 from tests import cascade
 from train import __main__ as command
 from train.finetune import inherited_tokenizer, initial_parameters
@@ -118,6 +118,18 @@ def test_refusals(tiny, tokenizer, tmp_path):
         path.unlink()
     damaged = dataclasses.replace(clip, init_from=str(tmp_path / "clip"))
     assert "clip cannot start from" in refused("clip", damaged)
+
+
+def test_another_kind_of_tokenizer(tiny):
+    """No table can be fitted to it; what has no table does not mind."""
+    theirs = ClipTokenizer(("a", "a</w>", "<|startoftext|>", "<|endoftext|>"), (), 12)
+    recipe = started(tiny, "clip")
+    with pytest.raises(ValueError) as error:
+        initial_parameters("clip", recipe, theirs, lambda line: None)
+    told = "it reads the tokens of one learned from captions and this run's are those of CLIP's own tokenizer"
+    assert told in str(error.value) and "\n" not in str(error.value)
+    recipe = started(tiny, "upsampler")
+    initial_parameters("upsampler", recipe, theirs, lambda line: None)
 
 
 def test_a_run_gives_all_its_stages(tiny, tmp_path):

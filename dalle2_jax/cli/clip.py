@@ -1,0 +1,61 @@
+"""dalle2 clip score|classify RUN PICTURE ...: how well captions fit pictures, by a run's CLIP."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "what CLIP says of pictures: their likeness to captions, or which class they are of"
+DRAWS = True
+SHOWN = 5
+TEMPLATE = "a photo of a {}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    actions = parser.add_subparsers(dest="action", required=True)
+    score = actions.add_parser("score", help="the cosine of each picture and each caption")
+    classify = actions.add_parser("classify", help="which of some classes each picture is of, with no training for it")
+    for one in (score, classify):
+        one.add_argument("run", help="a run with a CLIP that reads pictures, trained or converted")
+        one.add_argument("picture", nargs="+", help="picture files; what is beyond their central square is not seen")
+        one.add_argument("--dtype", choices=("float32", "bfloat16"), help="(default: as the run says)")
+    score.add_argument("--caption", action="append", required=True, help="may be given several times")
+    classify.add_argument("--class", dest="classes", action="append", default=[], help="may be given several times")
+    classify.add_argument("--classes", dest="file", metavar="FILE", help="a text file with a class a line (UTF-8)")
+    classify.add_argument(
+        "--template",
+        action="append",
+        help=f"how a class is said, with {{}} in its place; several are averaged (default: {TEMPLATE!r})",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line a picture and caption, or a picture and its likeliest classes."""
+    import numpy as np
+
+    from dalle2_jax.cli.generate import read_prompts
+    from dalle2_jax.cli.pictures import read_pictures
+    from dalle2_jax.unclip import DALLE2
+
+    pictures = read_pictures(options.picture)
+    if options.action == "classify":
+        classes = [*options.classes, *(read_prompts(options.file) if options.file else ())]
+        if len(classes) < 2:
+            raise ValueError("classify chooses among classes: give two or more by --class NAME, or --classes FILE")
+        templates = options.template or [TEMPLATE]
+        for template in templates:
+            if "{}" not in template:
+                raise ValueError(f"--template {template!r} has no {{}}, where the class goes")
+    model = DALLE2.load(options.run, dtype=options.dtype)
+    if options.action == "score":
+        scores = np.asarray(model.scores(pictures, options.caption))
+        for name, row in zip(options.picture, scores, strict=True):
+            for caption, value in zip(options.caption, row, strict=True):
+                print(f"{Path(name).name}  {value:+.4f}  {caption}")
+        return 0
+    chances = np.asarray(model.classify(pictures, classes, templates))
+    for name, row in zip(options.picture, chances, strict=True):
+        best = np.argsort(-row)[:SHOWN]
+        print(f"{Path(name).name}  " + "  ".join(f"{classes[place]} {row[place]:.3f}" for place in best))
+    return 0

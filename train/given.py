@@ -1,0 +1,170 @@
+"""Stages that a run is given: they are taken over from another run as they are (`given` of a system), not trained.
+
+A given stage lies in the run's folder like a trained one, so that the run is whole: its files are hard links to the
+other run's where the file system allows it, and copies where it does not. Nothing ever writes into a checkpoint, and
+`stage.json` is only ever replaced, so neither run can change the other.
+
+A stage may be given and also be one that the system trains. It is then the given one until it is trained, and the
+trained one afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, checkpoint_steps, read_stage, rebuild
+from dalle2_jax.checkpoint.stage import STAGE_FILE, stage_version
+from dalle2_jax.checkpoint.store import checkpoint_path
+from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
+from train.system import System
+
+
+def given_stages(system: System) -> dict[str, LoadedStage]:
+    """The stages that a system is given, by name, without their parameters.
+
+    Raises:
+        ValueError: if one of them is missing, damaged or not trained to its end.
+    """
+    return {name: _given_stage(name, Path(folder)) for name, folder in system.given.items()}
+
+
+def _given_stage(name: str, folder: Path) -> LoadedStage:
+    try:
+        info, steps = read_stage(folder), checkpoint_steps(folder)
+        if not steps or not info.get("finished"):
+            raise CheckpointError(f"{folder} is not trained to its end")
+        module, version = rebuild(info["module"]), stage_version(folder, steps[-1])
+    except CheckpointError as error:
+        raise ValueError(f"{name} is to be given and {error}; set given.{name} to a finished stage's folder") from error
+    return LoadedStage(name, info["kind"], module, None, info, version)
+
+
+def planned_given(system: System) -> dict[str, LoadedStage]:
+    """The given stages by kind, with the shapes of their averaged parameters, for stages that are built on them.
+
+    Those that the system trains itself are left out.
+
+    Raises:
+        ValueError: as `given_stages`.
+    """
+    stages = {name: stage for name, stage in given_stages(system).items() if name not in system.stages}
+    shapes = {name: _shapes(Path(system.given[name])) for name in stages}
+    return {stage.kind: dataclasses.replace(stage, params=shapes[name]) for name, stage in stages.items()}
+
+
+def _shapes(folder: Path) -> Any:
+    """The averaged parameters of a stage's newest checkpoint as ShapeDtypeStructs; no array is read."""
+    from orbax.checkpoint import v1 as ocp
+
+    checkpoint = checkpoint_path(folder, checkpoint_steps(folder)[-1])
+    found = ocp.checkpointables_metadata(checkpoint.resolve()).metadata["ema"]
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
+
+
+def given_tokenizer(system: System) -> Tokenizer | ClipTokenizer | None:
+    """The tokenizer of the first given stage that records one, which all the run's stages must read captions by.
+
+    Raises:
+        ValueError: if the system has no room for it.
+    """
+    for name, folder in system.given.items():
+        text = _given_stage(name, Path(folder)).info.get("tokenizer")
+        if text is None:
+            continue
+        tokenizer = tokenizer_from_json(text)
+        if tokenizer.context_length != system.context_length or tokenizer.vocabulary_size > system.vocabulary_size:
+            raise ValueError(
+                f"the given {name} of {folder} reads captions of {tokenizer.context_length} tokens out of "
+                f"{tokenizer.vocabulary_size}, and this system has {system.context_length} out of "
+                f"{system.vocabulary_size}; set context_length={tokenizer.context_length} "
+                f"vocabulary_size={tokenizer.vocabulary_size}"
+            )
+        return tokenizer
+    return None
+
+
+def check_given(system: System, run_dir: Path) -> None:
+    """Whether the given stages can be put into the run's folder; reads no arrays and writes nothing.
+
+    Raises:
+        ValueError: if one is missing, has a tokenizer that does not fit, comes from this very run, or the run has
+            another one in its place.
+    """
+    given_tokenizer(system)
+    for name, stage in given_stages(system).items():
+        target, folder = run_dir / name, Path(system.given[name])
+        if target.resolve() == folder.resolve():
+            raise ValueError(f"{run_dir} is the run that {name} is taken from; choose another --run")
+        if name not in system.stages and target.exists() and _version(target) != stage.version:
+            raise ValueError(
+                f"{target} is another {name} than that of {folder}, which this system is given; choose another --run"
+            )
+
+
+def is_given(system: System, name: str, run_dir: Path) -> bool:
+    """Whether the stage in the run's folder is the given one, and none that was trained there."""
+    version = _version(run_dir / name) if name in system.given else None
+    return version is not None and version == _version(Path(system.given[name]))
+
+
+def _version(folder: Path) -> str | None:
+    """The version of a stage's newest checkpoint; None where there is none."""
+    steps = checkpoint_steps(folder)
+    return stage_version(folder, steps[-1]) if steps else None
+
+
+def place_given(system: System, names: Sequence[str], run_dir: Path, log: Callable[[str], None]) -> None:
+    """Puts the given stages that are not there yet into the run's folder, but for those of `names`.
+
+    These are about to be trained, and a given one in their place is taken away. What was trained there stays.
+
+    Raises:
+        ValueError: if files can be neither linked nor copied; nothing half-written is left.
+    """
+    if jax.process_index() == 0:
+        for name, folder in system.given.items():
+            target = run_dir / name
+            shutil.rmtree(_partial(target), ignore_errors=True)  # what a kill has left
+            if name in names and is_given(system, name, run_dir):
+                target.rename(_partial(target))
+                shutil.rmtree(_partial(target))
+            elif name not in names and not target.exists():
+                _place(Path(folder), target)
+                log(f"{name} is that of {folder}")
+    if system.given and jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("the given stages are in their place")
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _place(folder: Path, target: Path) -> None:
+    """Makes `target` the stage in `folder`, with its newest checkpoint alone; it appears when it is whole."""
+    partial, step = _partial(target), checkpoint_steps(folder)[-1]
+    try:
+        source = checkpoint_path(folder, step)
+        shutil.copytree(source, checkpoint_path(partial, step), copy_function=_link_or_copy)
+        _link_or_copy(folder / STAGE_FILE, partial / STAGE_FILE)  # last: what has none is no stage
+        partial.rename(target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ValueError(f"{folder} could not be put into {target.parent}: {error}") from error
+        raise
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
