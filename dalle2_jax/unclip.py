@@ -358,9 +358,8 @@ class DALLE2:
         """
         self.need("decoder")
         embeddings = self._see(pictures)
-        return self.generate(
-            key, ["a variation"] * len(embeddings), image_embeddings=embeddings, caption_to_decoder=False, **settings
-        )
+        unread = {"image_embeddings": embeddings, "caption_to_decoder": False, "warn": False}
+        return self.generate(key, ["a variation"] * len(embeddings), **unread, **settings)
 
     def generate(
         self,

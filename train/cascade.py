@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
-from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
+from dalle2_jax.tokenizer import Tokenizer, tokenizer_from_json
 from train.finetune import check_start, inherited_tokenizer, initial_parameters
 from train.given import check_given, given_stages, given_tokenizer, is_given, place_given, planned_given
 from train.loop import Result, run
 from train.metrics import duration
 from train.resume import finished_record
 from train.state import abstract_state, make_step
-from train.system import Recipe, System
+from train.system import AnyTokenizer, Recipe, System
 
 Log = Callable[[str], None]
 
@@ -184,7 +184,7 @@ class _Feed:
         self.system, self.run_dir, self.log = system, run_dir, log
         self._sources: dict[str, Any] = {}
         self._told: set[str] = set()
-        self._tokenizer: Tokenizer | ClipTokenizer | None = None
+        self._tokenizer: AnyTokenizer | None = None
 
     def source(self, split: str) -> Any:
         if split not in self._sources:
@@ -209,14 +209,14 @@ class _Feed:
             check_pictures(name, recipe, source.pictures([0]).shape[1])
 
     @property
-    def tokenizer(self) -> Tokenizer | ClipTokenizer:
+    def tokenizer(self) -> AnyTokenizer:
         """That of the given stages, of the run's other ones, of one that is started from, or one of the captions."""
         if self._tokenizer is None:
             known = given_tokenizer(self.system) or self._recorded()
             self._tokenizer = known or inherited_tokenizer(self.system, self.log) or self._train()
         return self._tokenizer
 
-    def _recorded(self) -> Tokenizer | ClipTokenizer | None:
+    def _recorded(self) -> AnyTokenizer | None:
         for name in self.system.stages:
             directory = self.run_dir / name
             if not checkpoint_steps(directory):

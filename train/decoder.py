@@ -84,7 +84,10 @@ class DecoderRecipe(DiffusionRecipe):
             return image_embedding, Caption(None, None, keep_text)
         embedding, states = self.clip.apply(clip, tokens, mask, method="encode_text")
         pooled = embedding if self.module.pools_embedding else None
-        null = None if self.module.learned_null_text else empty_caption(self.clip, clip, self.empty)
+        null = None
+        if not self.module.learned_null_text:
+            empty_embedding, empty_states, empty_mask = empty_caption(self.clip, clip, self.empty)
+            null = (empty_states, empty_mask, empty_embedding)
         return image_embedding, Caption(states, mask, keep_text, pooled, null)
 
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):

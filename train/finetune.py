@@ -10,13 +10,17 @@ import jax
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage, to_json
-from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
+from dalle2_jax.tokenizer import ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 from train.resume import first_difference
-from train.system import Recipe, System
-
-AnyTokenizer = Tokenizer | ClipTokenizer
+from train.system import AnyTokenizer, Recipe, System
 
 TOKEN_TABLE = "token_embedding/embedding"
+TOKENS = {
+    Tokenizer: "tokens learned from captions",
+    ClipTokenizer: "those of CLIP's tokenizer",
+    GlideTokenizer: "those of GLIDE's tokenizer",
+    type(None): "those of no tokenizer",
+}
 # What may differ: shapes tell where it matters, tables of tokens are fitted, and the rest is how it is computed.
 ADAPTED = ("vocabulary_size", "image_size", "attention_resolutions", "dropout", "remat", "dtype", "param_dtype")
 # What a network's numbers mean.
@@ -72,15 +76,16 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: 
                 f"{name} cannot start from {recipe.init_from}: {path} is a parameter of {where} alone; set "
                 f"{name}.module as it is there, or leave init_from out"
             )
-    their_tokenizer = tokenizer_from_json(info["tokenizer"]) if "tokenizer" in info else None
+    text = info.get("tokenizer")
+    their_tokenizer = None if text is None else tokenizer_from_json(text)
     fitted = []
     for path, ours_shape, theirs_shape in ((path, ours[path].shape, theirs[path].shape) for path in ours):
         is_table = path.endswith(TOKEN_TABLE) and ours_shape[1:] == theirs_shape[1:]
         if is_table and (their_tokenizer != tokenizer or ours_shape != theirs_shape):
             if type(their_tokenizer) is not type(tokenizer):
                 raise ValueError(
-                    f"{name} cannot start from {recipe.init_from}: it reads the tokens of {_words(their_tokenizer)} "
-                    f"and this run's are those of {_words(tokenizer)}; leave init_from out"
+                    f"{name} cannot start from {recipe.init_from}: it reads {TOKENS[type(their_tokenizer)]} and this "
+                    f"run's tokens are {TOKENS[type(tokenizer)]}; leave init_from out"
                 )
             fitted.append(path)
         elif ours_shape != theirs_shape:
@@ -145,12 +150,6 @@ def _read(name: str, recipe: Recipe) -> dict[str, Any]:
 def _by_path(tree: Any) -> dict[str, Any]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): value for path, value in flat}
-
-
-def _words(tokenizer: AnyTokenizer | None) -> str:
-    if tokenizer is None:
-        return "no tokenizer"
-    return "CLIP's own tokenizer" if isinstance(tokenizer, ClipTokenizer) else "one learned from captions"
 
 
 def _fit_table(

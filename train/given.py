@@ -22,8 +22,8 @@ import jax
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, checkpoint_steps, read_stage, rebuild
 from dalle2_jax.checkpoint.stage import STAGE_FILE, stage_version
 from dalle2_jax.checkpoint.store import checkpoint_path
-from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer, tokenizer_from_json
-from train.system import System
+from dalle2_jax.tokenizer import tokenizer_from_json
+from train.system import AnyTokenizer, System
 
 
 def given_stages(system: System) -> dict[str, LoadedStage]:
@@ -68,7 +68,7 @@ def _shapes(folder: Path) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
 
 
-def given_tokenizer(system: System) -> Tokenizer | ClipTokenizer | None:
+def given_tokenizer(system: System) -> AnyTokenizer | None:
     """The tokenizer of the first given stage that records one, which all the run's stages must read captions by.
 
     Raises:

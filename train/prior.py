@@ -74,7 +74,7 @@ class PriorRecipe(DiffusionRecipe):
         if self.module.learned_null:
             return {**condition, "keep_text": keep}
         null = jax.lax.stop_gradient(empty_caption(self.clip, {"params": frozen["clip"]}, self.empty))
-        empty = dict(zip(condition, null, strict=True))
+        empty = dict(zip(("text_embedding", "text", "text_mask"), null, strict=True))
         return {
             name: jnp.where(keep.reshape(-1, *(1,) * (value.ndim - 1)), value, empty[name])
             for name, value in condition.items()

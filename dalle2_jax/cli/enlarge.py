@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from dalle2_jax.checkpoint import load_stage
-    from dalle2_jax.cli.pictures import read_picture_file
-    from dalle2_jax.data.transforms import resize
+    from dalle2_jax.cli.pictures import read_whole_picture
+    from dalle2_jax.data.transforms import resize, to_square_rgb
     from dalle2_jax.evaluation.grid import save_png
     from dalle2_jax.layers.pictures import to_float, to_uint8
     from dalle2_jax.stages import enlarge
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     stage = load_stage(options.stage)
     if stage.kind != "upsampler":
         raise ValueError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
-    picture = read_picture_file(path)
+    picture = to_square_rgb(read_whole_picture(path))
     small = resize(picture[None], stage.info["low_size"])
     key = jax.random.key(options.seed)
     large = enlarge(stage, key, to_float(small), tile=options.tile, **changes["upsampler"])

@@ -8,19 +8,22 @@ from typing import Any
 
 
 def read_pictures(names: Sequence[str]) -> list[Any]:
-    """uint8 `[h, w, 3]` each.
+    """Whole pictures, uint8 `[h, w, 3]` each; what is transparent turns white.
 
     Raises:
         ValueError: naming the file that is no picture that can be read, and why.
     """
-    return [read_picture_file(Path(name)) for name in names]
+    return [read_whole_picture(Path(name)) for name in names]
 
 
-def read_picture_file(path: Path) -> Any:
+def read_whole_picture(path: Path) -> Any:
     """uint8 `[h, w, 3]`; raises as `read_pictures`."""
-    from dalle2_jax.data.picture import PictureError, read_picture
+    import numpy as np
+
+    from dalle2_jax.data.picture import PictureError, open_picture
+    from dalle2_jax.data.transforms import to_rgb
 
     try:
-        return read_picture(path.read_bytes())
+        return to_rgb(np.asarray(open_picture(path.read_bytes())[0]))
     except PictureError as error:
         raise ValueError(f"{path} is no picture that can be read: {error}") from error

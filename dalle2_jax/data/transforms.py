@@ -2,18 +2,24 @@
 
 import numpy as np
 
+MOST_ELONGATED = 32
 
-def to_square_rgb(picture: np.ndarray) -> np.ndarray:
-    """uint8 [h, w] or [h, w, 1, 3 or 4] to its central square, uint8 [s, s, 3]; what is transparent turns white."""
+
+def to_rgb(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h, w] or [h, w, 1, 3 or 4] to uint8 [h, w, 3]; what is transparent turns white."""
     picture = picture[..., None] if picture.ndim == 2 else picture
-    height, width, _ = picture.shape
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    picture = picture[top : top + side, left : left + side]
     if picture.shape[-1] == 4:
         alpha = picture[..., 3:].astype(np.float32) / 255
         picture = np.rint(picture[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return picture.repeat(3, axis=-1) if picture.shape[-1] == 1 else picture
+
+
+def to_square_rgb(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h, w] or [h, w, 1, 3 or 4] to its central square, uint8 [s, s, 3]; what is transparent turns white."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return to_rgb(picture[top : top + side, left : left + side])
 
 
 def clip_pixels(picture: np.ndarray, size: int) -> np.ndarray:
@@ -24,6 +30,10 @@ def clip_pixels(picture: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
     height, width = picture.shape[:2]
+    side = MOST_ELONGATED * min(height, width)
+    if max(height, width) > side:  # what lies further out is not seen, and would be enlarged with the rest
+        top, left = max(height - side, 0) // 2, max(width - side, 0) // 2
+        return clip_pixels(picture[top : top + side, left : left + side], size)
     scale = size / min(height, width)
     shape = (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
     if scale == 1.0:

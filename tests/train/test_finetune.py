@@ -126,7 +126,7 @@ def test_another_kind_of_tokenizer(tiny):
     recipe = started(tiny, "clip")
     with pytest.raises(ValueError) as error:
         initial_parameters("clip", recipe, theirs, lambda line: None)
-    told = "it reads the tokens of one learned from captions and this run's are those of CLIP's own tokenizer"
+    told = "it reads tokens learned from captions and this run's tokens are those of CLIP's tokenizer; leave init_from"
     assert told in str(error.value) and "\n" not in str(error.value)
     recipe = started(tiny, "upsampler")
     initial_parameters("upsampler", recipe, theirs, lambda line: None)
