@@ -10,8 +10,8 @@
 PICTURES is a folder as configs/folder.py reads it. Networks, processes and sampling are those that RUN records, so that
 they always fit its weights. What is not trained is taken over from RUN: CLIP, which must have its picture encoder, the
 upsampler, and the prior or the decoder until it is trained too. Training keeps float32 parameters, also of a run that
-was converted to bfloat16, and computes in bfloat16 on an accelerator; four numbers a parameter are kept, which for a
-billion of them is 16 GB beside the gradients, so that --fsdp N, to share it among N devices, may be what it takes.
+was converted to bfloat16, and computes in bfloat16 on an accelerator. What lasts through a step is about 20 GiB for
+either stage, activations come on top (--fsdp N shares it among N devices), and a checkpoint is about 15 GB.
 
 Karlo's own settings: the prior's caption is dropped in 20% of the examples, the decoder's in 30% and its image
 embedding in 10%. The prior takes 25 steps at guidance 4 and clamps its x_0 to 10 in Kakao Brain's code and to 5 in

@@ -125,12 +125,20 @@ class Table:
         shapes = self.check(tensors, parameters)
         made = {target: np.empty(shape, jax.numpy.dtype(dtype)) for target, shape in shapes.items()}
         for entry in self.entries:
-            value = entry.make(*(tensors.read(source) for source in entry.sources))
+            value = entry.make(*(self._read(tensors, source) for source in entry.sources))
             if entry.layer is None:
                 made[entry.target][...] = value
             else:
                 made[entry.target][entry.layer] = value
         return jax.tree_util.tree_map_with_path(lambda path, _: made[_path(path)], parameters)
+
+    def _read(self, tensors: Tensors, source: str) -> np.ndarray:
+        value = tensors.read(source)
+        if not np.isfinite(value).all():
+            raise WeightsError(
+                f"the tensor {source} of {tensors.where} has numbers that are not finite; download it again"
+            )
+        return value
 
     def check(self, tensors: Tensors, parameters: Any) -> dict[str, Shape]:
         """All that `convert` checks, before anything is read; {path: shape} of our parameters."""

@@ -113,10 +113,10 @@ def _open_shards(path: Path) -> Tensors:
             by_file.setdefault(file, []).append(name)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: it has no weight_map; download it again") from error
-    parts = []
+    parts, outside = [], [file for file in by_file if Path(file).name != file]
+    if outside:
+        raise WeightsError(f"{path} points out of its folder, to {outside[0]}; it has been tampered with")
     for file, names in by_file.items():
-        if Path(file).name != file:
-            raise WeightsError(f"{path} points out of its folder, to {file}; it has been tampered with")
         part = open_tensors(path.parent / file)
         if set(part.shapes) != set(names):
             odd = sorted(set(part.shapes) ^ set(names))[0]

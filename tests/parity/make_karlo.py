@@ -2,7 +2,7 @@
 
 Runs in an environment of its own with torch, diffusers and transformers, never in the test suite:
 
-    PYTHONPATH=. python tests/parity/make_karlo.py [FOLDER]
+    python -m tests.parity.make_karlo [FOLDER]
 
 The weights follow from their names (drawn_weights.py) and the noise of every step from its place (`noise` there), so
 that only configs and outputs are kept. With FOLDER the networks are saved there too, as `save_pretrained` does.
@@ -25,8 +25,6 @@ from diffusers import (
 from diffusers.pipelines.deprecated.unclip import pipeline_unclip, pipeline_unclip_image_variation
 from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 from diffusers.schedulers import scheduling_unclip
-from drawn_weights import draw, noise
-from make_schedulers import in_float64
 from transformers import (
     CLIPImageProcessorPil,
     CLIPTextConfig,
@@ -34,6 +32,9 @@ from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+
+from tests.parity.drawn_weights import draw, noise
+from tests.parity.make_schedulers import in_float64
 
 WIDTH, CONTEXT, VOCABULARY, CONTEXT_WIDTH = 24, 9, 600, 20
 TIMESTEPS = (0, 37, 999)

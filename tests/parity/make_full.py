@@ -1,0 +1,295 @@
+"""Writes references/full.npz: networks of the published sizes on drawn weights, and one picture of the whole of Karlo.
+
+Runs in an environment of its own with torch, diffusers and transformers, and a checkout of openai/glide-text2im, never
+in the test suite; it takes some 20 minutes and 20 GiB on two cores:
+
+    python -m tests.parity.make_full --glide PATH [--folder FOLDER]
+
+Of large outputs every fourth pixel is kept, each of which depends on all of the input. With --folder Karlo is saved
+there as `save_pretrained` does.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.parity import torchvision_shim  # noqa: F401
+from tests.parity.drawn_weights import draw, noise
+from tests.parity.make_karlo import Noise, schedulers
+from tests.parity.make_schedulers import in_float64
+
+CONTEXT, EMBEDDING = 77, 768
+TIMESTEPS = (37, 999)
+LENGTHS = (77, 9)
+STRIDE = 4
+DOWN, UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
+
+
+def text_encoder():
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            projection_dim=EMBEDDING,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            eos_token_id=49_407,
+            bos_token_id=49_406,
+        )
+    )
+
+
+def prior():
+    from diffusers import PriorTransformer
+
+    return PriorTransformer()
+
+
+def text_proj():
+    from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
+
+    return UnCLIPTextProjModel(time_embed_dim=4 * 320, cross_attention_dim=1536)
+
+
+def decoder():
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=64,
+        in_channels=3,
+        out_channels=6,
+        layers_per_block=3,
+        cross_attention_dim=1536,
+        block_out_channels=(320, 640, 960, 1280),
+        down_block_types=(DOWN, *("SimpleCrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("SimpleCrossAttnUpBlock2D",) * 3, UP),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        class_embed_type="identity",
+        attention_head_dim=64,
+        resnet_time_scale_shift="scale_shift",
+    )
+
+
+def super_res():
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=256,
+        in_channels=6,
+        out_channels=3,
+        layers_per_block=3,
+        block_out_channels=(320, 640, 960, 1280),
+        down_block_types=(DOWN,) * 4,
+        up_block_types=(UP,) * 4,
+        add_attention=False,
+    )
+
+
+def clip():
+    from transformers import CLIPConfig, CLIPModel
+
+    return CLIPModel(
+        CLIPConfig(
+            text_config={
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 12,
+                "num_attention_heads": 12,
+                "eos_token_id": 49_407,
+                "bos_token_id": 49_406,
+            },
+            vision_config={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "patch_size": 14,
+                "image_size": 224,
+            },
+            projection_dim=EMBEDDING,
+        )
+    )
+
+
+NETWORKS = {
+    "text_encoder": text_encoder,
+    "prior": prior,
+    "text_proj": text_proj,
+    "decoder": decoder,
+    "super_res_first": super_res,
+    "super_res_last": super_res,
+}
+
+
+def drawn(name: str, network: torch.nn.Module, shapes: dict) -> torch.nn.Module:
+    """The network on its drawn weights; their names and shapes go to `shapes`."""
+    network.eval().requires_grad_(False)
+    for key, value in network.state_dict().items():
+        if value.is_floating_point():
+            value.copy_(torch.from_numpy(draw({f"{name}/{key}": tuple(value.shape)})[f"{name}/{key}"]))
+            shapes.setdefault(name, {})[key] = list(value.shape)
+    return network
+
+
+def caption_ids(length: int, seed: int) -> np.ndarray:
+    """Start, random tokens, end; filled up with token 0."""
+    row = np.zeros(CONTEXT, np.int64)
+    words = np.random.RandomState(seed).randint(1, 49_406, length - 2)
+    row[:length] = [49_406, *words, 49_407]
+    return row
+
+
+class FakeTokenizer:
+    """In the tokenizer's place: the empty caption is its two ends, another has nine tokens."""
+
+    model_max_length = CONTEXT
+
+    def __call__(self, texts, **_):
+        texts = [texts] if isinstance(texts, str) else texts
+        lengths = [9 if text else 2 for text in texts]
+        rows = np.stack([caption_ids(length, length) for length in lengths])
+        mask = np.arange(CONTEXT)[None] < np.asarray(lengths)[:, None]
+
+        class Batch:
+            input_ids, attention_mask = torch.from_numpy(rows), torch.from_numpy(mask).long()
+
+        return Batch()
+
+    def batch_decode(self, _):
+        return [""]
+
+
+def inputs(name: str, *shape: int) -> torch.Tensor:
+    return torch.from_numpy(noise(f"full/{name}", shape))
+
+
+def thin(pictures: torch.Tensor) -> np.ndarray:
+    """[batch, channels, h, w] to every fourth pixel of [batch, h, w, channels]."""
+    return pictures.permute(0, 2, 3, 1)[:, ::STRIDE, ::STRIDE].numpy()
+
+
+START = time.monotonic()
+
+
+def say(words: str) -> None:
+    print(f"{time.monotonic() - START:6.0f} s  {words}", flush=True)
+
+
+def forwards(shapes: dict, folder: Path | None) -> dict[str, np.ndarray]:
+    """Every network of Karlo alone, one after the other."""
+    mask = torch.arange(CONTEXT)[None] < torch.tensor(LENGTHS)[:, None]
+    ids = torch.from_numpy(np.stack([caption_ids(length, length) for length in LENGTHS]))
+    timesteps, found = torch.tensor(TIMESTEPS), {}
+    z, x, y = inputs("z", 2, EMBEDDING), inputs("x", 2, 3, 64, 64), inputs("y", 2, 6, 256, 256)
+    text = context = None
+    for name, make in NETWORKS.items():
+        network = drawn(name, make(), shapes)
+        if folder is not None:
+            network.save_pretrained(folder / name)
+        if name == "text_encoder":
+            text = network(ids)
+            found |= {"text_embedding": text.text_embeds.numpy(), "text_states": text.last_hidden_state.numpy()}
+        for kind, one in (("padded", mask), ("unpadded", torch.ones_like(mask))):
+            if name == "prior":
+                found[f"prior_{kind}"] = network(
+                    z,
+                    timestep=timesteps,
+                    proj_embedding=text.text_embeds,
+                    encoder_hidden_states=text.last_hidden_state,
+                    attention_mask=one,
+                ).predicted_image_embedding.numpy()
+            if name == "decoder":
+                seen = torch.nn.functional.pad(one, (4, 0), value=True)
+                found[f"decoder_{kind}"] = thin(
+                    network(
+                        x, timesteps, encoder_hidden_states=context[0], class_labels=context[1], attention_mask=seen
+                    ).sample
+                )
+        if name == "text_proj":
+            context = network(
+                image_embeddings=z,
+                prompt_embeds=text.text_embeds,
+                text_encoder_hidden_states=text.last_hidden_state,
+                do_classifier_free_guidance=False,
+            )
+        if name.startswith("super_res"):
+            found[name] = thin(network(y, timesteps).sample)
+        del network
+        gc.collect()
+        say(name)
+    return found
+
+
+def whole_clip(shapes: dict) -> dict[str, np.ndarray]:
+    """CLIP L/14, both halves."""
+    network = drawn("clip", clip(), shapes)
+    ids = torch.from_numpy(np.stack([caption_ids(length, length) for length in LENGTHS]))
+    out = network(input_ids=ids, pixel_values=inputs("pixels", 2, 3, 224, 224))
+    say("clip")
+    return {"clip_image": out.image_embeds.numpy(), "clip_text": out.text_embeds.numpy()}
+
+
+def glide(shapes: dict) -> dict[str, np.ndarray]:
+    """GLIDE's base network, as its own code makes it."""
+    from glide_text2im.model_creation import create_model_and_diffusion, model_and_diffusion_defaults
+
+    network, _ = create_model_and_diffusion(**{**model_and_diffusion_defaults(), "use_fp16": False})
+    drawn("glide", network, shapes)
+    tokens = torch.from_numpy(np.random.RandomState(0).randint(0, 50_257, (2, 128)))
+    mask = torch.arange(128)[None] < torch.tensor([[128], [9]])
+    out = network(inputs("x", 2, 3, 64, 64), torch.tensor(TIMESTEPS), tokens=tokens, mask=mask)
+    say("glide")
+    return {"glide": thin(out)}
+
+
+def picture() -> np.ndarray:
+    """One picture of diffusers' UnCLIPPipeline, with the noise of every step given: every second pixel."""
+    from diffusers import UnCLIPPipeline
+    from diffusers.pipelines.deprecated.unclip import pipeline_unclip
+    from diffusers.schedulers import scheduling_unclip
+
+    built = {name: drawn(name, make(), {}) for name, make in NETWORKS.items()}
+    plans = {name: in_float64(scheduler) for name, scheduler in schedulers().items()}
+    given = Noise(["prior", "decoder", "super_res"])
+    for module in (pipeline_unclip, scheduling_unclip):
+        module.randn_tensor = given
+    pipeline = UnCLIPPipeline(tokenizer=FakeTokenizer(), **built, **plans)
+    pictures = pipeline(
+        ["a caption"],
+        prior_num_inference_steps=5,
+        decoder_num_inference_steps=5,
+        super_res_num_inference_steps=3,
+        output_type="np",
+    ).images
+    say("pipeline")
+    return pictures[:, ::2, ::2].astype(np.float32)
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--glide", required=True, help="a checkout of openai/glide-text2im")
+    parser.add_argument("--folder", type=Path, help="save Karlo there")
+    options = parser.parse_args()
+    sys.path.insert(0, options.glide)
+    shapes: dict = {}
+    arrays = {**whole_clip(shapes), **glide(shapes), **forwards(shapes, options.folder)}
+    if options.folder is not None:
+        for name, scheduler in schedulers().items():
+            scheduler.save_pretrained(options.folder / name)
+    arrays["picture"] = picture()
+    path = Path(__file__).parent / "references" / "full.npz"
+    np.savez_compressed(path, shapes=np.array(json.dumps(shapes)), **arrays)
+    print(f"{path.name}: {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

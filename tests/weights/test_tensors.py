@@ -1,0 +1,284 @@
+"""Files that are not what they should be: named, refused before anything is written, and never run."""
+
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import types
+import zipfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dalle2_jax.cli import main
+from dalle2_jax.weights.hub import needed
+from dalle2_jax.weights.table import Table
+from dalle2_jax.weights.tensors import Tensors, WeightsError, open_tensors
+from tests.weights import folders
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return folders.clip_folder(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.fixture
+def folder(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "clip")
+
+
+def refused(folder, capsys) -> str:
+    """What `dalle2 convert` says; nothing is left on the disk."""
+    run = folder.parent / "run"
+    assert main(["convert", "clip", str(folder), str(run)]) == 2
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name}
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    return told
+
+
+def changed(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+NAME = "text_model.encoder.layers.0.mlp.fc1.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(NAME), f"1 missing tensors \\({NAME}\\)"),
+        (lambda t: t.update({"more.weight": np.zeros(3, np.float32)}), "1 tensors too many \\(more.weight\\)"),
+        (
+            lambda t: t.update({NAME: t[NAME][1:]}),
+            f"the tensor {NAME} of .* has the shape \\[39, 24\\] where \\[40, 24",
+        ),
+        (lambda t: t.update({NAME: t[NAME].astype(np.int64)}), f"the tensor {NAME} of .* is int64; weights are one of"),
+    ],
+)
+def test_tensors_that_do_not_fit(folder, capsys, change, words):
+    changed(folder, change)
+    assert re.search(words, refused(folder, capsys))
+
+
+@pytest.mark.parametrize("kept", [4, 100, 0.5, -1])
+def test_a_truncated_file(folder, capsys, kept):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))] if isinstance(kept, float) else data[:kept])
+    assert "model.safetensors is damaged" in refused(folder, capsys)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2**40], [8, 4], [-4, 0]])
+def test_a_tampered_header(folder, capsys, offsets):
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header[NAME]["data_offsets"] = offsets
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert "model.safetensors is damaged" in refused(folder, capsys)
+
+
+def test_a_damaged_number(folder, capsys):
+    def spoil(tensors):
+        tensors[NAME][3, 4] = np.nan
+
+    changed(folder, spoil)
+    assert f"the tensor {NAME} of" in (told := refused(folder, capsys)) and "not finite" in told
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", "[]", "config.json holds no settings"),
+        ("config.json", '{"model_type": "bert"}', "holds a model of the type 'bert'; a CLIP is wanted"),
+        ("vocab.json", "{}", "is not CLIP's"),
+        ("merges.txt", "#version\na b c\n", "is not CLIP's"),
+        ("tokenizer_config.json", '{"pad_token": "<nothing>"}', "pads with '<nothing>', which the vocabulary does not"),
+    ],
+)
+def test_settings_that_are_broken(folder, capsys, file, text, words):
+    (folder / file).write_text(text)
+    assert words in refused(folder, capsys)
+
+
+def test_settings_of_another_size(folder, capsys):
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 500
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "has 500 tokens and the vocabulary beside it 600; they are of two models" in refused(folder, capsys)
+
+
+def test_half_precision_files_are_read(folder, tmp_path):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}, path)
+    assert main(["convert", "clip", str(folder), str(tmp_path / "run")]) == 0
+
+
+def test_files_in_parts(folder, tmp_path):
+    """As transformers splits what is large; and an index that points elsewhere."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = {name: f"part{place % 2}.safetensors" for place, name in enumerate(tensors)}
+    for file in set(names.values()):
+        save_file({name: tensors[name] for name in tensors if names[name] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert main(["convert", "clip", str(folder), str(tmp_path / "run")]) == 0
+    read = open_tensors(index)
+    np.testing.assert_array_equal(read.read(NAME), tensors[NAME])
+    index.write_text(json.dumps({"weight_map": {**names, NAME: "../part0.safetensors"}}))
+    with pytest.raises(WeightsError, match="points out of its folder"):
+        open_tensors(index)
+    index.write_text(json.dumps({"weight_map": {name: file for name, file in names.items() if name != NAME}}))
+    with pytest.raises(WeightsError, match=f"do not agree on the tensor {NAME}"):
+        open_tensors(index)
+    index.write_text("{}")
+    with pytest.raises(WeightsError, match="has no weight_map"):
+        open_tensors(index)
+
+
+class Harmful:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def write_harmful(path, trace) -> None:
+    """In the layout of torch's files."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({"weight": Harmful(trace)}, protocol=2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("archive/byteorder", "little")
+
+
+def test_a_pickle_is_read_by_torch_alone(folder, capsys, tmp_path_factory, monkeypatch):
+    """Here there is no torch; what a pickle holds is not looked at by anybody else (with torch: test_live.py)."""
+    trace = tmp_path_factory.mktemp("trace") / "ran"
+    (folder / "model.safetensors").unlink()
+    write_harmful(folder / "pytorch_model.bin", trace)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "is a PyTorch file, which only torch can read" in refused(folder, capsys)
+    assert not trace.exists()
+
+
+def test_torch_is_asked_for_tensors_alone(folder, capsys, monkeypatch):
+    asked = {}
+
+    def load(path, **named):
+        asked.update(named)
+        raise pickle.UnpicklingError("Weights only load failed")
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=np.ndarray))
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    assert "holds more than tensors, which could run code, and is not opened" in refused(folder, capsys)
+    assert asked["weights_only"] is True
+
+
+def test_a_file_that_is_no_weights(tmp_path):
+    (tmp_path / "x.onnx").write_bytes(b"")
+    with pytest.raises(WeightsError, match="is no weights file that is known here"):
+        open_tensors(tmp_path / "x.onnx")
+    with pytest.raises(WeightsError, match="there is no file"):
+        open_tensors(tmp_path / "y.safetensors")
+
+
+def test_a_table_that_forgets_or_repeats_is_our_own_mistake():
+    parameters = {"a": np.zeros((2, 3), np.float32), "b": np.zeros(2, np.float32)}
+    tensors = Tensors("x", {"one": (2, 3)}, {"one": "float32"}, {}.get)
+    table = Table()
+    table.plain("a", "one")
+    with pytest.raises(AssertionError, match="does not make these parameters once: \\['b'\\]"):
+        table.check(tensors, parameters)
+    table.plain("b", "one")
+    with pytest.raises(AssertionError, match="a tensor stands twice"):
+        table.check(tensors, parameters)
+
+
+def test_what_stops_half_way_leaves_nothing(whole, tmp_path, monkeypatch):
+    from dalle2_jax.weights import clip, run
+
+    monkeypatch.setattr(run, "write_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run.write_run(tmp_path / "run", clip.conversions(whole), {"licence": ""}, say=lambda line: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_which_files_of_a_repository_are_fetched():
+    files = [
+        "README.md",
+        "model_index.json",
+        "prior/config.json",
+        "prior/diffusion_pytorch_model.bin",
+        "prior/diffusion_pytorch_model.safetensors",
+        "prior/diffusion_pytorch_model.fp16.safetensors",
+        "decoder/diffusion_pytorch_model.bin",
+        "decoder/diffusion_pytorch_model.fp16.bin",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "onnx/model.onnx",
+        "flax_model.msgpack",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "picture.png",
+    ]
+    assert needed(files) == [
+        "model_index.json",
+        "prior/config.json",
+        "prior/diffusion_pytorch_model.safetensors",
+        "decoder/diffusion_pytorch_model.bin",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+
+
+class Hub(types.SimpleNamespace):
+    """In huggingface_hub's place."""
+
+
+def test_a_repository_is_fetched(whole, tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    def snapshot_download(name, allow_patterns):
+        asked[name] = allow_patterns
+        return str(whole)
+
+    class HfApi:
+        def list_repo_files(self, name):
+            return [path.name for path in whole.iterdir()]
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(HfApi=HfApi, snapshot_download=snapshot_download))
+    assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 0
+    assert "model.safetensors" in asked["openai/some-clip"]
+    record = json.loads((tmp_path / "run" / "clip" / "stage.json").read_text())
+    assert record["source"]["from"] == "openai/some-clip"
+
+
+def test_a_repository_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
+    class HfApi:
+        def list_repo_files(self, name):
+            raise ConnectionError("no network\nand a trace")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(HfApi=HfApi, snapshot_download=None))
+    assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "could not be fetched (no network); fetch it by other means" in told and told.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 2
+    assert "pip install huggingface_hub" in capsys.readouterr().err
