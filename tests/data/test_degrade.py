@@ -1,7 +1,5 @@
 """BSR degradation: each of its parts against what it should be, and the whole as training sees it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,6 +14,7 @@ from dalle2_jax.data.degrade import (
     resize_without_smoothing,
 )
 from dalle2_jax.data.scene import draw
+from tests.parity.reference import reference_path
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_convolution_mirrors_at_the_border():
 @pytest.mark.parametrize("method", ["linear", "cubic", "area"])
 @pytest.mark.parametrize("size", [(11, 7), (32, 24), (45, 50), (16, 12)])
 def test_sizes_change_as_opencv_changes_them(method, size):
-    with np.load(Path(__file__).parents[1] / "parity" / "references" / "resize.npz") as file:
+    with np.load(reference_path("resize")) as file:
         image, expected = file["image"], file[f"{method}/{size[0]}x{size[1]}"]
     found = resize_without_smoothing(image, size, method)
     np.testing.assert_allclose(found, expected, atol=2e-4)

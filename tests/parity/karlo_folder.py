@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from dalle2_jax.tokenizer import byte_letters
 from tests.parity.drawn_weights import draw
+from tests.parity.reference import reference_path
 
 TEXT2IMG = ("text_encoder", "prior", "text_proj", "decoder", "super_res_first", "super_res_last")
 VARIATION = ("text_encoder", "image_encoder", "text_proj", "decoder", "super_res_first", "super_res_last")
@@ -16,7 +17,7 @@ VARIATION = ("text_encoder", "image_encoder", "text_proj", "decoder", "super_res
 
 def read_reference() -> dict[str, np.ndarray]:
     """What make_karlo.py wrote."""
-    with np.load(Path(__file__).parent / "references" / "karlo.npz") as file:
+    with np.load(reference_path("karlo")) as file:
         return dict(file)
 
 

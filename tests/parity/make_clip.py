@@ -2,14 +2,14 @@
 
 Runs in an environment of its own with torch and transformers, never in the test suite:
 
-    python tests/parity/make_clip.py
+    python -m tests.parity.make_clip
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPModel
+
+from tests.parity.reference import to_write
 
 IMAGE_SIZE, PATCH_SIZE, VOCABULARY_SIZE, CONTEXT_LENGTH = 16, 4, 40, 10
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -74,7 +74,7 @@ def main():
         "output/logits_per_image": output.logits_per_image.numpy(),
         "output/loss": output.loss.numpy(),
     }
-    path = Path(__file__).parent / "references" / "clip.npz"
+    path = to_write("clip")
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")

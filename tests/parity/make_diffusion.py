@@ -1,11 +1,9 @@
 """Make references/diffusion.npz: losses, bounds and steps of guided-diffusion's GaussianDiffusion on random inputs.
 
 Needs torch and a checkout of github.com/openai/guided-diffusion, which the tests do not:
-`PYTHONPATH=guided-diffusion python tests/parity/make_diffusion.py`. It runs in float64, so that the references carry no
+`PYTHONPATH=guided-diffusion python -m tests.parity.make_diffusion`. It runs in float64, so that the references carry no
 rounding of their own. Arrays are stored as float32 [batch, height, width, channels].
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +11,8 @@ from guided_diffusion import gaussian_diffusion
 from guided_diffusion.gaussian_diffusion import LossType, ModelMeanType, ModelVarType, get_named_beta_schedule
 from guided_diffusion.resample import LossSecondMomentResampler
 from guided_diffusion.respace import SpacedDiffusion, space_timesteps
+
+from tests.parity.reference import to_write
 
 STEPS = 1000
 SHAPE = (4, 3, 4, 4)
@@ -153,7 +153,7 @@ def main() -> None:
     for variance in ("fixed_small", "learned_range"):
         record_bound(references, variance)
     record_resampler(references)
-    path = Path(__file__).parent / "references" / "diffusion.npz"
+    path = to_write("diffusion")
     np.savez_compressed(path, **references)
     print(f"{path.name}: {len(references)} arrays, {path.stat().st_size} bytes")
 

@@ -23,6 +23,7 @@ from tests.parity import torchvision_shim  # noqa: F401
 from tests.parity.drawn_weights import draw, noise
 from tests.parity.make_karlo import Noise, schedulers
 from tests.parity.make_schedulers import in_float64
+from tests.parity.reference import to_write
 
 CONTEXT, EMBEDDING = 77, 768
 TIMESTEPS = (37, 999)
@@ -286,7 +287,7 @@ def main() -> None:
         for name, scheduler in schedulers().items():
             scheduler.save_pretrained(options.folder / name)
     arrays["picture"] = picture()
-    path = Path(__file__).parent / "references" / "full.npz"
+    path = to_write("full")
     np.savez_compressed(path, shapes=np.array(json.dumps(shapes)), **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")
 

@@ -8,13 +8,13 @@ Runs in an environment of its own with torch and a checkout of openai/glide-text
 import argparse
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from tests.parity.drawn_weights import draw, noise
+from tests.parity.reference import to_write
 
 COMMON = {
     "text_ctx": 8,
@@ -66,7 +66,7 @@ def main() -> None:
         state = {key.removeprefix(f"{name}/"): torch.from_numpy(value) for key, value in weights.items()}
         model.load_state_dict(state, strict=True)
         arrays[name] = model(x, torch.tensor(TIMESTEPS), **caption, **named).permute(0, 2, 3, 1).numpy()
-    path = Path(__file__).parent / "references" / "glide.npz"
+    path = to_write("glide")
     np.savez_compressed(path, shapes=np.array(json.dumps(shapes)), **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")
 

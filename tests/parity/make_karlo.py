@@ -35,6 +35,7 @@ from transformers import (
 
 from tests.parity.drawn_weights import draw, noise
 from tests.parity.make_schedulers import in_float64
+from tests.parity.reference import to_write
 
 WIDTH, CONTEXT, VOCABULARY, CONTEXT_WIDTH = 24, 9, 600, 20
 TIMESTEPS = (0, 37, 999)
@@ -269,7 +270,7 @@ def main() -> None:
     arrays = {"configs": np.array(json.dumps(configs)), "shapes": np.array(json.dumps(shapes))}
     arrays |= forwards(built)
     arrays |= pipelines(built)
-    path = Path(__file__).parent / "references" / "karlo.npz"
+    path = to_write("karlo")
     np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")
     if len(sys.argv) > 1:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from tests.parity.drawn_weights import draw, noise
+from tests.parity.reference import to_write
 
 WIDTH, HEADS, CLIP, CONTEXT, XF_WIDTH = 24, 2, 16, 9, 20
 TIMESTEPS = (0, 37, 999)
@@ -98,7 +99,7 @@ def main() -> None:
     for name in ("first_steps", "last_step"):
         enlarged = built[f"upsampler/model_{name}."](x, timesteps, low_res=low)
         found[name] = enlarged.permute(0, 2, 3, 1)
-    path = Path(__file__).parent / "references" / "karlo_original.npz"
+    path = to_write("karlo_original")
     arrays = {name: value.numpy() for name, value in found.items()}
     np.savez_compressed(path, shapes=np.array(json.dumps(shapes)), **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")

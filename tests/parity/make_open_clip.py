@@ -6,13 +6,13 @@ Runs in an environment of its own with torch and open_clip, never in the test su
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from tests.parity import torchvision_shim  # noqa: F401
 from tests.parity.drawn_weights import draw, noise
+from tests.parity.reference import to_write
 
 # As H/14 and bigG/14: exact GELU, heads of another width in the picture encoder, an MLP that is not four times as wide.
 CONFIG = {
@@ -45,7 +45,7 @@ def main() -> None:
         tokens[row, length:] = 0
     image = model.encode_image(pixels, normalize=True)
     text = model.encode_text(torch.from_numpy(tokens), normalize=True)
-    path = Path(__file__).parent / "references" / "open_clip.npz"
+    path = to_write("open_clip")
     np.savez_compressed(
         path,
         config=np.array(json.dumps(CONFIG)),

@@ -2,14 +2,14 @@
 
 Runs in an environment of its own with torch and diffusers, never in the test suite:
 
-    python tests/parity/make_prior.py
+    python -m tests.parity.make_prior
 """
-
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import PriorTransformer
+
+from tests.parity.reference import to_write
 
 EMBEDDING_SIZE, CONTEXT_LENGTH, TIMESTEPS = 16, 9, (0, 37, 999)
 
@@ -55,7 +55,7 @@ def main():
     # diffusers drops the causal mask too where it is given no mask, so "unpadded" is a mask of ones.
     unpadded = torch.ones_like(inputs["text_mask"])
     arrays |= {"output/padded": predict(inputs["text_mask"]), "output/unpadded": predict(unpadded)}
-    path = Path(__file__).parent / "references" / "prior.npz"
+    path = to_write("prior")
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")

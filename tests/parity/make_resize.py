@@ -1,12 +1,12 @@
 """Make references/resize.npz: OpenCV's resizing of a random picture.
 
-Needs opencv-python-headless, which the tests do not: `python tests/parity/make_resize.py`.
+Needs opencv-python-headless, which the tests do not: `python -m tests.parity.make_resize`.
 """
-
-from pathlib import Path
 
 import cv2
 import numpy as np
+
+from tests.parity.reference import to_write
 
 METHODS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC, "area": cv2.INTER_AREA}
 SIZES = [(11, 7), (32, 24), (45, 50), (16, 12)]
@@ -18,7 +18,7 @@ def main() -> None:
     for name, method in METHODS.items():
         for height, width in SIZES:
             references[f"{name}/{height}x{width}"] = cv2.resize(image, (width, height), interpolation=method)
-    path = Path(__file__).parent / "references" / "resize.npz"
+    path = to_write("resize")
     np.savez_compressed(path, **references)
     print(f"{path.name}: {len(references)} arrays, {path.stat().st_size} bytes")
 

@@ -1,11 +1,10 @@
 """Make references/schedulers.npz: single sampling steps of diffusers' schedulers on random inputs.
 
-Needs torch and diffusers (0.42), which the tests do not: `python tests/parity/make_schedulers.py`. Pictures go in
+Needs torch and diffusers (0.42), which the tests do not: `python -m tests.parity.make_schedulers`. Pictures go in
 and come out as diffusers' [batch, channels, height, width] and are stored as [batch, height, width, channels].
 """
 
 import copy
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from diffusers import (
     UnCLIPScheduler,
 )
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
+
+from tests.parity.reference import to_write
 
 STEPS = 1000
 SHAPE = (2, 3, 4, 4)
@@ -169,7 +170,7 @@ def main() -> None:
     record_dpm_solver(references, "dpmpp/sample/20", "sample")
     record_small(references)
 
-    path = Path(__file__).parent / "references" / "schedulers.npz"
+    path = to_write("schedulers")
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **references)
     print(f"{path.name}: {len(references)} arrays, {path.stat().st_size} bytes")

@@ -11,13 +11,13 @@ The weights are those of drawn_weights.draw; a reference holds the names and sha
 import argparse
 import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from tests.parity.drawn_weights import draw
+from tests.parity.reference import to_write
 
 
 def prepare(model: torch.nn.Module) -> dict[str, list[int]]:
@@ -30,7 +30,7 @@ def prepare(model: torch.nn.Module) -> dict[str, list[int]]:
 
 def write(name: str, shapes: dict, inputs: dict, output: torch.Tensor) -> None:
     """Pictures are stored [batch, height, width, channels]."""
-    path = Path(__file__).parent / "references" / f"unet_{name}.npz"
+    path = to_write(f"unet_{name}")
     arrays = {f"input/{key}": value for key, value in inputs.items()}
     output = output.numpy().transpose(0, 2, 3, 1)
     np.savez_compressed(path, shapes=np.array(json.dumps(shapes)), output=output, **arrays)

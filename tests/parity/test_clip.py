@@ -1,13 +1,12 @@
 """CLIP against transformers' CLIPModel with random weights (references/clip.npz, written by make_clip.py)."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer, contrastive_loss
 from dalle2_jax.weights.clip import clip_table
+from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 
 MODEL = CLIP(
@@ -28,7 +27,7 @@ MODEL = CLIP(
 
 @pytest.fixture(scope="module")
 def reference():
-    with np.load(Path(__file__).parent / "references" / "clip.npz") as file:
+    with np.load(reference_path("clip")) as file:
         return dict(file)
 
 

@@ -1,7 +1,6 @@
 """Losses, bounds and steps against guided-diffusion's GaussianDiffusion, from the same inputs and network outputs."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,9 @@ from dalle2_jax.diffusion import (
     variational_bound,
 )
 from dalle2_jax.diffusion.loss import vlb_term
+from tests.parity.reference import reference_path
 
-REFERENCES = Path(__file__).parent / "references" / "diffusion.npz"
+REFERENCES = reference_path("diffusion")
 CASES = [
     ("cosine", "epsilon", "learned_range", "1000"),
     ("cosine", "epsilon", "learned_range", "10,10,3,2,2"),

@@ -1,13 +1,12 @@
 """The diffusion prior against diffusers' PriorTransformer (references/prior.npz, written by make_prior.py)."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
 
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights.prior import STATISTICS, prior_table
+from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 
 # Karlo's inputs come unscaled.
@@ -18,7 +17,7 @@ MODEL = DiffusionPrior(
 
 @pytest.fixture(scope="module")
 def reference():
-    with np.load(Path(__file__).parent / "references" / "prior.npz") as file:
+    with np.load(reference_path("prior")) as file:
         return dict(file)
 
 

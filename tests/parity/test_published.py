@@ -1,7 +1,6 @@
 """Networks by the files that others publish: Karlo's own, open_clip's and GLIDE's (references/*.npz, by make_*.py)."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +11,7 @@ from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights import glide, karlo, karlo_original, open_clip
 from tests.parity.drawn_weights import draw, noise
+from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 
 TOLERANCE = 1e-4
@@ -19,7 +19,7 @@ KARLO_TIMESTEPS, GLIDE_TIMESTEPS = np.array([0, 37, 999]), np.array([0, 431, 999
 
 
 def read(name: str) -> dict[str, np.ndarray]:
-    with np.load(Path(__file__).parent / "references" / f"{name}.npz") as file:
+    with np.load(reference_path(name)) as file:
         return dict(file)
 
 

@@ -4,8 +4,6 @@ UnCLIPScheduler (Karlo), DDPMScheduler, DDIMScheduler, DDIMInverseScheduler and 
 thresholding and its schedule that ends in pure noise.
 """
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +19,9 @@ from dalle2_jax.diffusion import (
     dynamic_threshold,
     zero_terminal_snr,
 )
+from tests.parity.reference import reference_path
 
-REFERENCES = Path(__file__).parent / "references" / "schedulers.npz"
+REFERENCES = reference_path("schedulers")
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 

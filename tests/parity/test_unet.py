@@ -1,7 +1,6 @@
 """U-Net, Upsampler and Decoder against guided-diffusion's and GLIDE's (references/unet_*.npz, from make_unet.py)."""
 
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,11 +11,12 @@ from dalle2_jax.weights.glide import glide_table
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.unet import GuidedDiffusion, unet_entries
 from tests.parity.drawn_weights import draw
+from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 
 
 def _reference(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
-    with np.load(Path(__file__).parent / "references" / f"unet_{name}.npz") as file:
+    with np.load(reference_path(f"unet_{name}")) as file:
         shapes = json.loads(str(file["shapes"]))
         inputs = {key.removeprefix("input/"): file[key] for key in file.files if key.startswith("input/")}
         return {f"weights/{key}": value for key, value in draw(shapes).items()}, inputs, file["output"]
