@@ -1,6 +1,8 @@
 # make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate
 #                  (RUN=NAME SEED=N: another run, another seed; DEMO="decoder.steps=8000 ...": other fields)
 # make test        set up, run the tests (make test-slow: the long ones too)
+# make parity      the comparisons with the peers' own code, run anew: an environment with torch, diffusers, ...
+#                  (CHECKOUTS=DIR: also GLIDE, guided-diffusion and Karlo, from glide-text2im, ... in that folder)
 # make lint        ruff
 # make clean       remove the virtual environment and the caches (runs/ stays)
 
@@ -14,7 +16,7 @@ READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 RUN ?= demo
 SEED ?= 0
 
-.PHONY: demo test test-slow lint setup clean
+.PHONY: demo test test-slow parity lint setup clean
 
 demo: setup
 	@$(BIN)/python -m train configs/shapes.py all --run $(RUN) --seed $(SEED) $(DEMO)
@@ -27,10 +29,34 @@ demo: setup
 
 test: setup
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest -m "not slow" -q --durations=8 -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and not live" -q --durations=8 -n 2 --dist loadfile
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow -q --durations=8
+
+# One after the other: in which the peers run has torch and no jax.
+PARITY := .venv-parity
+LIVE := .cache/parity
+MADE := clip prior schedulers karlo open_clip resize
+
+parity: setup $(PARITY)/.ready
+	@for name in $(MADE); do PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_$$name || exit 1; done
+ifdef CHECKOUTS
+	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_unet --guided $(CHECKOUTS)/guided-diffusion --glide $(CHECKOUTS)/glide-text2im
+	@PARITY_REFERENCES=$(LIVE) PYTHONPATH=$(CHECKOUTS)/guided-diffusion:. $(PARITY)/bin/python -m tests.parity.make_diffusion
+	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_glide --glide $(CHECKOUTS)/glide-text2im
+	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_karlo_original --karlo $(CHECKOUTS)/karlo
+endif
+	@$(PARITY)/bin/python -m tests.parity.make_live $(LIVE)
+	@$(PARITY)/bin/python -m pytest --noconftest -q tests/parity/live_torch.py
+	@PARITY_REFERENCES=$(LIVE) $(BIN)/python -m pytest -m "not slow" -q -s tests/parity tests/data/test_degrade.py
+
+# Without the first line pip takes a torch for CUDA.
+$(PARITY)/.ready: tests/parity/requirements.txt
+	@$(PYTHON) -m venv $(PARITY)
+	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt
+	@touch $@
 
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -47,4 +73,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) .cache .pytest_cache .ruff_cache

@@ -40,13 +40,17 @@ class ClipTokenizer:
 
     @classmethod
     def read(cls, path: str | Path, context_length: int = 77, padding: int = 0) -> "ClipTokenizer":
-        """From a folder with `vocab.json` and `merges.txt`, or from OpenAI's `bpe_simple_vocab_16e6.txt.gz`.
+        """From a folder with `vocab.json` and `merges.txt`, or `tokenizer.json`, or from OpenAI's packed file.
 
         Raises ValueError where the files are missing or are not CLIP's.
         """
         path = Path(path)
         try:
-            if path.is_dir():
+            if path.is_dir() and not (path / "vocab.json").is_file() and (path / "tokenizer.json").is_file():
+                model = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+                vocabulary = sorted(model["vocab"], key=model["vocab"].get)
+                merges = [tuple(merge.split()) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+            elif path.is_dir():
                 numbers = json.loads((path / "vocab.json").read_text(encoding="utf-8"))
                 lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")[1:]
                 merges = [tuple(line.split()) for line in lines if line.strip()]
@@ -57,10 +61,10 @@ class ClipTokenizer:
                 merges = [tuple(line.split()) for line in lines[1 : _VOCABULARY - 512 - 2 + 1]]
                 letters = list(byte_letters().values())
                 vocabulary = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, merges), *_ENDS]
-        except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
             raise ValueError(
-                f"{path} holds no vocabulary of CLIP's ({error}); give a folder with vocab.json and merges.txt, or "
-                "bpe_simple_vocab_16e6.txt.gz"
+                f"{path} holds no vocabulary of CLIP's ({error}); give a folder with vocab.json and merges.txt or with "
+                "tokenizer.json, or bpe_simple_vocab_16e6.txt.gz"
             ) from error
         if len(vocabulary) < 514 or any(len(merge) != 2 for merge in merges):
             raise ValueError(f"the vocabulary in {path} is not CLIP's: {len(vocabulary)} tokens, {len(merges)} merges")

@@ -1,6 +1,6 @@
 """The tensors of a checkpoint that others wrote, by name, read one at a time.
 
-safetensors files are mapped into memory and need no torch. PyTorch's own files (`.pt`, `.ckpt`, `.bin`, `.pth`) are
+safetensors files are mapped into memory and need no torch. PyTorch's own files (`.pt`, `.ckpt`, `.bin`, ...) are
 pickles: they are read by torch alone, and only with `weights_only=True`, which makes tensors and runs no code.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-PICKLES = (".pt", ".pth", ".ckpt", ".bin")
+PICKLES = (".pt", ".pth", ".th", ".ckpt", ".bin")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 

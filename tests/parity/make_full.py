@@ -20,32 +20,30 @@ import numpy as np
 import torch
 
 from tests.parity import torchvision_shim  # noqa: F401
-from tests.parity.drawn_weights import draw, noise
+from tests.parity.drawn_weights import draw
+from tests.parity.karlo_full import (
+    CONTEXT,
+    DECODER,
+    EMBEDDING,
+    LENGTHS,
+    STRIDE,
+    SUPER_RES,
+    TEXT,
+    TEXT_PROJECTION,
+    TIMESTEPS,
+    VISION,
+    caption_ids,
+    given,
+)
 from tests.parity.make_karlo import Noise, schedulers
 from tests.parity.make_schedulers import in_float64
 from tests.parity.reference import to_write
-
-CONTEXT, EMBEDDING = 77, 768
-TIMESTEPS = (37, 999)
-LENGTHS = (77, 9)
-STRIDE = 4
-DOWN, UP = "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"
 
 
 def text_encoder():
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            hidden_size=768,
-            intermediate_size=3072,
-            projection_dim=EMBEDDING,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            eos_token_id=49_407,
-            bos_token_id=49_406,
-        )
-    )
+    return CLIPTextModelWithProjection(CLIPTextConfig(projection_dim=EMBEDDING, **TEXT))
 
 
 def prior():
@@ -57,67 +55,25 @@ def prior():
 def text_proj():
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 
-    return UnCLIPTextProjModel(time_embed_dim=4 * 320, cross_attention_dim=1536)
+    return UnCLIPTextProjModel(**TEXT_PROJECTION)
 
 
 def decoder():
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(
-        sample_size=64,
-        in_channels=3,
-        out_channels=6,
-        layers_per_block=3,
-        cross_attention_dim=1536,
-        block_out_channels=(320, 640, 960, 1280),
-        down_block_types=(DOWN, *("SimpleCrossAttnDownBlock2D",) * 3),
-        up_block_types=(*("SimpleCrossAttnUpBlock2D",) * 3, UP),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        class_embed_type="identity",
-        attention_head_dim=64,
-        resnet_time_scale_shift="scale_shift",
-    )
+    return UNet2DConditionModel(**DECODER)
 
 
 def super_res():
     from diffusers import UNet2DModel
 
-    return UNet2DModel(
-        sample_size=256,
-        in_channels=6,
-        out_channels=3,
-        layers_per_block=3,
-        block_out_channels=(320, 640, 960, 1280),
-        down_block_types=(DOWN,) * 4,
-        up_block_types=(UP,) * 4,
-        add_attention=False,
-    )
+    return UNet2DModel(**SUPER_RES)
 
 
 def clip():
     from transformers import CLIPConfig, CLIPModel
 
-    return CLIPModel(
-        CLIPConfig(
-            text_config={
-                "hidden_size": 768,
-                "intermediate_size": 3072,
-                "num_hidden_layers": 12,
-                "num_attention_heads": 12,
-                "eos_token_id": 49_407,
-                "bos_token_id": 49_406,
-            },
-            vision_config={
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "patch_size": 14,
-                "image_size": 224,
-            },
-            projection_dim=EMBEDDING,
-        )
-    )
+    return CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=EMBEDDING))
 
 
 NETWORKS = {
@@ -140,14 +96,6 @@ def drawn(name: str, network: torch.nn.Module, shapes: dict) -> torch.nn.Module:
     return network
 
 
-def caption_ids(length: int, seed: int) -> np.ndarray:
-    """Start, random tokens, end; filled up with token 0."""
-    row = np.zeros(CONTEXT, np.int64)
-    words = np.random.RandomState(seed).randint(1, 49_406, length - 2)
-    row[:length] = [49_406, *words, 49_407]
-    return row
-
-
 class FakeTokenizer:
     """In the tokenizer's place: the empty caption is its two ends, another has nine tokens."""
 
@@ -156,7 +104,7 @@ class FakeTokenizer:
     def __call__(self, texts, **_):
         texts = [texts] if isinstance(texts, str) else texts
         lengths = [9 if text else 2 for text in texts]
-        rows = np.stack([caption_ids(length, length) for length in lengths])
+        rows = np.stack([caption_ids(length) for length in lengths])
         mask = np.arange(CONTEXT)[None] < np.asarray(lengths)[:, None]
 
         class Batch:
@@ -169,7 +117,7 @@ class FakeTokenizer:
 
 
 def inputs(name: str, *shape: int) -> torch.Tensor:
-    return torch.from_numpy(noise(f"full/{name}", shape))
+    return torch.from_numpy(given(name, *shape))
 
 
 def thin(pictures: torch.Tensor) -> np.ndarray:
@@ -187,7 +135,7 @@ def say(words: str) -> None:
 def forwards(shapes: dict, folder: Path | None) -> dict[str, np.ndarray]:
     """Every network of Karlo alone, one after the other."""
     mask = torch.arange(CONTEXT)[None] < torch.tensor(LENGTHS)[:, None]
-    ids = torch.from_numpy(np.stack([caption_ids(length, length) for length in LENGTHS]))
+    ids = torch.from_numpy(np.stack([caption_ids(length) for length in LENGTHS]))
     timesteps, found = torch.tensor(TIMESTEPS), {}
     z, x, y = inputs("z", 2, EMBEDDING), inputs("x", 2, 3, 64, 64), inputs("y", 2, 6, 256, 256)
     text = context = None
@@ -232,7 +180,7 @@ def forwards(shapes: dict, folder: Path | None) -> dict[str, np.ndarray]:
 def whole_clip(shapes: dict) -> dict[str, np.ndarray]:
     """CLIP L/14, both halves."""
     network = drawn("clip", clip(), shapes)
-    ids = torch.from_numpy(np.stack([caption_ids(length, length) for length in LENGTHS]))
+    ids = torch.from_numpy(np.stack([caption_ids(length) for length in LENGTHS]))
     out = network(input_ids=ids, pixel_values=inputs("pixels", 2, 3, 224, 224))
     say("clip")
     return {"clip_image": out.image_embeds.numpy(), "clip_text": out.text_embeds.numpy()}

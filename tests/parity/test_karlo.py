@@ -5,12 +5,10 @@ import dataclasses
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dalle2_jax import DALLE2
-from dalle2_jax.diffusion import sampler
 from dalle2_jax.weights import karlo
 from dalle2_jax.weights.run import write_run
 from tests.parity.drawn_weights import noise
@@ -115,26 +113,6 @@ class Tokens:
         words = np.random.RandomState(len(caption)).randint(1, self.vocabulary - 2, length - 2)
         row[:length] = [self.vocabulary - 2, *words, self.vocabulary - 1]
         return row, np.arange(9) < length
-
-
-@pytest.fixture
-def given_noise(monkeypatch):
-    """Puts the noise of make_karlo.py in the samplers' place; returns a function that says which stage is at work."""
-
-    def start(stage: str, steps: int) -> None:
-        def normal(key, shape):
-            order = shape if len(shape) == 2 else (shape[0], shape[3], shape[1], shape[2])
-            drawn = np.stack([noise(f"{stage}/{place}", order) for place in range(steps)])
-            table = jnp.asarray(drawn if len(shape) == 2 else drawn.transpose(0, 1, 3, 4, 2))
-            # Their calls count up from x_T; our steps count down.
-            return table[0] if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else table[steps - key]
-
-        monkeypatch.setattr(sampler, "normal", normal)
-        monkeypatch.setattr(sampler, "fold_in", lambda key, i: i)
-        for module in ("prior.sample", "decoder.sample"):
-            monkeypatch.setattr(f"dalle2_jax.{module}.normal", normal)
-
-    return start
 
 
 def drawn(model, given_noise, captions, embeddings=None):
