@@ -48,7 +48,7 @@ def invert(params, pictures, embedding, caption, *, module, process, sampling, r
 
 
 @partial(jax.jit, static_argnames=(*_STATIC, "size", "tile"))
-def _upsample(keys, params, low_resolution, caption, *, module, process, sampling, size, tile):
+def upsample(keys, params, low_resolution, caption, *, module, process, sampling, size, tile):
     return sample_upsampler(keys, module, params, process, sampling, low_resolution, size, tile, caption)
 
 
@@ -141,7 +141,7 @@ def enlarge(
     keys, pictures = spread(keys_of(keys, pictures.shape[0]), pictures)
     if caption is not None:
         caption = spread(*caption)
-    return _upsample(
+    return upsample(
         keys,
         stage.params,
         pictures,

@@ -27,7 +27,7 @@ from dalle2_jax.data.transforms import clip_pixels
 from dalle2_jax.decoder import Caption
 from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.layers.pictures import to_uint8
-from dalle2_jax.tokenizer import ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
+from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
 
 # What CLIP makes of captions: their embeddings, its text states (both None without a CLIP), the tokens and their mask.
 Encoded = tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]
@@ -71,7 +71,7 @@ class DALLE2:
     prior: LoadedStage | None
     decoder: LoadedStage | None
     upsamplers: tuple[LoadedStage, ...]
-    tokenizer: Tokenizer | ClipTokenizer | GlideTokenizer
+    tokenizer: AnyTokenizer
 
     @classmethod
     def load(cls, run: str | Path, *, ema: bool = True, dtype: str | None = None, shard: bool | None = None) -> DALLE2:

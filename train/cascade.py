@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
-from dalle2_jax.tokenizer import Tokenizer, tokenizer_from_json
+from dalle2_jax.tokenizer import AnyTokenizer, Tokenizer, tokenizer_from_json
 from train.finetune import check_start, inherited_tokenizer, initial_parameters
 from train.given import check_given, given_stages, given_tokenizer, is_given, place_given, planned_given
 from train.loop import Result, run
 from train.metrics import duration
 from train.resume import finished_record
 from train.state import abstract_state, make_step
-from train.system import AnyTokenizer, Recipe, System
+from train.system import Recipe, System
 
 Log = Callable[[str], None]
 

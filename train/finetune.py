@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage, to_json
-from dalle2_jax.tokenizer import ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
+from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 from train.resume import first_difference
-from train.system import AnyTokenizer, Recipe, System
+from train.system import Recipe, System
 
 TOKEN_TABLE = "token_embedding/embedding"
 TOKENS = {

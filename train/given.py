@@ -15,15 +15,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from dalle2_jax.checkpoint import CheckpointError, LoadedStage, checkpoint_steps, read_stage, rebuild
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, checkpoint_steps, load_shapes, read_stage, rebuild
 from dalle2_jax.checkpoint.stage import STAGE_FILE, stage_version
 from dalle2_jax.checkpoint.store import checkpoint_path
-from dalle2_jax.tokenizer import tokenizer_from_json
-from train.system import AnyTokenizer, System
+from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
+from train.system import System
 
 
 def given_stages(system: System) -> dict[str, LoadedStage]:
@@ -55,17 +54,8 @@ def planned_given(system: System) -> dict[str, LoadedStage]:
         ValueError: as `given_stages`.
     """
     stages = {name: stage for name, stage in given_stages(system).items() if name not in system.stages}
-    shapes = {name: _shapes(Path(system.given[name])) for name in stages}
+    shapes = {name: load_shapes(system.given[name]) for name in stages}
     return {stage.kind: dataclasses.replace(stage, params=shapes[name]) for name, stage in stages.items()}
-
-
-def _shapes(folder: Path) -> Any:
-    """The averaged parameters of a stage's newest checkpoint as ShapeDtypeStructs; no array is read."""
-    from orbax.checkpoint import v1 as ocp
-
-    checkpoint = checkpoint_path(folder, checkpoint_steps(folder)[-1])
-    found = ocp.checkpointables_metadata(checkpoint.resolve()).metadata["ema"]
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
 
 
 def given_tokenizer(system: System) -> AnyTokenizer | None:

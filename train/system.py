@@ -19,9 +19,7 @@ import numpy as np
 
 from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.data.pipeline import Data
-from dalle2_jax.tokenizer import ClipTokenizer, GlideTokenizer, Tokenizer
 
-AnyTokenizer = Tokenizer | ClipTokenizer | GlideTokenizer
 Batch = Mapping[str, jax.Array]
 Parameters = Any
 

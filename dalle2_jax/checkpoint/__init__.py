@@ -13,7 +13,7 @@ from dalle2_jax.checkpoint.describe import describe_stage
 from dalle2_jax.checkpoint.errors import CheckpointError
 from dalle2_jax.checkpoint.rebuild import rebuild, to_json
 from dalle2_jax.checkpoint.stage import LoadedStage, load_params, load_stage, read_stage, write_stage
-from dalle2_jax.checkpoint.store import CheckpointWriter, Restored, checkpoint_steps, restore_latest
+from dalle2_jax.checkpoint.store import CheckpointWriter, Restored, checkpoint_steps, load_shapes, restore_latest
 
 __all__ = [
     "CheckpointError",
@@ -23,6 +23,7 @@ __all__ = [
     "checkpoint_steps",
     "describe_stage",
     "load_params",
+    "load_shapes",
     "load_stage",
     "read_stage",
     "rebuild",

@@ -32,6 +32,7 @@ def describe_stage(stage_dir: str | Path) -> str:
     say("sampling", _compact(info.get("sampling")))
     say("data", _compact(info.get("data")))
     say("trained with", _training(info))
+    say("source", _items(info.get("source")))
     say("versions", _items(info.get("versions")))
     say("checkpoints", _checkpoints(directory))
     say("on disk", _size(directory))

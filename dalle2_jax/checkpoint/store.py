@@ -258,6 +258,24 @@ def _first_difference(old: dict[str, tuple[int, ...]], new: dict[str, tuple[int,
     return None
 
 
+def load_shapes(stage_dir: str | Path, name: str = "ema") -> Any:
+    """A part of the newest finished checkpoint as ShapeDtypeStructs; no array is read.
+
+    Raises:
+        CheckpointError: if there is no finished checkpoint, or it lacks the part.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    steps = checkpoint_steps(stage_dir)
+    if not steps:
+        raise CheckpointError(f"{stage_dir} holds no finished checkpoint")
+    path = checkpoint_path(stage_dir, steps[-1])
+    found = ocp.checkpointables_metadata(path.resolve()).metadata
+    if name not in found:
+        raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found[name])
+
+
 def load_part(stage_dir: str | Path, name: str) -> tuple[Any, int]:
     """One part (`"params"`, `"ema"`) of the newest whole checkpoint, and its step; nothing else is read.
 

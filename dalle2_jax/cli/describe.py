@@ -12,6 +12,10 @@ DRAWS = False
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("run")
+    parser.add_argument(
+        "--memory", action="store_true", help="compile each stage and say what drawing one picture takes (minutes)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="with --memory (default: as the run says)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,4 +31,14 @@ def run(options: argparse.Namespace) -> int:
     print(f"{folder}: {len(paths)} stage{'s' if len(paths) > 1 else ''}")
     for path in paths:
         print(describe_stage(path.parent))
+    if options.memory:
+        _print_memory(folder, options.dtype)
     return 0
+
+
+def _print_memory(folder: Path, dtype: str | None) -> None:
+    from dalle2_jax.evaluation.memory import memory_of_drawing
+
+    print("GiB for one picture     weights  beside them")
+    for memory in memory_of_drawing(folder, dtype):
+        print(f"  {memory.stage:<20}{memory.weights / 2**30:9.2f}{memory.working / 2**30:13.2f}", flush=True)

@@ -8,6 +8,7 @@ from dalle2_jax.tokenizer.own import END, PAD, START, Tokenizer
 from dalle2_jax.tokenizer.rows import byte_letters
 
 __all__ = [
+    "AnyTokenizer",
     "END",
     "PAD",
     "START",
@@ -18,10 +19,11 @@ __all__ = [
     "tokenizer_from_json",
 ]
 
+AnyTokenizer = Tokenizer | ClipTokenizer | GlideTokenizer
 _KINDS = {None: Tokenizer, "clip": ClipTokenizer, "glide": GlideTokenizer}
 
 
-def tokenizer_from_json(text: str) -> Tokenizer | ClipTokenizer | GlideTokenizer:
+def tokenizer_from_json(text: str) -> AnyTokenizer:
     """The tokenizer that a stage's folder records; ValueError for one of a later version."""
     kind = json.loads(text).get("kind")
     if kind not in _KINDS:

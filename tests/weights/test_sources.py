@@ -9,6 +9,7 @@ from PIL import Image
 
 from dalle2_jax import DALLE2
 from dalle2_jax.cli import main
+from dalle2_jax.evaluation.memory import memory_of_drawing
 from dalle2_jax.weights import clip as clip_weights
 from tests.weights import folders
 
@@ -45,6 +46,21 @@ def photo(tmp_path_factory):
 def quick(model, **more):
     steps = {name: {"steps": "2"} for name in ("prior", "decoder", "upsampler")}
     return {name: steps[name] for name in steps if getattr(model, name, None) or name == "upsampler"} | more
+
+
+def test_what_a_converted_run_is_and_takes(karlo_run, capsys):
+    assert main(["describe", str(karlo_run), "--memory"]) == 0
+    told = capsys.readouterr().out
+    assert "licence CreativeML Open RAIL-M" in told
+    lines = [line.split() for line in told[told.index("GiB for one picture") :].splitlines()[1:]]
+    assert [line[0] for line in lines] == ["clip", "prior", "decoder", "upsampler"]
+    full = {memory.stage: memory for memory in memory_of_drawing(karlo_run)}
+    model = DALLE2.load(karlo_run)
+    for stage in model.stages:
+        assert full[stage.name].weights == sum(leaf.nbytes for leaf in jax.tree.leaves(stage.params))
+        assert full[stage.name].working > 0
+    half = {memory.stage: memory for memory in memory_of_drawing(karlo_run, "bfloat16")}
+    assert all(2 * half[name].weights == full[name].weights for name in full)
 
 
 @pytest.mark.parametrize("source", ["clip", "open_clip"])

@@ -1,0 +1,105 @@
+"""What drawing one picture takes of memory, stage by stage, from the shapes of a run alone.
+
+Each stage is compiled for one picture on the devices at hand and its working memory is what the compiler plans, beside
+the weights; nothing is read but `stage.json` and the checkpoints' metadata, and nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax import stages
+from dalle2_jax.checkpoint import LoadedStage, load_shapes, read_stage, rebuild
+from dalle2_jax.decoder import Caption
+from dalle2_jax.layers.precision import cast, with_dtype
+from dalle2_jax.tokenizer import tokenizer_from_json
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a stage: its weights, and what is at work beside them while one picture is drawn."""
+
+    stage: str
+    weights: int
+    working: int
+
+
+def memory_of_drawing(run: str | Path, dtype: str | None = None) -> Iterator[Memory]:
+    """One `Memory` a stage of a run, in the order in which they work; dtype: as in `DALLE2.load`.
+
+    Raises:
+        CheckpointError: for a run or stage that cannot be read.
+    """
+    found = sorted((_planned(path.parent, dtype) for path in Path(run).glob("*/stage.json")), key=_order)
+    clip = next((stage for stage in found if stage.kind == "clip"), None)
+    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    encoded = _encoded(clip, next(stage for stage in found if "tokenizer" in stage.info))
+    for stage in found:
+        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stage.params))
+        yield Memory(stage.name, weights, _working(_lowered(stage, key, encoded)))
+
+
+def _order(stage: LoadedStage) -> tuple[int, int]:
+    return ("clip", "prior", "decoder", "upsampler").index(stage.kind), stage.info.get("image_size") or 0
+
+
+def _planned(folder: Path, dtype: str | None) -> LoadedStage:
+    info, params = read_stage(folder), load_shapes(folder)
+    module = rebuild(info["module"])
+    if dtype is not None:
+        module, params = with_dtype(module, dtype), jax.eval_shape(lambda tree: cast(tree, dtype), params)
+    return LoadedStage(info.get("stage", folder.name), info["kind"], module, params, info)
+
+
+def _encoded(clip: LoadedStage | None, reader: LoadedStage) -> tuple[Any, Any, Any, Any]:
+    """Shapes of what `DALLE2` knows of a caption: embedding, states (None without a CLIP), tokens and mask."""
+    length = tokenizer_from_json(reader.info["tokenizer"]).context_length
+    tokens, mask = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1, length), bool)
+    if clip is None:
+        return None, None, tokens, mask
+    embedding, states = jax.eval_shape(
+        lambda *inputs: stages.encode_text(*inputs, module=clip.module), clip.params, tokens, mask
+    )
+    return embedding, states, tokens, mask
+
+
+def _lowered(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> Any:
+    embedding, states, tokens, mask = encoded
+    module = stage.module
+    if stage.kind == "clip":
+        return stages.encode_text.lower(stage.params, tokens, mask, module=module)
+    settings = {"module": module, "process": stages.process_of(stage), "sampling": stages.sampling_of(stage, {})}
+    null = (embedding, states, mask)
+    if stage.kind == "prior":
+        text = tokens if module.vocabulary_size is not None else states
+        null = None if module.learned_null else null
+        return stages.draw_embeddings.lower(key, stage.params, embedding, text, mask, null, **settings)
+    if stage.kind == "decoder":
+        keep = jax.ShapeDtypeStruct((1,), bool)
+        if module.text is not None:
+            caption = Caption(tokens, mask, keep)
+        elif module.text_width is None:
+            caption = Caption(None, None, keep)
+        else:
+            pooled = embedding if module.pools_embedding else None
+            caption = Caption(
+                states, mask, keep, pooled, None if module.learned_null_text else (states, mask, embedding)
+            )
+        image = embedding if module.reads_image else None
+        return stages.decode.lower(key, stage.params, image, caption, None, **settings)
+    size = stage.info["low_size"]
+    small = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    caption = (tokens, mask) if module.text is not None else None
+    settings |= {"size": stage.info["image_size"], "tile": None}
+    return stages.upsample.lower(key, stage.params, small, caption, **settings)
+
+
+def _working(lowered: Any) -> int:
+    analysis = lowered.compile().memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes
