@@ -47,7 +47,7 @@ ifdef CHECKOUTS
 	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_glide --glide $(CHECKOUTS)/glide-text2im
 	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_karlo_original --karlo $(CHECKOUTS)/karlo
 endif
-	@$(PARITY)/bin/python -m tests.parity.make_live $(LIVE)
+	@$(PARITY)/bin/python -m tests.parity.make_live $(LIVE) $(if $(CHECKOUTS),$(CHECKOUTS)/glide-text2im)
 	@$(PARITY)/bin/python -m pytest --noconftest -q tests/parity/live_torch.py
 	@PARITY_REFERENCES=$(LIVE) $(BIN)/python -m pytest -m "not slow" -q -s tests/parity tests/data/test_degrade.py
 

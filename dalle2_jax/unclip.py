@@ -31,11 +31,17 @@ from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
 
 # What CLIP makes of captions: their embeddings, its text states (both None without a CLIP), the tokens and their mask.
 Encoded = tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]
+READ_AT_ONCE = 128  # pictures or captions, by CLIP
 ROLES = {
     "clip": "encodes captions and pictures",
     "prior": "draws image embeddings of captions",
     "decoder": "draws pictures",
 }
+
+
+def _parts(many: Any) -> list[Any]:
+    """At most `READ_AT_ONCE` at a time, for the memory's sake."""
+    return [many[start : start + READ_AT_ONCE] for start in range(0, len(many), READ_AT_ONCE)]
 
 
 @dataclass(frozen=True)
@@ -163,23 +169,30 @@ class DALLE2:
 
     def encode_image(self, pictures: np.ndarray) -> jax.Array:
         """CLIP's image embeddings `[b, z]` of uint8 pictures `[b, h, h, 3]`; of unit norm as in `encode_text`."""
-        self.need("clip")
-        if self.clip.module.vision is None:
-            raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder (--clip)")
+        self._seen_size()
         (pictures,) = stages.spread(jnp.asarray(pictures))
         return stages.encode_image(self.clip.params, pictures, module=self.clip.module)
 
     def _see(self, pictures: Sequence[np.ndarray]) -> jax.Array:
         """CLIP's embeddings of uint8 pictures `[h, w, 3]` of any size, by their central squares."""
+        size = self._seen_size()
+        pixels = np.stack([clip_pixels(np.asarray(picture), size) for picture in pictures])
+        return jnp.concatenate([self.encode_image(part) for part in _parts(pixels)])
+
+    def _read(self, captions: Sequence[str]) -> jax.Array:
+        """CLIP's embeddings of captions, of unit norm."""
+        return unit_norm(jnp.concatenate([self.encode_text(part)[0] for part in _parts(captions)]))
+
+    def _seen_size(self) -> int:
+        """The side of the pictures that CLIP sees; ValueError where it sees none."""
         self.need("clip")
         if self.clip.module.vision is None:
             raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder (--clip)")
-        size = self.clip.module.vision.image_size
-        return self.encode_image(np.stack([clip_pixels(np.asarray(picture), size) for picture in pictures]))
+        return self.clip.module.vision.image_size
 
     def scores(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> jax.Array:
         """Cosines `[pictures, captions]` of CLIP's embeddings; pictures: uint8 `[h, w, 3]` each, of any size."""
-        return unit_norm(self._see(pictures)) @ unit_norm(self.encode_text(captions)[0]).T
+        return unit_norm(self._see(pictures)) @ self._read(captions).T
 
     def classify(
         self, pictures: Sequence[np.ndarray], classes: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
@@ -190,7 +203,7 @@ class DALLE2:
         of a class's captions are averaged.
         """
         captions = [template.replace("{}", name) for name in classes for template in templates]
-        embeddings = unit_norm(self.encode_text(captions)[0]).reshape(len(classes), len(templates), -1)
+        embeddings = self._read(captions).reshape(len(classes), len(templates), -1)
         scale = jnp.exp(jnp.asarray(self.clip.params["logit_scale"], jnp.float32))
         scale = jnp.minimum(scale, self.clip.module.max_logit_scale)
         return classify(unit_norm(self._see(pictures)), zero_shot_weights(embeddings), scale)

@@ -95,9 +95,10 @@ class DecoderRecipe(DiffusionRecipe):
         keep_text = jax.random.uniform(keys["text"], batch["tokens"].shape[:1]) >= (self.text_drop if training else 0.0)
         embedding, caption = jax.lax.stop_gradient(self._conditions(batch, frozen, keep_text))
         if training and self.embedding_noise:
-            noise = jax.random.normal(keys["noise"], embedding.shape) / embedding.shape[-1] ** 0.5
+            norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)  # not one, where public weights read others
+            noise = jax.random.normal(keys["noise"], embedding.shape) * norm / embedding.shape[-1] ** 0.5
             embedding = embedding + self.embedding_noise * noise
-            embedding = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+            embedding = embedding * norm / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
         keep_image = jax.random.uniform(keys["image"], keep_text.shape) >= (self.image_drop if training else 0.0)
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:

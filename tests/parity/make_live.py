@@ -1,6 +1,6 @@
 """What `make parity` alone compares with: open_clip's and transformers' tokens, and a folder that diffusers saved.
 
-    python -m tests.parity.make_live FOLDER
+    python -m tests.parity.make_live FOLDER [GLIDE, a checkout of openai/glide-text2im]
 
 The vocabulary is that of open_clip's wheel, put into FOLDER in both layouts.
 """
@@ -10,7 +10,7 @@ import json
 import random
 import shutil
 import sys
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +103,28 @@ def tokens(folder: Path) -> None:
     print(f"tokens.npz: {len(made)} strings")
 
 
+def glide_tokens(folder: Path, checkout: Path) -> None:
+    """glide_vocabulary/, that of a checkout of openai/glide-text2im, and glide_tokens.npz."""
+    source = checkout / "glide_text2im" / "tokenizer"
+    spec = spec_from_file_location("bpe", source / "bpe.py")
+    bpe = module_from_spec(spec)
+    spec.loader.exec_module(bpe)
+    vocabulary = folder / "glide_vocabulary"
+    vocabulary.mkdir(exist_ok=True)
+    for name in ("encoder.json.gz", "vocab.bpe.gz"):
+        shutil.copy(source / name, vocabulary / name)
+    encoder, made = bpe.get_encoder(), strings()
+    rows = [encoder.padded_tokens_and_mask(encoder.encode(one), 128) for one in made]
+    tokens, mask = zip(*rows, strict=True)
+    np.savez_compressed(
+        folder / "glide_tokens.npz",
+        strings=np.array(json.dumps(made)),
+        tokens=np.asarray(tokens, np.int32),
+        mask=np.asarray(mask),
+    )
+    print(f"glide_tokens.npz: {len(made)} strings")
+
+
 def saved_pipelines(folder: Path) -> None:
     """karlo/ and variation/, as `save_pretrained` writes them, of the small networks of make_karlo.py."""
     from diffusers import UnCLIPImageVariationPipeline, UnCLIPPipeline
@@ -132,4 +154,6 @@ def saved_pipelines(folder: Path) -> None:
 
 if __name__ == "__main__":
     tokens(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        glide_tokens(Path(sys.argv[1]), Path(sys.argv[2]))
     saved_pipelines(Path(sys.argv[1]))

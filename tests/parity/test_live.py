@@ -10,7 +10,7 @@ import pytest
 
 from dalle2_jax import DALLE2
 from dalle2_jax.cli import main
-from dalle2_jax.tokenizer import ClipTokenizer
+from dalle2_jax.tokenizer import ClipTokenizer, GlideTokenizer
 from tests.parity.drawn_weights import noise
 
 pytestmark = pytest.mark.live
@@ -18,6 +18,8 @@ pytestmark = pytest.mark.live
 
 @pytest.fixture(scope="module")
 def live():
+    if "PARITY_REFERENCES" not in os.environ:
+        pytest.skip("run by make parity")
     return Path(os.environ["PARITY_REFERENCES"])
 
 
@@ -51,6 +53,20 @@ def test_open_clip_tokens(live, tokens):
 def test_transformers_tokens(live, tokens):
     tokenizer = dataclasses.replace(ClipTokenizer.read(live / "vocabulary"), padding=49_407, cleaning="nfc")
     compare(tokenizer, json.loads(str(tokens["strings"])), tokens["transformers"], tokens["transformers_mask"])
+
+
+def test_glide_tokens(live):
+    if not (live / "glide_tokens.npz").is_file():
+        pytest.skip("no checkout of glide-text2im was given (make parity CHECKOUTS=DIR)")
+    tokenizer = GlideTokenizer.read(live / "glide_vocabulary")
+    with np.load(live / "glide_tokens.npz") as file:
+        strings, theirs, mask = json.loads(str(file["strings"])), file["tokens"], file["mask"]
+    for number, string in enumerate(strings):
+        if string.strip():
+            ours, our_mask = tokenizer.encode([string], warn=False)
+            np.testing.assert_array_equal(ours[0], theirs[number], err_msg=repr(string))
+            np.testing.assert_array_equal(our_mask[0], mask[number], err_msg=repr(string))
+    print(f"{len(strings)} strings have the same tokens")
 
 
 @pytest.mark.parametrize("pipeline", ["karlo", "variation"])

@@ -10,23 +10,17 @@ from dalle2_jax.decoder import CaptionEncoder, Decoder, Upsampler
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights import glide, karlo, karlo_original, open_clip
+from tests.parity.closeness import close
 from tests.parity.drawn_weights import draw, noise
 from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 
-TOLERANCE = 1e-4
 KARLO_TIMESTEPS, GLIDE_TIMESTEPS = np.array([0, 37, 999]), np.array([0, 431, 999])
 
 
 def read(name: str) -> dict[str, np.ndarray]:
     with np.load(reference_path(name)) as file:
         return dict(file)
-
-
-def close(ours: jax.Array, theirs: np.ndarray) -> None:
-    ours = np.asarray(ours)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
 
 
 def weights(reference: dict, part: str) -> dict[str, np.ndarray]:
