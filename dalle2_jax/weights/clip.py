@@ -12,11 +12,20 @@ from typing import Any
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.tokenizer import ClipTokenizer
 from dalle2_jax.weights.folder import open_part, read_json, read_tokenizer
-from dalle2_jax.weights.run import Conversion, array
+from dalle2_jax.weights.run import Conversion, Part, array
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
 HALVES = ("text", "vision")
+# {(picture encoder's width, patch, picture size): parameters}: B/32, B/16, L/14, L/14-336; H/14, bigG/14 of open_clip.
+PUBLISHED = {
+    (768, 32, 224): 151_277_313,
+    (768, 16, 224): 149_620_737,
+    (1024, 14, 224): 427_616_513,
+    (1024, 14, 336): 427_944_193,
+    (1280, 14, 224): 986_109_441,
+    (1664, 14, 224): 2_539_567_105,
+}
 LARGEST_LOGIT_SCALE = math.log(100.0)  # that of all of OpenAI's CLIPs, and the limit in training
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -95,8 +104,10 @@ def stage(module: CLIP, table: Table, tensors: Tensors, tokenizer: ClipTokenizer
         "tokenizer": tokenizer.to_json(),
         "image_size": None if module.vision is None else module.vision.image_size,
     }
-    method = "encode_text" if module.vision is None else "__call__"
-    return Conversion("clip", "clip", module, table, tensors, inputs(module), info, method=method)
+    vision, method = module.vision, "encode_text" if module.vision is None else "__call__"
+    published = vision and PUBLISHED.get((vision.width, vision.patch_size, vision.image_size))
+    parts = (Part("CLIP", "", published),)
+    return Conversion("clip", "clip", module, table, tensors, inputs(module), info, method=method, parts=parts)
 
 
 def _without_buffers(name: str) -> str | None:

@@ -90,7 +90,7 @@ def test_clip(reference):
     module = CLIP(vision=clip.vision_module(VISION), text=clip.text_module(TEXT), embedding_size=EMBEDDING)
     conversion = clip.conversion(module, tensors(reference, "clip"), _whole_vocabulary())
     shapes = conversion.shapes()
-    assert conversion.told(shapes) == ["clip: 427,616,513 parameters"]
+    assert conversion.told(shapes) == ["CLIP: 427,616,513 parameters (published: 427,616,513)"]
     params = {"params": conversion.table.convert(conversion.tensors, shapes)}
     pixels = nhwc(given("pixels", 2, 3, 224, 224))
     shown = 2 * (pixels * np.asarray(module.vision.std) + np.asarray(module.vision.mean)) - 1

@@ -9,8 +9,11 @@ from PIL import Image
 
 from dalle2_jax import DALLE2
 from dalle2_jax.cli import main
+from dalle2_jax.clip import CLIP
 from dalle2_jax.evaluation.memory import memory_of_drawing
+from dalle2_jax.tokenizer import ClipTokenizer
 from dalle2_jax.weights import clip as clip_weights
+from dalle2_jax.weights import open_clip as open_clip_weights
 from tests.weights import folders
 
 KEY = jax.random.key(0)
@@ -68,7 +71,7 @@ def test_clip(sources, photo, tmp_path, capsys, source):
     run = tmp_path / "run"
     assert main(["convert", source, str(sources[source]), str(run)]) == 0
     told = capsys.readouterr().out
-    assert "clip: " in told and "parameters" in told and "licence of the weights: MIT" in told
+    assert "CLIP: " in told and "parameters" in told and "licence of the weights: MIT" in told
     model = DALLE2.load(run)
     assert np.linalg.norm(np.asarray(model.encode_text(["a b"])[0])) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="this run has no decoder, which draws pictures; its stages are: clip"):
@@ -262,3 +265,37 @@ def test_a_run_that_is_there_stays(sources, karlo_run, capsys):
     assert "exists already; name a run to make" in capsys.readouterr().err
     assert (karlo_run / "clip" / "stage.json").read_text() == before
     assert json.loads(before)["source"]["name"] == "karlo"
+
+
+OPEN_CLIP_TEXT = {"context_length": 77, "vocab_size": 49_408}
+SIZES = {
+    "B/32": ({"hidden_size": 768, "patch_size": 32}, 512, 8),
+    "B/16": ({"hidden_size": 768, "patch_size": 16}, 512, 8),
+    "L/14": ({"hidden_size": 1024, "patch_size": 14, "num_hidden_layers": 24, "num_attention_heads": 16}, 768, 12),
+}
+
+
+@pytest.mark.parametrize("name", [*SIZES, "L/14-336", "H/14", "bigG/14"])
+def test_published_sizes_of_clip(name):
+    """Built from shapes alone; open_clip's totals were counted with its own code."""
+    if name in ("H/14", "bigG/14"):
+        large = name == "bigG/14"
+        vision = {"image_size": 224, "patch_size": 14, "layers": 48 if large else 32, "width": 1664 if large else 1280}
+        vision |= {"head_width": 104, "mlp_ratio": 4.9231} if large else {"head_width": 80}
+        width, heads, layers = (1280, 20, 32) if large else (1024, 16, 24)
+        text = {**OPEN_CLIP_TEXT, "width": width, "heads": heads, "layers": layers}
+        module = open_clip_weights.clip_module({"embed_dim": width, "vision_cfg": vision, "text_cfg": text}, name)
+        table = open_clip_weights.clip_table(module)
+    else:
+        vision, width, heads = SIZES[name.removesuffix("-336")]
+        vision = {**vision, "image_size": 336 if name.endswith("336") else 224}
+        vision.setdefault("intermediate_size", 4 * vision["hidden_size"])
+        sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
+        text = clip_weights.text_module(sizes)
+        module = CLIP(vision=clip_weights.vision_module(vision), text=text, embedding_size=width)
+        table = clip_weights.clip_table(module)
+    tokenizer = ClipTokenizer(tuple(map(str, range(49_408))), ())
+    conversion = clip_weights.stage(module, table, folders.NOTHING, tokenizer)
+    (line,) = conversion.told(conversion.shapes())
+    count, _, published = line.partition(" parameters (published: ")
+    assert count.removeprefix("CLIP: ") == published.rstrip(")")
