@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
+from dalle2_jax.checkpoint.stage import STAGE_FILE
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
 from dalle2_jax.tokenizer import AnyTokenizer, Tokenizer, tokenizer_from_json
@@ -76,6 +77,7 @@ def train_stages(
             "data": system.data,
             "tokenizer": feed.tokenizer.to_json(),
             "init_from": recipe.init_from,
+            **_source(recipe, run_dir / name),
             "built_on": {kind: stage.version for kind, stage in needed.items()},
             "versions": versions(),
         }
@@ -138,6 +140,14 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _source(recipe: Recipe, directory: Path) -> dict[str, Any]:
+    """Whose public weights a stage goes back to, and their licence, as it or the one it starts from records it."""
+    for folder in (directory, recipe.init_from):
+        if folder is not None and (Path(folder) / STAGE_FILE).is_file() and "source" in (info := read_stage(folder)):
+            return {"source": info["source"]}
+    return {}
 
 
 def _kinds(system: System) -> dict[str, str]:

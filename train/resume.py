@@ -20,6 +20,7 @@ IGNORED = (
     "tokenizer",
     "measured",
     "init_from",
+    "source",
 )
 # Where the data lies and how it is read, not what it is.
 IGNORED_DATA = ("data_dir", "cache", "folder")

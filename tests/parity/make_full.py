@@ -32,6 +32,8 @@ from tests.parity.karlo_full import (
     TEXT_PROJECTION,
     TIMESTEPS,
     VISION,
+    WEAK,
+    WEAKENED,
     caption_ids,
     given,
 )
@@ -199,13 +201,21 @@ def glide(shapes: dict) -> dict[str, np.ndarray]:
     return {"glide": thin(out)}
 
 
+def weakened(network: torch.nn.Module) -> torch.nn.Module:
+    """The network with a weak last layer, where it has one of that name."""
+    for name, value in network.state_dict().items():
+        if name in WEAK:
+            value.mul_(WEAKENED)
+    return network
+
+
 def picture() -> np.ndarray:
     """One picture of diffusers' UnCLIPPipeline, with the noise of every step given: every second pixel."""
     from diffusers import UnCLIPPipeline
     from diffusers.pipelines.deprecated.unclip import pipeline_unclip
     from diffusers.schedulers import scheduling_unclip
 
-    built = {name: drawn(name, make(), {}) for name, make in NETWORKS.items()}
+    built = {name: weakened(drawn(name, make(), {})) for name, make in NETWORKS.items()}
     plans = {name: in_float64(scheduler) for name, scheduler in schedulers().items()}
     given = Noise(["prior", "decoder", "super_res"])
     for module in (pipeline_unclip, scheduling_unclip):
@@ -225,18 +235,24 @@ def picture() -> np.ndarray:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--glide", required=True, help="a checkout of openai/glide-text2im")
+    parser.add_argument("--glide", help="a checkout of openai/glide-text2im")
     parser.add_argument("--folder", type=Path, help="save Karlo there")
+    parser.add_argument("--picture", action="store_true", help="make the picture alone anew")
     options = parser.parse_args()
-    sys.path.insert(0, options.glide)
-    shapes: dict = {}
-    arrays = {**whole_clip(shapes), **glide(shapes), **forwards(shapes, options.folder)}
-    if options.folder is not None:
-        for name, scheduler in schedulers().items():
-            scheduler.save_pretrained(options.folder / name)
+    if options.picture:
+        with np.load(to_write("full")) as file:
+            arrays = dict(file)
+    else:
+        sys.path.insert(0, options.glide)
+        shapes: dict = {}
+        arrays = {**whole_clip(shapes), **glide(shapes), **forwards(shapes, options.folder)}
+        arrays["shapes"] = np.array(json.dumps(shapes))
+        if options.folder is not None:
+            for name, scheduler in schedulers().items():
+                scheduler.save_pretrained(options.folder / name)
     arrays["picture"] = picture()
     path = to_write("full")
-    np.savez_compressed(path, shapes=np.array(json.dumps(shapes)), **arrays)
+    np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")
 
 

@@ -98,6 +98,7 @@ def test_a_tuned_run_draws_pictures(place, system, tuned):
         info = read_stage(run / name)
         assert info["built_on"] == {"clip": theirs["clip"]} and info["finished"] and info["step"] == 2
         assert info["tokenizer"] == read_stage(place / "karlo" / "clip")["tokenizer"]
+        assert info["source"] == read_stage(place / "karlo" / name)["source"]  # the licence goes along
         lines = [json.loads(line) for line in (run / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["kind"] for line in lines] == ["train", "train", "validation"]
         assert all(np.isfinite(line["loss"]) for line in lines)
