@@ -19,7 +19,7 @@ from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
-WRITTEN_AT_ONCE = 256 * 2**20  # bytes
+WRITTEN_AT_ONCE = 256 * 2**20  # bytes, or the largest array's
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,19 @@ def check_new(run: str | Path) -> Path:
     return run
 
 
+def _on_device(table: Table, tensors: Tensors, shapes: Any, dtype: str) -> Any:
+    """The converted parameters as jax arrays: of numpy's orbax makes two more copies, and all at once."""
+    leaves, structure = jax.tree.flatten(table.convert(tensors, shapes, dtype))
+    for place in range(len(leaves)):
+        leaves[place] = jax.device_put(leaves[place]).block_until_ready()
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _written_at_once(params: Any) -> int:
+    """Orbax refuses an array that is not below its limit."""
+    return max(WRITTEN_AT_ONCE, *(leaf.nbytes + 1 for leaf in jax.tree.leaves(params)))
+
+
 def write_run(
     run: str | Path,
     conversions: Sequence[Conversion],
@@ -116,9 +129,10 @@ def write_run(
     try:
         for conversion, shape in zip(conversions, shapes, strict=True):
             directory = partial / conversion.name
-            params = conversion.table.convert(conversion.tensors, shape, dtype)
-            with CheckpointWriter(directory, write_bytes=WRITTEN_AT_ONCE) as writer:
+            params = _on_device(conversion.table, conversion.tensors, shape, dtype)
+            with CheckpointWriter(directory, write_bytes=_written_at_once(params)) as writer:
                 writer.save(0, {"ema": params})
+            del params
             info = {
                 "stage": conversion.name,
                 "kind": conversion.kind,
@@ -134,7 +148,6 @@ def write_run(
             }
             write_stage(directory, info)
             versions.setdefault(conversion.kind, stage_version(directory, 0))
-            del params
             for line in conversion.told(shape):
                 say(line)
         partial.rename(run)
