@@ -92,11 +92,12 @@ def check_new(run: str | Path) -> Path:
     return run
 
 
-def _on_device(table: Table, tensors: Tensors, shapes: Any, dtype: str) -> Any:
+def _on_host(table: Table, tensors: Tensors, shapes: Any, dtype: str) -> Any:
     """The converted parameters as jax arrays: of numpy's orbax makes two more copies, and all at once."""
     leaves, structure = jax.tree.flatten(table.convert(tensors, shapes, dtype))
+    host = jax.local_devices(backend="cpu")[0]
     for place in range(len(leaves)):
-        leaves[place] = jax.device_put(leaves[place]).block_until_ready()
+        leaves[place] = jax.device_put(leaves[place], host).block_until_ready()
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -129,7 +130,7 @@ def write_run(
     try:
         for conversion, shape in zip(conversions, shapes, strict=True):
             directory = partial / conversion.name
-            params = _on_device(conversion.table, conversion.tensors, shape, dtype)
+            params = _on_host(conversion.table, conversion.tensors, shape, dtype)
             with CheckpointWriter(directory, write_bytes=_written_at_once(params)) as writer:
                 writer.save(0, {"ema": params})
             del params
