@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle2_jax.tokenizer.rows import byte_letters, check_text, rows
+from dalle2_jax.tokenizer.rows import Published, byte_letters, check_text, optional, rows
 
 _VOCABULARY = 49_408
 _ENDS = ("<|startoftext|>", "<|endoftext|>")
@@ -19,7 +19,7 @@ _WORD_END = "</w>"
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipTokenizer:
+class ClipTokenizer(Published):
     """CLIP's tokenizer (OpenAI's clip/simple_tokenizer.py; open_clip's tokenizer.py), read from its vocabulary files.
 
     vocabulary: tokens in the order of their numbers, the start and the end token last. padding: the number that fills
@@ -70,15 +70,6 @@ class ClipTokenizer:
             raise ValueError(f"the vocabulary in {path} is not CLIP's: {len(vocabulary)} tokens, {len(merges)} merges")
         return cls(tuple(vocabulary), tuple(merges), context_length, padding)
 
-    @property
-    def vocabulary_size(self) -> int:
-        """How many rows an embedding table needs."""
-        return len(self.vocabulary)
-
-    def token_rows(self) -> dict[str, int]:
-        """The row of an embedding table that each token has."""
-        return {token: number for number, token in enumerate(self.vocabulary)}
-
     @functools.cached_property
     def _backend(self):
         from tokenizers import models
@@ -92,8 +83,7 @@ class ClipTokenizer:
         if self.cleaning == "nfc":  # the library's own regular expressions know another Unicode than Python's
             split = pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True)
             return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-        import regex
-
+        regex = optional("regex")
         return regex.compile(_WORDS, regex.IGNORECASE)
 
     def _words(self, caption: str) -> list[tuple[str, int]]:
@@ -105,9 +95,6 @@ class ClipTokenizer:
             ("".join(letters[byte] for byte in word[0].encode()), word.start())
             for word in self._splitter.finditer(caption)
         ]
-
-    def __getstate__(self):
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @property
     def _ends(self) -> tuple[int, int]:
@@ -128,9 +115,8 @@ class ClipTokenizer:
     def _clean(self, caption: str) -> str:
         if self.cleaning == "nfc":
             return self._normalizer.normalize_str(check_text(caption)).strip()
-        import ftfy
-
-        return " ".join(html.unescape(html.unescape(ftfy.fix_text(check_text(caption)))).split()).lower()
+        fixed = optional("ftfy").fix_text(check_text(caption))
+        return " ".join(html.unescape(html.unescape(fixed)).split()).lower()
 
     @functools.cached_property
     def _normalizer(self):
@@ -141,15 +127,7 @@ class ClipTokenizer:
         )
 
     def _rows(self, cleaned: list[str], strict: bool, warn: bool) -> tuple[np.ndarray, np.ndarray]:
-        found = []
-        for caption in cleaned:
-            ids, starts = [], []
-            for letters, start in self._words(caption):
-                tokens = self._backend.tokenize(letters)
-                ids.extend(token.id for token in tokens)
-                starts.extend([start] * len(tokens))
-            found.append((ids, starts))
-        return rows(cleaned, found, self.context_length, self.padding, self._ends, strict, warn)
+        return rows(cleaned, self._found(cleaned), self.context_length, self.padding, self._ends, strict, warn)
 
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Tokens [batch, length] back to text, up to the end token; special tokens are left out."""

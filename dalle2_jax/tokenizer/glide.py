@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dalle2_jax.tokenizer.rows import byte_letters, check_text, rows
+from dalle2_jax.tokenizer.rows import Published, byte_letters, check_text, optional, rows
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _FILES = (("encoder.json.gz", "vocab.bpe.gz"), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
 
 @dataclasses.dataclass(frozen=True)
-class GlideTokenizer:
+class GlideTokenizer(Published):
     """Captions in lower case, with no start and no end token; the last token of the vocabulary fills them up.
 
     vocabulary: tokens in the order of their numbers. Two with the same fields are equal.
@@ -50,15 +50,6 @@ class GlideTokenizer:
             raise ValueError(f"the vocabulary in {folder} is not GPT-2's: {len(vocabulary)} tokens")
         return cls(tuple(vocabulary), tuple(pairs), context_length)
 
-    @property
-    def vocabulary_size(self) -> int:
-        """How many rows an embedding table needs."""
-        return len(self.vocabulary)
-
-    def token_rows(self) -> dict[str, int]:
-        """The row of an embedding table that each token has."""
-        return {token: number for number, token in enumerate(self.vocabulary)}
-
     @functools.cached_property
     def _backend(self):
         from tokenizers import models
@@ -67,12 +58,12 @@ class GlideTokenizer:
 
     @functools.cached_property
     def _splitter(self):
-        import regex
+        return optional("regex").compile(_WORDS)
 
-        return regex.compile(_WORDS)
-
-    def __getstate__(self):
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    def _words(self, caption: str) -> list[tuple[str, int]]:
+        letters = byte_letters()
+        words = self._splitter.finditer(caption)
+        return [("".join(letters[byte] for byte in word[0].encode()), word.start()) for word in words]
 
     def encode(self, captions: Sequence[str], strict: bool = False, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Captions to tokens and mask, as `Tokenizer.encode` does."""
@@ -80,15 +71,7 @@ class GlideTokenizer:
         lowered = [check_text(caption).lower() for caption in captions]
         if not all(caption.strip() for caption in lowered):
             raise ValueError("the prompt is empty; say what the picture should show")
-        letters, found = byte_letters(), []
-        for caption in lowered:
-            ids, starts = [], []
-            for word in self._splitter.finditer(caption):
-                tokens = self._backend.tokenize("".join(letters[byte] for byte in word[0].encode()))
-                ids.extend(token.id for token in tokens)
-                starts.extend([word.start()] * len(tokens))
-            found.append((ids, starts))
-        return rows(lowered, found, self.context_length, self.vocabulary_size - 1, (), strict, warn)
+        return rows(lowered, self._found(lowered), self.context_length, self.vocabulary_size - 1, (), strict, warn)
 
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Tokens [batch, length] back to text, without the padding."""

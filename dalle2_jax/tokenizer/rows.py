@@ -1,7 +1,10 @@
 """What the tokenizers share: the letters of bytes, and captions' ids as rows of one length."""
 
+import dataclasses
 import functools
+import importlib
 import warnings
+from types import ModuleType
 
 import numpy as np
 
@@ -14,6 +17,46 @@ def check_text(caption: str) -> str:
         shown = caption.encode(errors="backslashreplace").decode()
         raise ValueError(f"the prompt is not valid Unicode text: {shown!r}; write it in UTF-8") from None
     return caption
+
+
+def optional(name: str) -> ModuleType:
+    """A library that only public weights' tokenizers need; ValueError where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this run's tokenizer needs {name}; pip install {name}, or 'dalle2-jax[weights]'") from error
+
+
+class Published:
+    """A tokenizer whose tokens, `vocabulary`, stand in the order of their numbers: what CLIP's and GLIDE's share.
+
+    They are dataclasses that also have `_backend`, the pair encoding, and `_words`, which cuts a caption into pieces in
+    the letters of their bytes, each with where it begins.
+    """
+
+    @property
+    def vocabulary_size(self) -> int:
+        """How many rows an embedding table needs."""
+        return len(self.vocabulary)
+
+    def token_rows(self) -> dict[str, int]:
+        """The row of an embedding table that each token has."""
+        return {token: number for number, token in enumerate(self.vocabulary)}
+
+    def __getstate__(self):
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def _found(self, captions: list[str]) -> list[tuple[list[int], list[int]]]:
+        """The ids of captions, and where each begins in its caption."""
+        found = []
+        for caption in captions:
+            ids, starts = [], []
+            for letters, start in self._words(caption):
+                tokens = self._backend.tokenize(letters)
+                ids.extend(token.id for token in tokens)
+                starts.extend([start] * len(tokens))
+            found.append((ids, starts))
+        return found
 
 
 @functools.cache
