@@ -215,7 +215,7 @@ class DALLE2:
         return self._draw(keys, self.encode_text(captions, strict=strict), **changes)
 
     def _draw(self, keys: jax.Array, encoded: Encoded, **changes: Any) -> jax.Array:
-        self.need("prior")
+        self.need("clip", "prior")
         text_embedding, states, tokens, mask = encoded
         text = tokens if self.prior.module.vocabulary_size is not None else states
         (keys,) = stages.spread(stages.keys_of(keys, text_embedding.shape[0]))
@@ -245,7 +245,7 @@ class DALLE2:
 
         x_T: the noise to start from, such as `invert`'s; None: drawn by the keys.
         """
-        self.need("decoder")
+        self.need("decoder", *(("clip",) if self.decoder.module.text_width is not None else ()))
         encoded = self._encode(captions or ["nothing"] * image_embeddings.shape[0], strict)
         return self._decode(keys, image_embeddings, encoded, captions is not None, x_T, **changes)
 
@@ -307,6 +307,7 @@ class DALLE2:
         `decode` with both, the same captions and `changes` (steps), sampler "ddim" and guidance_scale 1 draws the
         pictures again at the decoder's size. pictures: uint8 `[b, h, h, 3]`. refinements: see `ddim_invert`.
         """
+        self.need("clip", "decoder")
         embeddings = self.encode_image(pictures)
         encoded = self.encode_text(captions or ["nothing"] * len(pictures))
         (pictures,) = stages.spread(jnp.asarray(pictures))
@@ -337,6 +338,8 @@ class DALLE2:
         tile: the side of the tiles it is done in, to save memory; None: whole. captions: for an upsampler that reads
         them (GLIDE's).
         """
+        if not 0 <= index < len(self.upsamplers):
+            raise ValueError(f"this run has {len(self.upsamplers)} upsamplers; there is no number {index}")
         caption = None if captions is None else self._encode(captions, False)[2:]
         return stages.enlarge(self.upsamplers[index], keys, pictures, tile=tile, caption=caption, **changes)
 

@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
     pictures = read_pictures(options.picture)
     if options.action == "classify":
-        classes = [*options.classes, *(read_prompts(options.file) if options.file else ())]
+        classes = [*options.classes, *(read_prompts(options.file, "--classes", "class") if options.file else ())]
         if len(classes) < 2:
             raise ValueError("classify chooses among classes: give two or more by --class NAME, or --classes FILE")
         templates = options.template or [TEMPLATE]

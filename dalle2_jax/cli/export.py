@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from dalle2_jax.cli.generate import slug
+    from dalle2_jax.cli.drawing import slug
     from dalle2_jax.data.pipeline import Data, open_source
     from dalle2_jax.evaluation.grid import save_png
 

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     return draw(options, out, seeds, draw_batch)
 
 
-def read_prompts(name: str) -> list[str]:
+def read_prompts(name: str, option: str = "--prompts", what: str = "caption") -> list[str]:
     """The captions of a text file, one a line; empty lines and those that start with # are left out.
 
     Raises:
@@ -59,11 +59,11 @@ def read_prompts(name: str) -> list[str]:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         lines = data.decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise ValueError(f"--prompts {name} cannot be read: {error.strerror}") from error
+        raise ValueError(f"{option} {name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"--prompts {name} is not UTF-8 in line {line}; save it as UTF-8") from error
+        raise ValueError(f"{option} {name} is not UTF-8 in line {line}; save it as UTF-8") from error
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"--prompts {name} holds no caption; write one a line")
+        raise ValueError(f"{option} {name} holds no {what}; write one a line")
     return prompts

@@ -39,15 +39,21 @@ def text_module(config: dict[str, Any]) -> TextTransformer:
     )
 
 
-def vision_module(config: dict[str, Any]) -> VisionTransformer:
-    """The picture encoder of a `CLIPVisionConfig`."""
+def vision_module(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> VisionTransformer:
+    """The picture encoder of a `CLIPVisionConfig`; preprocessor: how pictures are normalised, if not as OpenAI's."""
+    preprocessor = preprocessor or {}
     return VisionTransformer(
         image_size=config.get("image_size", 224),
         patch_size=config.get("patch_size", 32),
-        mean=MEAN,
-        std=STD,
+        mean=tuple(preprocessor.get("image_mean", MEAN)),
+        std=tuple(preprocessor.get("image_std", STD)),
         **_transformer_fields(config, width=768, depth=12, heads=12),
     )
+
+
+def _half(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings of one half, which older files have under another name, or twice."""
+    return {**(config.get(f"{name}_config") or {}), **(config.get(f"{name}_config_dict") or {})}
 
 
 def _transformer_fields(config: dict[str, Any], width: int, depth: int, heads: int) -> dict[str, Any]:
@@ -74,9 +80,10 @@ def conversions(folder: Path, unit_norm: bool = True) -> list[Conversion]:
     config = read_json(folder / "config.json")
     if config.get("model_type") != "clip":
         raise WeightsError(f"{folder} holds a model of the type {config.get('model_type')!r}; a CLIP is wanted")
-    text, vision = ({**config.get(f"{half}_config_dict", {}), **config.get(f"{half}_config", {})} for half in HALVES)
+    text, vision = (_half(config, name) for name in HALVES)
+    seen = read_json(path) if (path := folder / "preprocessor_config.json").is_file() else {}
     module = CLIP(
-        vision=vision_module(vision),
+        vision=vision_module(vision, seen),
         text=text_module(text),
         embedding_size=config.get("projection_dim", 512),
         unit_norm=unit_norm,
@@ -99,6 +106,11 @@ def stage(module: CLIP, table: Table, tensors: Tensors, tokenizer: ClipTokenizer
         raise WeightsError(
             f"{tensors.where} has {module.text.vocabulary_size} tokens and the vocabulary beside it "
             f"{tokenizer.vocabulary_size}; they are of two models"
+        )
+    if tokenizer.context_length != module.text.context_length:
+        raise WeightsError(
+            f"{tensors.where} reads captions of {module.text.context_length} tokens and the tokenizer beside it makes "
+            f"{tokenizer.context_length}; set model_max_length in its tokenizer_config.json"
         )
     info = {
         "tokenizer": tokenizer.to_json(),

@@ -43,9 +43,9 @@ def open_part(folder: Path) -> Tensors:
 def read_tokenizer(folder: Path) -> ClipTokenizer:
     """The tokenizer of a folder with `vocab.json`, `merges.txt` and what transformers says of them, if it does."""
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    length = settings.get("model_max_length", 77)
+    length = settings.get("model_max_length") or 77
     tokenizer = ClipTokenizer.read(folder, context_length=length if length < 10**6 else 77)
-    pad = settings.get("pad_token", "<|endoftext|>")
+    pad = settings.get("pad_token") or "<|endoftext|>"
     pad = pad if isinstance(pad, str) else pad.get("content")
     rows = tokenizer.token_rows()
     if pad not in rows:

@@ -68,6 +68,11 @@ def conversions(folder: Path, vocabulary: Path | None = None) -> list[Conversion
     base, upsampling = (open_tensors(found[name][0]) for name in pairs[0])
     decoder, upsampler = decoder_module(inpainting), upsampler_module(inpainting)
     tokenizer = GlideTokenizer.read(vocabulary or folder, context_length=CAPTIONS.context_length)
+    if tokenizer.vocabulary_size != CAPTIONS.vocabulary_size:
+        raise WeightsError(
+            f"{folder} has {CAPTIONS.vocabulary_size} tokens and the vocabulary {tokenizer.vocabulary_size}; give "
+            "GPT-2's, which GLIDE reads"
+        )
     size, low_size = upsampler.unet.image_size, decoder.unet.image_size
     captions = {
         "text": array(1, CAPTIONS.context_length, dtype="int32"),

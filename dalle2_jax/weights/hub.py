@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -34,11 +35,18 @@ def local_folder(source: str) -> Path:
         wanted = needed(HfApi().list_repo_files(source))
         return Path(snapshot_download(source, allow_patterns=wanted))
     except Exception as error:  # whatever lies between here and there
+        with contextlib.suppress(Exception):  # without network, what was fetched before
+            return Path(snapshot_download(source, local_files_only=True))
         reason = str(error).strip().splitlines()
         raise WeightsError(
             f"there is no folder {source}, and the repository could not be fetched "
             f"({reason[0] if reason else type(error).__name__}); fetch it by other means and name its folder"
         ) from error
+
+
+def _kin(path: PurePosixPath) -> tuple[PurePosixPath, bool]:
+    """Files that hold the same in two formats: those of a folder, open_clip's apart from transformers'."""
+    return path.parent, path.name.startswith("open_clip")
 
 
 def needed(files: Sequence[str]) -> list[str]:
@@ -48,12 +56,12 @@ def needed(files: Sequence[str]) -> list[str]:
     """
     paths = [PurePosixPath(name) for name in files]
     plain = [path for path in paths if "." not in path.stem.replace("safetensors", "").strip(".")]
-    safe = {path.parent for path in plain if path.suffix == ".safetensors"}
+    safe = {_kin(path) for path in plain if path.suffix == ".safetensors"}
     kept = []
     for path in paths:
         text = path.suffix in TEXT
         weights = path in plain and path.suffix == ".safetensors"
-        pickle = path in plain and path.suffix in PICKLES and path.parent not in safe
+        pickle = path in plain and path.suffix in PICKLES and _kin(path) not in safe
         if text or weights or pickle:
             kept.append(str(path))
     return kept

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.tokenizer import tokenizer_from_json
 from dalle2_jax.weights import karlo, pipeline
+from dalle2_jax.weights.prior import STATISTICS, read_statistic
 from dalle2_jax.weights.run import Conversion
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError, open_tensors
@@ -65,11 +64,9 @@ def conversions(folder: Path, clip: Conversion) -> list[Conversion]:
     Raises:
         WeightsError: if a file is missing, damaged, or not Karlo's.
     """
-    mean, std = statistics(find(folder, "statistics"))
+    mean, std = statistics(find(folder, "statistics"), PRIOR_MODULE.embedding_size)
     tokenizer = tokenizer_from_json(clip.info["tokenizer"])
     module = PRIOR_MODULE.clone(embedding_mean=mean, embedding_std=std)
-    if len(mean) != module.embedding_size:
-        raise WeightsError(f"the statistics in {folder} are of {len(mean)} numbers and not {module.embedding_size}")
     prior = pipeline.prior(
         module, prior_table(module), find(folder, "prior"), clip.module, tokenizer, CLAMP, karlo.PRIOR_PARAMETERS
     )
@@ -98,12 +95,13 @@ def find(folder: Path, kind: str) -> Tensors:
     return open_tensors(found[0])
 
 
-def statistics(tensors: Tensors) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(tensors: Tensors, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of CLIP's image embeddings; the file holds the two of them in that order."""
     if sorted(tensors.shapes) != ["0", "1"]:
         raise WeightsError(f"{tensors.where} is no pair of mean and standard deviation")
-    mean, std = (np.asarray(tensors.read(name), np.float32).reshape(-1) for name in ("0", "1"))
-    return tuple(mean.tolist()), tuple(std.tolist())
+    named = tensors.renamed(dict(zip(("0", "1"), STATISTICS, strict=True)).get)
+    mean, std = (read_statistic(named, name, size) for name in STATISTICS)
+    return mean, std
 
 
 def prior_table(module: DiffusionPrior) -> Table:

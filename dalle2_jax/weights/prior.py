@@ -11,7 +11,7 @@ import numpy as np
 
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights.table import Table
-from dalle2_jax.weights.tensors import Tensors, WeightsError
+from dalle2_jax.weights.tensors import FLOATS, Tensors, WeightsError
 
 STATISTICS = ("clip_mean", "clip_std")
 SPECIAL = {"added_emb_type": "prd", "encoder_hid_proj_type": "linear", "embedding_proj_norm_type": None}
@@ -29,9 +29,10 @@ def prior_module(config: dict[str, Any], tensors: Tensors) -> DiffusionPrior:
                 f"the prior of {tensors.where} has {name}={config[name]!r}; those with {value!r} are known here"
             )
     heads, head_channels = config.get("num_attention_heads", 32), config.get("attention_head_dim", 64)
-    mean, std = (_statistic(tensors, name) for name in STATISTICS)
+    size = config.get("embedding_dim", 768)
+    mean, std = (read_statistic(tensors, name, size) for name in STATISTICS)
     return DiffusionPrior(
-        embedding_size=config.get("embedding_dim", 768),
+        embedding_size=size,
         width=heads * head_channels,
         depth=config.get("num_layers", 20),
         heads=heads,
@@ -43,10 +44,17 @@ def prior_module(config: dict[str, Any], tensors: Tensors) -> DiffusionPrior:
     )
 
 
-def _statistic(tensors: Tensors, name: str) -> tuple[float, ...]:
+def read_statistic(tensors: Tensors, name: str, size: int) -> tuple[float, ...]:
+    """Means or standard deviations of CLIP's image embeddings, which no table checks as they are no parameters."""
     if name not in tensors.shapes:
         raise WeightsError(f"{tensors.where} has no tensor {name}; is it a prior of Karlo's kind?")
-    return tuple(np.asarray(tensors.read(name), np.float32).reshape(-1).tolist())
+    values = tensors.read(name).reshape(-1) if tensors.dtypes[name] in FLOATS else np.empty(0)
+    if values.shape != (size,) or not np.isfinite(values).all() or (name == STATISTICS[1] and (values == 0).any()):
+        raise WeightsError(
+            f"the tensor {name} of {tensors.where} is not what it should be, {size} finite numbers (deviations other "
+            "than zero); download it again"
+        )
+    return tuple(values.astype(np.float32).tolist())
 
 
 def prior_table(module: DiffusionPrior) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Conversion:
     method: str = "__call__"
     parts: tuple[Part, ...] = ()
 
+    @cached_property
     def shapes(self) -> Any:
         """Our parameters, as shapes."""
 
@@ -62,9 +64,9 @@ class Conversion:
 
         return jax.eval_shape(init, self.inputs)["params"]
 
-    def told(self, shapes: Any) -> list[str]:
+    def told(self) -> list[str]:
         """A line a part: its parameters, and how many the published one has."""
-        counts = {name: count(tree) for name, tree in shapes.items()}
+        counts = {name: count(tree) for name, tree in self.shapes.items()}
         prefixes = {part.prefix for part in self.parts}
         lines = []
         for part in self.parts or (Part(self.name),):
@@ -121,14 +123,14 @@ def write_run(
         WeightsError: if the folder exists, or any table does not fit its tensors, before anything is written.
     """
     run = check_new(run)
-    shapes = [conversion.shapes() for conversion in conversions]
-    for conversion, shape in zip(conversions, shapes, strict=True):
-        conversion.table.check(conversion.tensors, shape)
+    for conversion in conversions:
+        conversion.table.check(conversion.tensors, conversion.shapes)
     partial = run.with_name(f".{run.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     versions: dict[str, str] = {}
     try:
-        for conversion, shape in zip(conversions, shapes, strict=True):
+        for conversion in conversions:
+            shape = conversion.shapes
             directory = partial / conversion.name
             params = _on_host(conversion.table, conversion.tensors, shape, dtype)
             with CheckpointWriter(directory, write_bytes=_written_at_once(params)) as writer:
@@ -149,7 +151,7 @@ def write_run(
             }
             write_stage(directory, info)
             versions.setdefault(conversion.kind, stage_version(directory, 0))
-            for line in conversion.told(shape):
+            for line in conversion.told():
                 say(line)
         partial.rename(run)
     except BaseException:

@@ -7,6 +7,7 @@ pickles: they are read by torch alone, and only with `weights_only=True`, which 
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,10 @@ class Tensors:
 def joined(parts: Iterable[tuple[str, Tensors]]) -> Tensors:
     """Several checkpoints as one, each under a prefix of its own."""
     parts = list(parts)
+    names = [prefix + name for prefix, part in parts for name in part.shapes]
+    if len(names) > len(set(names)):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise WeightsError(f"the tensor {twice} is in more than one of {', '.join(part.where for _, part in parts)}")
     shapes = {prefix + name: shape for prefix, part in parts for name, shape in part.shapes.items()}
     dtypes = {prefix + name: dtype for prefix, part in parts for name, dtype in part.dtypes.items()}
     readers = {prefix + name: (part, name) for prefix, part in parts for name in part.shapes}
@@ -139,7 +144,8 @@ def _open_pickle(path: Path) -> Tensors:
     import pickle
 
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped = zipfile.is_zipfile(path)  # torch maps no file of its older format
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} holds more than tensors, which could run code, and is not opened; get the weights as safetensors"
@@ -149,9 +155,13 @@ def _open_pickle(path: Path) -> Tensors:
         raise WeightsError(f"{path} cannot be read by torch ({reason}); download it again") from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
+    if isinstance(content, torch.Tensor) and content.ndim and len(content) == 2:
+        content = list(content)
     if isinstance(content, list | tuple):
         content = {str(number): value for number, value in enumerate(content)}
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
         raise WeightsError(f"{path} is not a dictionary of tensors; give a file of a network's state_dict")
     shapes = {name: tuple(value.shape) for name, value in content.items()}
     dtypes = {name: str(value.dtype).removeprefix("torch.") for name, value in content.items()}

@@ -70,7 +70,7 @@ def recipe_and_frozen() -> tuple[DecoderRecipe, dict]:
     )
     projection = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, Projection.embedding_size))
     params = {"projection": projection.astype(np.float32)}
-    return recipe.attach({"clip": SimpleNamespace(module=Projection(), params=params)})
+    return recipe.attach({"clip": SimpleNamespace(module=Projection(), params=params, info={})})
 
 
 def test_overfitting_eight_captioned_pictures():

@@ -19,6 +19,7 @@ class Decoder:
     """A decoder by formula: a picture of one level, 0.1 of the embedding's sum and 0.01 of the tokens' where kept."""
 
     unet = SimpleNamespace(image_size=SIZE)
+    reads_image, inpainting = True, False
 
     def __init__(self, noise=0.0):
         self.noise, self.calls = noise, []
@@ -98,6 +99,8 @@ def test_an_upsampler_sees_the_small_picture():
     calls = []
 
     class Upsampler:
+        inpainting = False
+
         def apply(self, variables, x_t, timesteps, low_resolution):
             calls.append(x_t)
             return jnp.repeat(jnp.repeat(low_resolution, 2, 1), 2, 2)

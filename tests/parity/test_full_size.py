@@ -92,8 +92,8 @@ def shapes_of(module, *inputs, **named):
 def test_clip(reference):
     module = CLIP(vision=clip.vision_module(VISION), text=clip.text_module(TEXT), embedding_size=EMBEDDING)
     conversion = clip.conversion(module, tensors(reference, "clip"), _whole_vocabulary())
-    shapes = conversion.shapes()
-    assert conversion.told(shapes) == ["CLIP: 427,616,513 parameters (published: 427,616,513)"]
+    shapes = conversion.shapes
+    assert conversion.told() == ["CLIP: 427,616,513 parameters (published: 427,616,513)"]
     params = {"params": conversion.table.convert(conversion.tensors, shapes)}
     pixels = nhwc(given("pixels", 2, 3, 224, 224))
     shown = 2 * (pixels * np.asarray(module.vision.std) + np.asarray(module.vision.mean)) - 1
@@ -145,14 +145,14 @@ def text_stage(reference: dict) -> Conversion:
 
 def loaded(conversion: Conversion) -> LoadedStage:
     """As from a run, but without the disk."""
-    params = jax.device_put(conversion.table.convert(conversion.tensors, conversion.shapes()))
+    params = jax.device_put(conversion.table.convert(conversion.tensors, conversion.shapes))
     info = to_json({**conversion.info, "image_size": conversion.info.get("image_size")})
     return LoadedStage(conversion.name, conversion.kind, conversion.module, params, info)
 
 
 def published(conversion: Conversion) -> None:
     """Every part has as many parameters as the published one."""
-    for line in conversion.told(conversion.shapes()):
+    for line in conversion.told():
         count, _, whole = line.partition(" parameters (published: ")
         assert count.split(": ")[1] == whole.rstrip(")")
 

@@ -66,7 +66,7 @@ def wanted(table: Table, shapes: Any) -> dict[str, np.ndarray]:
 
 def tensors_of(conversion: Conversion) -> dict[str, np.ndarray]:
     """What a conversion asks for."""
-    return wanted(conversion.table, conversion.shapes())
+    return wanted(conversion.table, conversion.shapes)
 
 
 def clip_folder(folder: Path) -> Path:

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dalle2_jax.checkpoint import load_stage
 from dalle2_jax.cli import main
+from dalle2_jax.weights import open_clip
 from dalle2_jax.weights.hub import needed
 from dalle2_jax.weights.table import Table
-from dalle2_jax.weights.tensors import Tensors, WeightsError, open_tensors
+from dalle2_jax.weights.tensors import Tensors, WeightsError, joined, open_tensors
 from tests.weights import folders
 
 
@@ -282,3 +284,94 @@ def test_a_repository_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 2
     assert "pip install huggingface_hub" in capsys.readouterr().err
+
+
+def test_settings_as_older_files_have_them(folder, tmp_path):
+    """Halves that are null under their old names, as openai/clip-vit-base-patch32 has them; other means."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text_config_dict": None, "vision_config_dict": None}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    assert main(["convert", "clip", str(folder), str(tmp_path / "run")]) == 0
+    vision = load_stage(tmp_path / "run" / "clip").module.vision
+    assert vision.mean == (0.5, 0.5, 0.5) and vision.std == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("decoder/config.json", "down_block_types", None),
+        ("decoder/config.json", "sample_size", None),
+        ("text_proj/config.json", "cross_attention_dim", None),
+        ("super_res_first/config.json", "block_out_channels", 32),
+    ],
+)
+def test_settings_of_karlo_that_are_broken(karlo, tmp_path, capsys, file, field, value):
+    folder = shutil.copytree(karlo, tmp_path / "karlo")
+    config = json.loads((folder / file).read_text())
+    del config[field]
+    (folder / file).write_text(json.dumps(config if value is None else {**config, field: value}))
+    assert main(["convert", "karlo", str(folder), str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert "are not what they should be" in told and told.count("\n") == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"karlo"}
+
+
+@pytest.fixture(scope="module")
+def karlo(tmp_path_factory):
+    return folders.karlo_folder(tmp_path_factory.mktemp("karlo") / "karlo")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.update({"clip_mean": t["clip_mean"][:, :5]}),
+        lambda t: t.update({"clip_mean": t["clip_mean"] * np.nan}),
+        lambda t: t.update({"clip_std": t["clip_std"] * 0}),
+        lambda t: t.update({"clip_std": np.ones((1, 24), np.int64)}),
+    ],
+)
+def test_statistics_that_are_broken(karlo, tmp_path, capsys, change):
+    folder = shutil.copytree(karlo, tmp_path / "karlo")
+    path = folder / "prior" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    assert main(["convert", "karlo", str(folder), str(tmp_path / "run")]) == 2
+    assert "is not what it should be, 24 finite numbers" in capsys.readouterr().err
+
+
+def test_a_tensor_in_two_files(whole):
+    one = open_tensors(whole / "model.safetensors")
+    with pytest.raises(WeightsError, match="is in more than one of"):
+        joined([("", one), ("", one)])
+
+
+def test_a_tokenizer_of_another_length(folder, capsys):
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": None, "pad_token": None}))
+    assert "reads captions of 9 tokens and the tokenizer beside it makes 77" in refused(folder, capsys)
+
+
+def test_open_clip_that_prepares_pictures_otherwise():
+    config = {"model_cfg": folders.OPEN_CLIP_CONFIG, "preprocess_cfg": {"resize_mode": "squash"}}
+    with pytest.raises(WeightsError, match="prepares pictures by resize_mode 'squash'"):
+        open_clip.clip_module(config, "x")
+
+
+def test_another_vocabulary_for_glide(folder, tmp_path, monkeypatch, capsys):
+    folders.small_glide(monkeypatch)
+    files = folders.glide_folder(tmp_path / "glide")
+    assert main(["convert", "glide", str(files), str(tmp_path / "run"), "--vocabulary", str(folder)]) == 2
+    assert "has 258 tokens and the vocabulary 600; give GPT-2's" in capsys.readouterr().err
+
+
+def test_a_repository_that_was_fetched_before(whole, tmp_path, monkeypatch):
+    class HfApi:
+        def list_repo_files(self, name):
+            raise ConnectionError("no network")
+
+    def snapshot_download(name, local_files_only):
+        assert local_files_only
+        return str(whole)
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(HfApi=HfApi, snapshot_download=snapshot_download))
+    assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 0
