@@ -1,6 +1,6 @@
 # make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate
 #                  (RUN=NAME SEED=N: another run, another seed; DEMO="decoder.steps=8000 ...": other fields)
-# make test        set up, run the tests (make test-slow: the long ones too)
+# make test        set up, run the tests (make test-slow: the long ones, half an hour and 12 GiB)
 # make parity      the comparisons with the peers' own code, run anew: an environment with torch, diffusers, ...
 #                  (CHECKOUTS=DIR: also GLIDE, guided-diffusion and Karlo, from glide-text2im, ... in that folder)
 # make lint        ruff
