@@ -38,16 +38,17 @@ test-slow: setup
 PARITY := .venv-parity
 LIVE := .cache/parity
 MADE := clip prior schedulers karlo open_clip resize
+MAKE_REFERENCE = PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.torchvision_shim tests.parity.make_
 
 parity: setup $(PARITY)/.ready
-	@for name in $(MADE); do PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_$$name || exit 1; done
+	@for name in $(MADE); do $(MAKE_REFERENCE)$$name || exit 1; done
 ifdef CHECKOUTS
-	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_unet --guided $(CHECKOUTS)/guided-diffusion --glide $(CHECKOUTS)/glide-text2im
-	@PARITY_REFERENCES=$(LIVE) PYTHONPATH=$(CHECKOUTS)/guided-diffusion:. $(PARITY)/bin/python -m tests.parity.make_diffusion
-	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_glide --glide $(CHECKOUTS)/glide-text2im
-	@PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.make_karlo_original --karlo $(CHECKOUTS)/karlo
+	@$(MAKE_REFERENCE)unet --guided $(CHECKOUTS)/guided-diffusion --glide $(CHECKOUTS)/glide-text2im
+	@PYTHONPATH=$(CHECKOUTS)/guided-diffusion:. $(MAKE_REFERENCE)diffusion
+	@$(MAKE_REFERENCE)glide --glide $(CHECKOUTS)/glide-text2im
+	@$(MAKE_REFERENCE)karlo_original --karlo $(CHECKOUTS)/karlo
 endif
-	@$(PARITY)/bin/python -m tests.parity.make_live $(LIVE) $(if $(CHECKOUTS),$(CHECKOUTS)/glide-text2im)
+	@$(MAKE_REFERENCE)live $(LIVE) $(if $(CHECKOUTS),$(CHECKOUTS)/glide-text2im)
 	@$(PARITY)/bin/python -m pytest --noconftest -q tests/parity/live_torch.py
 	@PARITY_REFERENCES=$(LIVE) $(BIN)/python -m pytest -m "not slow" -q -s tests/parity tests/data/test_degrade.py
 

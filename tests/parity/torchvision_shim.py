@@ -1,7 +1,21 @@
-"""Imported before torchvision, whose wheels are for CUDA: with a torch for CPUs two operators are missing."""
+"""Imported before torchvision, whose wheels are for CUDA: with a torch for CPUs two operators are missing.
+
+    python -m tests.parity.torchvision_shim tests.parity.make_clip
+
+does so and runs a module, since transformers and diffusers import torchvision where it is installed.
+"""
+
+import contextlib
+import runpy
+import sys
 
 import torch
 
-_library = torch.library.Library("torchvision", "DEF")
-_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-_library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+with contextlib.suppress(RuntimeError):  # done already
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+if __name__ == "__main__":
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
