@@ -2,10 +2,10 @@
 
 Models are written for one device and know nothing of this file. A training step is one `jax.jit` over a mesh with
 three axes: `data` (copies of the model), `fsdp` (each parameter split over the axis, gathered when it is used) and
-`tensor` (for rules that split a matrix product). The batch is split over `data` and `fsdp` together. With `fsdp =
-tensor = 1` this is plain data parallelism, what `jax.pmap` was for.
+`tensor` (the transformers' heads and hidden units split, so that no device computes a whole layer). The batch is split
+over `data` and `fsdp` together. With `fsdp = tensor = 1` this is plain data parallelism, what `jax.pmap` was for.
 
-    mesh = make_mesh(fsdp=4)
+    mesh = make_mesh(fsdp=4)                        # or make_mesh(**mesh_sizes("fsdp=4"))
     shardings = partition(jax.eval_shape(init, key), mesh)
     params = jax.jit(init, out_shardings=shardings)(key)
 """
@@ -14,18 +14,35 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-Rules = tuple[tuple[str, str | PartitionSpec], ...]
 
-DEFAULT_RULES: Rules = ((".*", "fsdp"),)
+@dataclass(frozen=True)
+class Tensor:
+    """The rule that splits `axis` over the mesh's `tensor`, and the largest other axis over `fsdp`."""
+
+    axis: int
+
+
+Rules = tuple[tuple[str, str | Tensor | PartitionSpec], ...]
+
+# Of a transformer's block (arXiv 1909.08053, Sec. 3): heads and hidden units are split, and what they give is summed.
+DEFAULT_RULES: Rules = (
+    (r"blocks/attention/qkv/(kernel|bias)$", Tensor(-2)),
+    (r"blocks/attention/out/kernel$", Tensor(-2)),
+    (r"blocks/mlp_in/(kernel|bias)$", Tensor(-1)),
+    (r"blocks/mlp_out/kernel$", Tensor(-2)),
+    (r".*", "fsdp"),
+)
 
 # Below this many elements a split parameter costs more in communication than it saves in memory.
 SMALLEST_SPLIT = 2**16
@@ -88,6 +105,24 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def mesh_sizes(text: str) -> dict[str, int]:
+    """`{"data": 2, "fsdp": 4}` of "data=2,fsdp=4", for `make_mesh`.
+
+    Raises:
+        ValueError: if it is not a list of AXIS=SIZE with the mesh's axes, each once.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in AXES or name in sizes or not re.fullmatch(r"[1-9]\d*", size):
+            raise ValueError(
+                f"the mesh {text!r} is not a list of sizes: write it as data=2,fsdp=4, with {', '.join(AXES[:-1])} or "
+                f"{AXES[-1]}, each once"
+            )
+        sizes[name] = int(size)
+    return sizes
+
+
 def replicate(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
@@ -115,6 +150,31 @@ def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
         )
 
 
+def keep_batch_split(mesh: Mesh, batch: int) -> contextlib.AbstractContextManager[None]:
+    """While networks are traced, keeps what their modules give split by examples, as the batch is.
+
+    A parameter and a batch that are split over the same axis cannot both stay so in a product. Left to itself, XLA's
+    partitioner gathers the batch in places, whose activations are much the larger; with this it gathers the parameter,
+    one layer of a scan at a time. Only arrays whose first axis is `batch` are meant, and their other axes stay free.
+
+    with keep_batch_split(mesh, 64):
+        loss = module.apply(params, batch)
+    """
+    if batch_parts(mesh) == 1 or batch % batch_parts(mesh):
+        return contextlib.nullcontext()
+
+    def constrain(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] != batch:
+            return x
+        free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, *free)))
+
+    def interceptor(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        return jax.tree.map(constrain, call(*args, **kwargs))
+
+    return nn.intercept_methods(interceptor)
+
+
 def path_name(path: tuple[Any, ...]) -> str:
     """`decoder/blocks/kernel` for a key path of `jax.tree_util`."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -125,13 +185,13 @@ def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int
     holds.
 
     A rule is (regular expression, what to do): `"replicated"`, `"fsdp"` (split the largest axis that the mesh's fsdp
-    size divides; leaves with fewer than `smallest` elements, or without such an axis, are replicated), or a
-    PartitionSpec. A leaf that no rule matches is replicated. Optimizer moments carry their parameter's path and so
+    size divides; leaves with fewer than `smallest` elements, or without such an axis, are replicated), `Tensor(axis)`,
+    or a PartitionSpec. A leaf that no rule matches is replicated. Optimizer moments carry their parameter's path and so
     follow its rule.
 
     Raises:
-        ValueError: if a rule is unknown, or a PartitionSpec names an axis that the mesh lacks or does not fit the
-            shape.
+        ValueError: if a rule is unknown, an axis does not divide over `tensor`, or a PartitionSpec names an axis that
+            the mesh lacks or does not fit the shape.
     """
     compiled = [(re.compile(pattern), rule) for pattern, rule in rules]
 
@@ -141,21 +201,43 @@ def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int
         if isinstance(rule, PartitionSpec):
             _check_spec(name, leaf.shape, rule, mesh)
             return NamedSharding(mesh, rule)
+        if isinstance(rule, Tensor):
+            return NamedSharding(mesh, _tensor_spec(name, leaf.shape, rule.axis, mesh, smallest))
         if rule == "fsdp":
-            return NamedSharding(mesh, _fsdp_spec(leaf.shape, mesh.shape["fsdp"], smallest))
+            return NamedSharding(mesh, PartitionSpec(*_trimmed(_fsdp_axes(leaf.shape, mesh, smallest))))
         if rule == "replicated":
             return replicate(mesh)
-        raise ValueError(f"the partition rule {rule!r} is neither 'replicated', 'fsdp' nor a PartitionSpec")
+        raise ValueError(f"the partition rule {rule!r} is neither 'replicated', 'fsdp', a Tensor nor a PartitionSpec")
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
-def _fsdp_spec(shape: tuple[int, ...], parts: int, smallest: int) -> PartitionSpec:
-    candidates = [axis for axis, size in enumerate(shape) if size and size % parts == 0]
-    if parts == 1 or math.prod(shape) < smallest or not candidates:
-        return PartitionSpec()
-    largest = max(candidates, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * largest, "fsdp")
+def _fsdp_axes(shape: tuple[int, ...], mesh: Mesh, smallest: int, taken: int | None = None) -> list[str | None]:
+    """The mesh axis of each axis: "fsdp" for the largest one that divides and is not `taken`."""
+    parts = mesh.shape["fsdp"]
+    axes: list[str | None] = [None] * len(shape)
+    candidates = [axis for axis, size in enumerate(shape) if size and size % parts == 0 and axis != taken]
+    if parts > 1 and math.prod(shape) >= smallest and candidates:
+        axes[max(candidates, key=lambda axis: shape[axis])] = "fsdp"
+    return axes
+
+
+def _tensor_spec(name: str, shape: tuple[int, ...], axis: int, mesh: Mesh, smallest: int) -> PartitionSpec:
+    parts, axis = mesh.shape["tensor"], axis % len(shape)
+    if shape[axis] % parts:
+        raise ValueError(
+            f"{name} {list(shape)} has an axis of {shape[axis]}, which does not divide over tensor={parts}: choose a "
+            "smaller tensor axis, or heads and widths that divide"
+        )
+    axes = _fsdp_axes(shape, mesh, smallest, axis)
+    if parts > 1:
+        axes[axis] = "tensor"
+    return PartitionSpec(*_trimmed(axes))
+
+
+def _trimmed(axes: list[str | None]) -> list[str | None]:
+    """Without the Nones at the end."""
+    return axes[: max((place + 1 for place, axis in enumerate(axes) if axis), default=0)]
 
 
 def _check_spec(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:

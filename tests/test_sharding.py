@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.sharding import (
     batch_parts,
     batch_sharding,
     check_batch,
     cpu_devices,
     make_mesh,
+    mesh_sizes,
     partition,
     replicate,
 )
@@ -59,6 +61,41 @@ def test_the_first_rule_that_matches_wins():
     specs = jax.tree.map(lambda s: s.spec, partition(TREE, mesh, rules, smallest=1))
     assert specs["dense"] == {"kernel": PartitionSpec(None, "tensor"), "bias": PartitionSpec("fsdp")}
     assert specs["blocks"]["kernel"] == PartitionSpec() and specs["odd"] == PartitionSpec()
+
+
+def test_a_transformer_is_split_by_heads_and_hidden_units():
+    module = Transformer(width=64, depth=3, heads=4)
+    tree = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, 2, 64))))["params"]
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    placed = partition(tree, mesh, smallest=64)
+    parts = jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, placed)["blocks"]
+    assert parts["attention"]["qkv"]["kernel"] == (3, 32, 3, 2, 16) and parts["attention"]["qkv"]["bias"][2] == 2
+    assert parts["attention"]["out"]["kernel"] == (3, 32, 32) and parts["attention"]["out"]["bias"] == (3, 32)
+    assert parts["mlp_in"]["kernel"] == (3, 32, 128) and parts["mlp_in"]["bias"] == (3, 128)
+    assert parts["mlp_out"]["kernel"] == (3, 128, 32)
+    # Without a tensor axis these rules are those of any other parameter.
+    alone = make_mesh(data=4, fsdp=2)
+    assert partition(tree, alone) == partition(tree, alone, ((".*", "fsdp"),))
+
+
+def test_heads_that_do_not_divide_over_tensor():
+    tree = {"blocks": {"attention": {"qkv": {"kernel": jax.ShapeDtypeStruct((2, 12, 3, 3, 4), jnp.float32)}}}}
+    with pytest.raises(ValueError, match=r"blocks/attention/qkv/kernel .*an axis of 3.*tensor=2"):
+        partition(tree, make_mesh(tensor=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [("fsdp=8", {"fsdp": 8}), ("data=2, fsdp=2,tensor=2", {"data": 2, "fsdp": 2, "tensor": 2})],
+)
+def test_a_mesh_in_words(text, sizes):
+    assert mesh_sizes(text) == sizes
+
+
+@pytest.mark.parametrize("text", ["", "8", "fsdp", "fsdp=0", "fsdp=-1", "model=2", "fsdp=2,fsdp=4", "fsdp=2x4"])
+def test_a_wrong_mesh_in_words(text):
+    with pytest.raises(ValueError, match="is not a list of sizes: write it as data=2,fsdp=4"):
+        mesh_sizes(text)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dalle2_jax.sharding import DEFAULT_RULES, SMALLEST_SPLIT, Rules, batch_sharding, partition, replicate
+from dalle2_jax.sharding import (
+    DEFAULT_RULES,
+    SMALLEST_SPLIT,
+    Rules,
+    batch_sharding,
+    keep_batch_split,
+    partition,
+    replicate,
+)
 from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
 from train.system import Recipe
 
@@ -92,7 +100,8 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         known = {**frozen, "carry": state["carry"]} if "carry" in state else frozen
 
         def loss(params: Any, micro: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
-            return recipe.loss(params, micro, key, known)
+            with keep_batch_split(mesh, recipe.batch_size // settings.accumulation):
+                return recipe.loss(params, micro, key, known)
 
         value, metrics, gradient = accumulated_gradient(loss, state["params"], batch, key, settings.accumulation)
         norm = optax.tree.norm(gradient).astype(jnp.float32)

@@ -63,8 +63,8 @@ def _on_cuda() -> bool:
 class MultiHeadAttention(nn.Module):
     """Self-attention with one fused projection for queries, keys and values.
 
-    The output of `qkv` is laid out `[3, heads, head_dim]`. Kernels start as in CLIP's code: normal, with a standard
-    deviation of width^-1/2, times `out_scale` for the output projection.
+    The kernel of `qkv` is `[width, 3, heads, head_dim]`, so that heads can be split among devices. Kernels start as in
+    CLIP's code: normal, with a standard deviation of width^-1/2, times `out_scale` for the output projection.
 
     Fields:
       heads: number of heads; must divide the width.
@@ -96,10 +96,9 @@ class MultiHeadAttention(nn.Module):
         batch, tokens, width = x.shape
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads; choose heads that divide it")
-        dense = functools.partial(nn.Dense, dtype=self.dtype, param_dtype=self.param_dtype)
-        scale = width**-0.5
-        qkv = dense(3 * width, kernel_init=nn.initializers.normal(scale), name="qkv")(x)
-        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, width // self.heads), 2, 0)
-        y = dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal)
+        scale, dtypes = width**-0.5, {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        shape = (3, self.heads, width // self.heads)
+        qkv = nn.DenseGeneral(shape, kernel_init=nn.initializers.normal(scale), name="qkv", **dtypes)(x)
+        y = dot_product_attention(*jnp.moveaxis(qkv, 2, 0), mask=mask, is_causal=self.is_causal)
         y = y.reshape(batch, tokens, width)
-        return dense(width, kernel_init=nn.initializers.normal(scale * self.out_scale), name="out")(y)
+        return nn.Dense(width, kernel_init=nn.initializers.normal(scale * self.out_scale), name="out", **dtypes)(y)

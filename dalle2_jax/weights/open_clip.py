@@ -6,6 +6,7 @@ Source: open_clip, src/open_clip/model.py and transformer.py; a folder has `open
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +128,12 @@ def _layers(table: Table, depth: int, target: str, source: str) -> None:
         table.add(
             f"{target}/attention/qkv/kernel",
             [f"{name}.attn.in_proj_weight"],
-            lambda shape: [shape[::-1]],
+            lambda shape: [(prod(shape[1:]), shape[0])],
             lambda x: x.T,
             layer,
         )
-        table.plain(f"{target}/attention/qkv/bias", f"{name}.attn.in_proj_bias", layer)
+        bias = f"{target}/attention/qkv/bias"
+        table.add(bias, [f"{name}.attn.in_proj_bias"], lambda shape: [(prod(shape),)], lambda x: x, layer)
         table.dense(f"{target}/attention/out", f"{name}.attn.out_proj", layer)
         table.norm(f"{target}/mlp_norm", f"{name}.ln_2", layer)
         table.dense(f"{target}/mlp_in", f"{name}.mlp.c_fc", layer)

@@ -25,7 +25,8 @@ SHOWN = 3
 class Entry:
     """One parameter of ours, or one layer of a stacked one, from one or more tensors.
 
-    target: its path, with / between. shapes: from our shape to the tensors'. make: from the tensors to ours.
+    target: its path, with / between. shapes: from our shape to the tensors'. make: from the tensors to ours, up to a
+    reshape.
     """
 
     target: str
@@ -70,7 +71,7 @@ class Table:
         count, ones = len(sources), (1,) * places
 
         def kernels(shape: Shape) -> list[Shape]:
-            return [(shape[1] // count, shape[0], *ones)] * count
+            return [(prod(shape[1:]) // count, shape[0], *ones)] * count
 
         def kernel(*weights: np.ndarray) -> np.ndarray:
             return np.concatenate([weight.reshape(weight.shape[:2]).T for weight in weights], axis=-1)
@@ -81,7 +82,7 @@ class Table:
             self.add(
                 f"{target}/bias",
                 names,
-                lambda shape: [(shape[0] // count,)] * count,
+                lambda shape: [(prod(shape) // count,)] * count,
                 lambda *biases: np.concatenate(biases),
                 layer,
             )
@@ -98,11 +99,11 @@ class Table:
         self.add(
             f"{target}/kernel",
             [f"{source}.weight"],
-            lambda shape: [(shape[1], shape[0], *(1,) * places)],
+            lambda shape: [(prod(shape[1:]), shape[0], *(1,) * places)],
             lambda x: ours(x.reshape(x.shape[:2])).T,
             layer,
         )
-        self.add(f"{target}/bias", [f"{source}.bias"], lambda shape: [shape], ours, layer)
+        self.add(f"{target}/bias", [f"{source}.bias"], lambda shape: [(prod(shape),)], ours, layer)
 
     def conv(self, target: str, source: str) -> None:
         """A convolution [out, in, height, width]."""
@@ -126,6 +127,7 @@ class Table:
         made = {target: np.empty(shape, jax.numpy.dtype(dtype)) for target, shape in shapes.items()}
         for entry in self.entries:
             value = entry.make(*(self._read(tensors, source) for source in entry.sources))
+            value = value.reshape(_shape(entry, shapes))
             if entry.layer is None:
                 made[entry.target][...] = value
             else:
