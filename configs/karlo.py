@@ -11,7 +11,7 @@ PICTURES is a folder as configs/folder.py reads it. Networks, processes and samp
 they always fit its weights. What is not trained is taken over from RUN: CLIP, which must have its picture encoder, the
 upsampler, and the prior or the decoder until it is trained too. Training keeps float32 parameters, also of a run that
 was converted to bfloat16, and computes in bfloat16 on an accelerator. What lasts through a step is about 20 GiB for
-either stage (--fsdp N shares it among N devices), activations come on top, and a checkpoint is about 15 GB.
+either stage (--mesh fsdp=N shares it among N devices), activations come on top, and a checkpoint is about 15 GB.
 
 Karlo's own settings: the prior's caption is dropped in 20% of the examples, the decoder's in 30% and its image
 embedding in 10%. The prior takes 25 steps at guidance 4 and clamps its x_0 to 10 in Kakao Brain's code and to 5 in

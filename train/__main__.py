@@ -1,5 +1,5 @@
 """python -m train CONFIG [ARGUMENT ...] STAGE|all [--run NAME] [--seed N] [--dry-run] [path.to.field=value ...]
-python -m train describe CONFIG [ARGUMENT ...] [path.to.field=value ...]
+python -m train describe CONFIG [ARGUMENT ...] [STAGE] [--topology NAME] [path.to.field=value ...]
 
 A config's arguments are what its function `system(accelerator, ...)` wants beside the accelerator: configs/folder.py
 wants a FOLDER of pictures, configs/karlo.py the RUN of converted weights and the folder of PICTURES.
@@ -41,7 +41,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--runs-dir", metavar="DIR", type=Path, default=DEFAULT_RUNS, help="default: runs")
     result.add_argument("--seed", type=int, metavar="N", help="the seed of every stage (default: the config's)")
     result.add_argument("--init-from", metavar="RUN", type=Path, help="start each stage from that run's of its name")
-    result.add_argument("--fsdp", type=int, metavar="N", help="split parameters over N devices (default: 1)")
+    result.add_argument(
+        "--mesh",
+        metavar="AXIS=SIZE,...",
+        help="how devices share the work: data=2,fsdp=4,tensor=1 (default: all of them data; with --topology all fsdp)",
+    )
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
     result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
@@ -82,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     backend.setup()
     import jax
 
+    from dalle2_jax.sharding import make_mesh, mesh_sizes
     from train.overrides import apply_overrides
 
     if options.distributed:
@@ -100,22 +105,30 @@ def _run(options: argparse.Namespace) -> int:
         system = with_seed(system, options.seed)
     if options.init_from is not None:
         system = with_start(system, options.init_from)
-    system = apply_overrides(system, words if describing else words[1:])
+    named = bool(words) and (not describing or "=" not in words[0])
+    stage = words[0] if named else "all"
+    names = list(system.stages) if stage == "all" else [find_stage(stage, system)]
+    system = apply_overrides(system, words[named:])
+    sizes = {} if options.mesh is None else mesh_sizes(options.mesh)
     if describing:
         from train.describe import describe
 
-        return int(describe(system, topology=options.topology, fsdp=options.fsdp) or 0)
-    return _train(options, path, given, words, system)
+        return describe(system, names, topology=options.topology, mesh=sizes)
+    return _train(options, path, given, names, words[1:], system, make_mesh(**sizes))
 
 
-def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], words: Sequence[str], system: Any) -> int:
-    from dalle2_jax.sharding import make_mesh
+def _train(
+    options: argparse.Namespace,
+    path: Path,
+    arguments: Sequence[str],
+    names: Sequence[str],
+    overrides: Sequence[str],
+    system: Any,
+    mesh: Any,
+) -> int:
     from train.cascade import plan_stages, train_stages
 
-    stage, *overrides = words
-    names = list(system.stages) if stage == "all" else [find_stage(stage, system)]
     run_dir = options.runs_dir / (options.run or system.name)
-    mesh = make_mesh(fsdp=1 if options.fsdp is None else options.fsdp)
     if options.dry_run:
         plan_stages(system, names, run_dir, mesh)
         return 0
@@ -123,14 +136,14 @@ def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], wo
     command += f" --run {shlex.quote(options.run)}" if options.run else ""
     if options.init_from is not None:
         command += f" --init-from {shlex.quote(str(options.init_from))}"
-    for option in ("seed", "fsdp"):
+    for option in ("seed", "mesh"):
         if getattr(options, option) is not None:
             command += f" --{option} {getattr(options, option)}"
     if options.runs_dir != DEFAULT_RUNS:
         command += f" --runs-dir {shlex.quote(str(options.runs_dir))}"
     command += "".join(f" {shlex.quote(override)}" for override in overrides)
     text = path.read_text(encoding="utf-8")
-    config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": overrides}
+    config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": list(overrides)}
     result = train_stages(system, names, run_dir, mesh, command=command, config=config)
     return 0 if result.signal is None else 128 + result.signal
 

@@ -1,5 +1,6 @@
 """What a system is and what it would take: parameters, FLOPs and memory of every stage, from shapes alone."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -9,66 +10,98 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dalle2_jax.sharding import DEFAULT_RULES, check_batch, make_mesh, partition
-from train.cascade import lower_step, plan_stage
+from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, check_batch, make_mesh, partition
+from train.cascade import abstract_batch, lower_step, plan_stage
 from train.flops import count_flops
 from train.given import planned_given
 from train.metrics import duration
 from train.state import abstract_state, make_step
 from train.system import Recipe, System
-from train.topology import compiled_memory, topology_mesh
+from train.topology import compile_step, device_memory, topology_mesh
 
-HEADER = ("stage", "parameters", "frozen", "steps x batch", "FLOPs a step", "all steps", "state a device")
-NOTE = (
-    "\nFLOPs are an estimate: matrix products and convolutions of one training step over the whole batch, with what\n"
-    "remat computes again. The state is what lasts through a step, and the gradients; activations come on top"
+HEADER = (
+    "stage",
+    "parameters",
+    "steps x batch",
+    "forward",
+    "in training",
+    "all steps",
+    "state",
+    "activations",
+    "largest batch",
 )
-HOW_TO_COMPILE = ", and\n`--topology v5e:4x4` finds them by compiling for that many TPU chips."
+NOTE = (
+    "\nForward, in training: FLOPs a picture, of matrix products and convolutions, frozen networks and what remat\n"
+    "computes again included. State, activations: of one device. The state is what lasts through a step, and the\n"
+    "gradients; activations are what is kept for the backward pass. What a layer has in hand comes on top, so the\n"
+    "largest batch that they leave room for is an estimate{}."
+)
+HOW_TO_COMPILE = "; `--topology v5e:4x4 --mesh data=4,fsdp=4`\nproves a fit by compiling for that many TPU chips"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's figures. `parts`: parameters by the network's part; `memory`: bytes a device by what they hold."""
+    """A stage's figures.
+
+    parts: parameters by the network's part. memory: bytes a device by what they hold. forward, training: operations a
+    picture of the loss alone, and of a whole step. activations: bytes a picture that are kept for the backward pass,
+    on the device that has the picture.
+    """
 
     name: str
     recipe: Recipe
     parts: Mapping[str, int]
     frozen: int
-    flops: int
+    forward: float
+    training: float
     memory: Mapping[str, int]
+    activations: int
     lowered: jax.stages.Lowered
 
     @property
     def parameters(self) -> int:
         return sum(self.parts.values())
 
+    @property
+    def state(self) -> int:
+        """Bytes that a device holds before it sees a picture."""
+        return sum(self.memory.values())
 
-def describe(system: System, topology: str | None = None, fsdp: int | None = None) -> int:
+    def largest_batch(self, memory: int, parts: int) -> int:
+        """How many pictures over `parts` devices of so many bytes each; 0 if the state leaves no room."""
+        return max(0, memory - self.state) // self.activations * parts * self.recipe.optimizer.accumulation
+
+
+def describe(
+    system: System, names: Sequence[str] = (), topology: str | None = None, mesh: Mapping[str, int] | None = None
+) -> int:
     """Prints a table of the stages; with `topology` (as v5e:4x4) also compiles each one's training step for it.
 
-    fsdp: over how many devices parameters are split; None: all of a topology's, one of this machine's.
+    names: the stages to tell of; () all. mesh: sizes of its axes, as `sharding.mesh_sizes` gives them; by default all
+    devices of a topology share the parameters, and those of this machine the batch alone.
     Returns the exit code: 0, 1 if a stage does not fit the topology's memory, 2 if a stage is refused.
 
     Raises:
         ValueError: if the topology is wrong or cannot be compiled for, or the mesh does not fit the devices.
     """
-    mesh = make_mesh(fsdp=1 if fsdp is None else fsdp) if topology is None else topology_mesh(topology, fsdp)
-    print(f"{_title(system)}\non {_mesh_words(mesh)}\n", flush=True)
-    stages, refused = examine(system, mesh)
+    made = make_mesh(**(mesh or {})) if topology is None else topology_mesh(topology, mesh)
+    print(f"{_title(system)}\non {_mesh_words(made)}\n", flush=True)
+    stages, refused = examine(system, made, names)
+    memory = device_memory(made.devices.flat[0])
     if stages:
-        print(_table([HEADER, *(_row(stage) for stage in stages)]) + "\n")
+        print(_table([HEADER, *(_row(stage, made, memory) for stage in stages)]) + "\n")
     for stage in stages:
-        memory = ", ".join(f"{name} {_bytes(size)}" for name, size in stage.memory.items())
-        print(f"{stage.name}: {_largest_parts(stage)}\n  a device holds: {memory}")
+        held = ", ".join(f"{name} {_bytes(size)}" for name, size in stage.memory.items())
+        print(f"{stage.name}: {_largest_parts(stage)}\n  a device holds: {held}")
     for name, reason in refused.items():
         print(f"{name}: refused: {reason}")
-    print(NOTE + ("." if topology else HOW_TO_COMPILE))
-    fits = [_print_compiled(stage) for stage in stages] if topology else []
+    print(NOTE.format("" if topology else HOW_TO_COMPILE))
+    fits = [_print_compiled(stage, made, memory) for stage in stages] if topology else []
     return 2 if refused else 0 if all(fits) else 1
 
 
-def examine(system: System, mesh: Mesh) -> tuple[list[Stage], dict[str, str]]:
-    """Every stage that can be built and lowered on `mesh`, and the reason for each one that is refused.
+def examine(system: System, mesh: Mesh, names: Sequence[str] = ()) -> tuple[list[Stage], dict[str, str]]:
+    """Every stage (of `names`; () all) that can be built and lowered on `mesh`, and why each other one is refused.
 
     Raises:
         ValueError: if a stage that the system is given is missing.
@@ -79,6 +112,8 @@ def examine(system: System, mesh: Mesh) -> tuple[list[Stage], dict[str, str]]:
     for name, recipe in system.stages.items():
         try:
             recipe, frozen, _ = plan_stage(name, recipe, planned)
+            if names and name not in names:
+                continue
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
             stages.append(_stage(system, name, recipe, abstract_state(recipe, mesh), frozen, mesh))
         except ValueError as error:
@@ -89,7 +124,7 @@ def examine(system: System, mesh: Mesh) -> tuple[list[Stage], dict[str, str]]:
 def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> Stage:
     lowered = lower_step(system, recipe, abstract, frozen, mesh)
     arguments = jax.tree.map(lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype), lowered.args_info[0])
-    placed = partition(frozen, mesh, DEFAULT_RULES)
+    state, batch, frozen_shapes = arguments
     gradients = device_bytes(abstract["params"])
     if recipe.optimizer.accumulation > 1:  # their sum is float32 beside the micro-batch's own
         gradients += sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(abstract["params"]))
@@ -98,17 +133,36 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
         "average": device_bytes(abstract["ema"]),
         "optimizer": device_bytes(abstract["optimizer"]),
         "gradients": gradients,
-        "frozen": device_bytes(frozen, placed),
+        "frozen": device_bytes(frozen, partition(frozen, mesh, DEFAULT_RULES)),
     }
+    known = {**frozen_shapes, "carry": state["carry"]} if "carry" in state else frozen_shapes
+    forward = jax.make_jaxpr(recipe.loss)(state["params"], batch, jax.random.key(0), known)
     return Stage(
         name=name,
         recipe=recipe,
         parts={part: _count(tree) for part, tree in abstract["params"].items()},
         frozen=_count(frozen),
-        flops=count_flops(make_step(recipe, mesh, abstract).trace(*arguments).jaxpr),
+        forward=count_flops(forward) / recipe.batch_size,
+        training=count_flops(make_step(recipe, mesh, abstract).trace(*arguments).jaxpr) / recipe.batch_size,
         memory=memory,
+        activations=kept_bytes(system, recipe, state["params"], known),
         lowered=lowered,
     )
+
+
+def kept_bytes(system: System, recipe: Recipe, params: Any, frozen: Any) -> int:
+    """Bytes a picture that the forward pass keeps for the backward pass: those of one picture more in the batch."""
+
+    def kept(batch_size: int) -> int:
+        batch = abstract_batch(system, dataclasses.replace(recipe, batch_size=batch_size), None)
+
+        def backward(params: Any, batch: Any, frozen: Any) -> Any:
+            return jax.vjp(lambda p: recipe.loss(p, batch, jax.random.key(0), frozen)[0], params)[1]
+
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params, batch, frozen))
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf.dtype, "itemsize"))
+
+    return max(1, kept(3) - kept(2))
 
 
 def device_bytes(tree: Any, shardings: Any = None) -> int:
@@ -123,16 +177,30 @@ def _count(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _print_compiled(stage: Stage) -> bool:
+def _print_compiled(stage: Stage, mesh: Mesh, memory: int | None) -> bool:
     """Compiles a stage's step and prints what it needs; False if it does not fit."""
+    if memory is not None and stage.state > memory:
+        print(f"\n{stage.name}: does not fit: its state alone needs {_bytes(stage.state)} of {_bytes(memory)}")
+        return False
     print(f"\n{stage.name}: compiling", flush=True)
     start = time.monotonic()
-    memory = compiled_memory(stage.lowered)
-    if isinstance(memory, str):
-        print(f"  does not fit: {memory}")
+    needs = compile_step(stage.lowered)
+    if isinstance(needs, str):
+        print(f"  does not fit: {needs}")
         return False
-    needs = ", ".join(f"{name} {_bytes(size)}" for name, size in memory.items())
-    print(f"  fits; a device needs: {needs} (compiled in {duration(time.monotonic() - start)})")
+    took = duration(time.monotonic() - start)
+    share = stage.training * stage.recipe.batch_size / mesh.devices.size
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in needs.memory.items())
+    of = f" of {_bytes(memory)}" if memory else ""
+    print(f"  fits: a device needs {_bytes(needs.needed)}{of} ({parts}); compiled in {took}")
+    print(
+        f"  a device computes {share:.2e} FLOPs a step; XLA's own count, which takes a loop's body once, is "
+        f"{needs.flops:.2e}, with {_bytes(needs.bytes_accessed)} read and written"
+    )
+    print(
+        f"  a step's program has {', '.join(f'{count} {name}' for name, count in needs.collectives.items()) or 'no'} "
+        "operations between devices"
+    )
     return True
 
 
@@ -147,29 +215,35 @@ def _title(system: System) -> str:
 
 
 def _mesh_words(mesh: Mesh) -> str:
-    devices, copies, split = mesh.devices, mesh.shape["data"], mesh.shape["fsdp"]
+    devices, (copies, split, tensor) = mesh.devices, mesh.devices.shape
     held = f"{copies} {'copy' if copies == 1 else 'copies'} of the state"
-    return f"{devices.size} x {devices.flat[0].device_kind}: {held}" + (f", split over {split} devices" * (split > 1))
+    held += f", split over {split * tensor} devices" * (split * tensor > 1)
+    held += f", {tensor} of which share each example" * (tensor > 1)
+    return f"{devices.size} x {devices.flat[0].device_kind}: {held}"
 
 
 def _largest_parts(stage: Stage) -> str:
-    """The network's parts by size; those under 1% are added up."""
+    """The network's parts by size; those under 1% are added up, and the frozen networks come last."""
     parts = sorted(stage.parts.items(), key=lambda part: -part[1])
     large = [(name, count) for name, count in parts if 100 * count >= stage.parameters]
     rest = stage.parameters - sum(count for _, count in large)
-    return ", ".join(f"{name} {count:,}" for name, count in [*large, *([("the rest", rest)] if rest else [])])
+    told = [*large, *([("the rest", rest)] if rest else []), *([("frozen", stage.frozen)] if stage.frozen else [])]
+    return ", ".join(f"{name} {count:,}" for name, count in told)
 
 
-def _row(stage: Stage) -> tuple[str, ...]:
-    recipe = stage.recipe
+def _row(stage: Stage, mesh: Mesh, memory: int | None) -> tuple[str, ...]:
+    recipe, parts = stage.recipe, batch_parts(mesh)
+    micro = recipe.batch_size // recipe.optimizer.accumulation // parts
     return (
         stage.name,
         f"{stage.parameters:,}",
-        f"{stage.frozen:,}" if stage.frozen else "-",
         f"{recipe.steps:,} x {recipe.batch_size:,}",
-        f"{stage.flops:.2e}",
-        f"{stage.flops * recipe.steps:.2e}",
-        _bytes(sum(stage.memory.values())),
+        f"{stage.forward:.2e}",
+        f"{stage.training:.2e}",
+        f"{stage.training * recipe.batch_size * recipe.steps:.2e}",
+        _bytes(stage.state),
+        _bytes(stage.activations * micro),
+        "?" if memory is None else f"{stage.largest_batch(memory, parts):,}",
     )
 
 
@@ -183,7 +257,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _bytes(size: int) -> str:
+def _bytes(size: float) -> str:
     """4.0 MiB, as memory is sold."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):

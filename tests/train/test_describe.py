@@ -17,6 +17,7 @@ from train.describe import describe, examine
 from train.overrides import apply_overrides
 from train.state import abstract_state
 from train.system import System
+from train.topology import what_is_too_much
 
 FEATURES = SIZE * SIZE * 3
 
@@ -40,8 +41,10 @@ def test_figures_of_a_small_stage(capsys):
     # The first layer's input needs no gradient: five products of equal size.
     products = 5 * 2 * 16 * FEATURES * 16
     state = f"{(5 * 4 * (hidden + out) + 2 * 4) / 1024:.1f} KiB"  # with the optimizer's two counters
-    assert row[:3] == ["toy", f"{hidden + out:,}", "-"] and row[3] == "100 x 16"
-    assert row[4:6] == [f"{products:.2e}", f"{100 * products:.2e}"] and row[6] == state
+    assert row[:3] == ["toy", f"{hidden + out:,}", "100 x 16"]
+    forward = 2 * 2 * FEATURES * 16
+    assert row[3:6] == [f"{forward:.2e}", f"{products / 16:.2e}", f"{100 * products:.2e}"]
+    assert row[6] == state and row[8] == "?", "a CPU has no memory of its own"
     assert f"out {out:,}, hidden {hidden:,}" in output and "estimate" in output and "--topology" in output
 
 
@@ -57,6 +60,42 @@ def test_memory_is_what_one_device_holds():
     assert examine(accumulated, make_mesh())[0][0].memory["gradients"] == 2 * (kernels + vectors)
 
 
+def test_activations_are_what_the_backward_pass_needs():
+    wide = examine(toy_system(module=ToyNet(width=4096), batch_size=32), make_mesh())[0][0]
+    # The noisy picture, the hidden units before and after the ReLU (or its sign), and the error.
+    least, most = 4 * (FEATURES + 4096), 4 * (3 * FEATURES + 2 * 4096) + 4096
+    assert least <= wide.activations <= most
+    room = 10 * 8 * wide.activations
+    assert wide.largest_batch(wide.state + room // 8, 8) == 80 and wide.largest_batch(wide.state - 1, 8) == 0
+
+
+def test_one_stage_alone(capsys):
+    assert describe(paper.system(False), ["prior"], mesh={"fsdp": 4, "tensor": 2}) == 0
+    output = capsys.readouterr().out
+    assert [row[0] for row in _table_rows(output)] == ["prior"]
+    assert "8 x cpu: 1 copy of the state, split over 8 devices, 2 of which share each example" in output
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (55.52G) "
+            "exceeds available HBM (15.75G).",
+            "its temporaries alone need 55.5 GiB of 15.8 GiB",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 80.00G of 15.75G hbm. Exceeded hbm "
+            "capacity by 64.25G.",
+            "needs 80.0 GiB of 15.8 GiB",
+        ),
+        ("RESOURCE_EXHAUSTED: something else\nand more", "RESOURCE_EXHAUSTED: something else"),
+    ],
+)
+def test_the_compilers_words_for_too_much(message, sentence):
+    assert what_is_too_much(message) == sentence
+
+
 def test_every_stage_of_a_config(capsys):
     system = only(shapes.system(False), "clip", "prior")
     assert describe(system) == 0
@@ -68,7 +107,7 @@ def test_every_stage_of_a_config(capsys):
         counts.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
     rows = _table_rows(output)
     assert [row[:2] for row in rows] == [["clip", f"{counts[0]:,}"], ["prior", f"{counts[1]:,}"]]
-    assert [row[2] for row in rows] == ["-", f"{counts[0]:,}"], "the prior is trained on a frozen CLIP"
+    assert f"frozen {counts[0]:,}" in output, "the prior is trained on a frozen CLIP"
 
 
 def _table_rows(output: str) -> list[list[str]]:
@@ -86,7 +125,10 @@ def test_the_paper_prior_takes_the_expected_operations():
     # third of its weights, is not needed again. Two a parameter and token for the frozen CLIP.
     own = (6 + 4 / 3) * blocks * tokens
     frozen = 2 * (12 * 32 * 1280**2 * 257 + 12 * 24 * 1024**2 * 256)
-    assert prior.flops == pytest.approx(4096 * (own + frozen), rel=0.06)
+    assert prior.training == pytest.approx(own + frozen, rel=0.06)
+    assert prior.forward == pytest.approx(2 * blocks * tokens + frozen, rel=0.06)
+    # What remat keeps: the states before each block, in bfloat16, and little beside them.
+    assert prior.activations == pytest.approx(2 * 24 * tokens * 2048, rel=0.1)
     assert prior.memory["frozen"] == 4 * stages[0].parameters
 
 
@@ -130,7 +172,11 @@ def test_compiling_for_a_topology(capsys):
     with pytest.raises(ValueError, match="libtpu knows no topology 'v9z:4x4'"):
         describe(toy_system(), topology="v9z:4x4")
     assert describe(toy_system(), topology="v5e:2x2") == 0
-    assert "fits; a device needs: arguments" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "fits: a device needs" in output and "of 15.8 GiB (arguments" in output
+    huge = toy_system(module=ToyNet(width=2**26))
+    assert describe(huge, topology="v5e:2x2", mesh={"data": 4}) == 1
+    assert "toy: does not fit: its state alone needs 121.3 GiB of 15.8 GiB" in capsys.readouterr().out
 
 
 @pytest.mark.slow
