@@ -24,7 +24,7 @@ from dalle2_jax import stages
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
 from dalle2_jax.clip import classify, zero_shot_weights
 from dalle2_jax.data.transforms import clip_pixels
-from dalle2_jax.decoder import Caption
+from dalle2_jax.decoder import Caption, caption_for
 from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.layers.pictures import to_uint8
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
@@ -275,17 +275,8 @@ class DALLE2:
 
     def _caption(self, encoded: Encoded, keep_text: bool) -> Caption:
         """What the decoder reads of encoded captions."""
-        embedding, states, tokens, mask = encoded
-        decoder, kept = self.decoder.module, jnp.full(len(tokens), keep_text)
-        if decoder.text is not None:
-            return Caption(tokens, mask, kept)
-        if decoder.text_width is None:
-            return Caption(None, None, kept)
-        null = None
-        if not decoder.learned_null_text:
-            empty_embedding, empty_states, empty_mask = self._empty
-            null = (empty_states, empty_mask, empty_embedding)
-        return Caption(states, mask, kept, embedding if decoder.pools_embedding else None, null)
+        kept = jnp.full(len(encoded[2]), keep_text)
+        return caption_for(self.decoder.module, encoded, kept, lambda: self._empty)
 
     @cached_property
     def _empty(self) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dalle2_jax import stages
 from dalle2_jax.checkpoint import LoadedStage, load_shapes, read_stage, rebuild
-from dalle2_jax.decoder import Caption
+from dalle2_jax.decoder import caption_for
 from dalle2_jax.layers.precision import cast, with_dtype
 from dalle2_jax.tokenizer import tokenizer_from_json
 
@@ -81,16 +81,7 @@ def _lowered(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -
         null = None if module.learned_null else null
         return stages.draw_embeddings.lower(key, stage.params, embedding, text, mask, null, **settings)
     if stage.kind == "decoder":
-        keep = jax.ShapeDtypeStruct((1,), bool)
-        if module.text is not None:
-            caption = Caption(tokens, mask, keep)
-        elif module.text_width is None:
-            caption = Caption(None, None, keep)
-        else:
-            pooled = embedding if module.pools_embedding else None
-            caption = Caption(
-                states, mask, keep, pooled, None if module.learned_null_text else (states, mask, embedding)
-            )
+        caption = caption_for(module, encoded, jax.ShapeDtypeStruct((1,), bool), lambda: null)
         image = embedding if module.reads_image else None
         return stages.decode.lower(key, stage.params, image, caption, None, **settings)
     size = stage.info["low_size"]
