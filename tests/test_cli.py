@@ -287,7 +287,6 @@ def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
         (["curves", "nowhere"], "there are no curves in nowhere; name a run's folder"),
         (["generate", "RUN", "  "], "the prompt is empty"),
         (["generate", "RUN", PROMPT, "--count", "0"], "--count is 0; it must be 1 or more"),
-        (["generate", "RUN", PROMPT, "--seed", "-1"], "--seed is -1"),
         (["generate", "RUN", LONG, "--strict"], "this part is cut"),
         (
             ["generate", "RUN", PROMPT, "--count", "2", "--out", "OUT/a.png"],
@@ -315,6 +314,23 @@ def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, capsys, arguments
     lines = captured.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("dalle2: ") and sentence in lines[0] and captured.out == ""
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "nowhere", PROMPT],
+        ["vary", "nowhere", "a.png"],
+        ["enlarge", "nowhere/upsampler", "a.png"],
+        ["evaluate", "nowhere"],
+        ["sweep", "nowhere"],
+    ],
+)
+def test_seeds_are_unsigned_32_bit_numbers(capsys, arguments, seed):
+    """In every command that takes one, before anything is looked for."""
+    assert cli.main([*arguments, "--seed", str(seed)]) == 2
+    assert capsys.readouterr().err == f"dalle2: --seed is {seed}; it must lie in 0 to 4294967295\n"
 
 
 def test_a_damaged_checkpoint_falls_back(run, tmp_path, capsys, caplog):
