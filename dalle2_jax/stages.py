@@ -1,15 +1,20 @@
-"""What a loaded stage does by itself: compiled once a setting, on all devices if the batch divides by their number."""
+"""What a loaded stage does by itself: compiled once a setting, on all devices if the batch divides by their number.
+
+And which stages there have to be among those of a run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from dalle2_jax.checkpoint import LoadedStage
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage
 from dalle2_jax.decoder import invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float
@@ -18,6 +23,11 @@ from dalle2_jax.prior import sample_prior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, partition
 
 _STATIC = ("module", "process", "sampling")
+ROLES = {
+    "clip": "encodes captions and pictures",
+    "prior": "draws image embeddings of captions",
+    "decoder": "draws pictures",
+}
 
 
 @partial(jax.jit, static_argnames="module")
@@ -50,6 +60,32 @@ def invert(params, pictures, embedding, caption, *, module, process, sampling, r
 @partial(jax.jit, static_argnames=(*_STATIC, "size", "tile"))
 def upsample(keys, params, low_resolution, caption, *, module, process, sampling, size, tile):
     return sample_upsampler(keys, module, params, process, sampling, low_resolution, size, tile, caption)
+
+
+def need(stages: Iterable[LoadedStage], *kinds: str) -> None:
+    """Raises ValueError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
+    stages = list(stages)
+    for kind in kinds:
+        if all(stage.kind != kind for stage in stages):
+            raise ValueError(f"this run has no {kind}, which {ROLES[kind]}; its stages are: {_names(stages)}")
+
+
+def reader_of(run: str | Path, stages: Sequence[LoadedStage]) -> LoadedStage:
+    """The stage of `run` with whose tokenizer captions are read: CLIP, or without one the first that has any.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if not stages:
+        raise CheckpointError(f"{run} has no stage that was trained; train one with `python -m train`")
+    readers = [stage for stage in stages if "tokenizer" in stage.info]
+    if not readers:
+        raise CheckpointError(f"{run} has no stage that reads captions; its stages are: {_names(stages)}")
+    return next((stage for stage in readers if stage.kind == "clip"), readers[0])
+
+
+def _names(stages: Iterable[LoadedStage]) -> str:
+    return ", ".join(stage.name for stage in stages)
 
 
 def placed(stage: LoadedStage, dtype: str | None, shard: bool | None) -> LoadedStage:

@@ -24,7 +24,7 @@ from dalle2_jax import stages
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
 from dalle2_jax.clip import classify, zero_shot_weights
 from dalle2_jax.data.transforms import clip_pixels
-from dalle2_jax.decoder import Caption
+from dalle2_jax.decoder import Caption, caption_for
 from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.layers.pictures import to_uint8
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
@@ -32,11 +32,6 @@ from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
 # What CLIP makes of captions: their embeddings, its text states (both None without a CLIP), the tokens and their mask.
 Encoded = tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array]
 READ_AT_ONCE = 128  # pictures or captions, by CLIP
-ROLES = {
-    "clip": "encodes captions and pictures",
-    "prior": "draws image embeddings of captions",
-    "decoder": "draws pictures",
-}
 
 
 def _parts(many: Any) -> list[Any]:
@@ -96,16 +91,15 @@ class DALLE2:
         loaded = [
             stages.placed(load_stage(path.parent, ema=ema), dtype, shard) for path in sorted(run.glob("*/stage.json"))
         ]
+        reader = stages.reader_of(run, loaded)
         by_kind: dict[str, list[LoadedStage]] = {}
         for stage in loaded:
             by_kind.setdefault(stage.kind, []).append(stage)
-        if not loaded:
-            raise CheckpointError(f"{run} has no stage that was trained; train one with `python -m train`")
-        for kind in ROLES:
+        for kind in stages.ROLES:
             if len(by_kind.get(kind, [])) > 1:
                 found = ", ".join(stage.name for stage in by_kind[kind])
                 raise CheckpointError(f"{run} has more than one {kind} stage: {found}; a run has one of them")
-        clip, prior, decoder = (by_kind.get(kind, [None])[0] for kind in ROLES)
+        clip, prior, decoder = (by_kind.get(kind, [None])[0] for kind in stages.ROLES)
         upsamplers = tuple(sorted(by_kind.get("upsampler", []), key=lambda stage: stage.info["image_size"]))
         size = None if decoder is None else decoder.info["image_size"]
         for upsampler in upsamplers:
@@ -122,10 +116,7 @@ class DALLE2:
                     f"pictures will not fit their captions; delete {run / stage.name} and train it anew",
                     stacklevel=2,
                 )
-        reader = next((stage for stage in loaded if "tokenizer" in stage.info), None)
-        if reader is None:
-            raise CheckpointError(f"{run} has no stage that reads captions; its stages are: {loaded[0].name}")
-        return cls(clip, prior, decoder, upsamplers, tokenizer_from_json((clip or reader).info["tokenizer"]))
+        return cls(clip, prior, decoder, upsamplers, tokenizer_from_json(reader.info["tokenizer"]))
 
     @property
     def stages(self) -> tuple[LoadedStage, ...]:
@@ -134,10 +125,7 @@ class DALLE2:
 
     def need(self, *kinds: str) -> None:
         """Raises ValueError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
-        for kind in kinds:
-            if getattr(self, kind) is None:
-                there = ", ".join(stage.name for stage in self.stages)
-                raise ValueError(f"this run has no {kind}, which {ROLES[kind]}; its stages are: {there}")
+        stages.need(self.stages, *kinds)
 
     def part(self, name: str) -> Any:
         """What the first stage that records it says, as the object it records: `model.part("data")` is a Data."""
@@ -275,17 +263,8 @@ class DALLE2:
 
     def _caption(self, encoded: Encoded, keep_text: bool) -> Caption:
         """What the decoder reads of encoded captions."""
-        embedding, states, tokens, mask = encoded
-        decoder, kept = self.decoder.module, jnp.full(len(tokens), keep_text)
-        if decoder.text is not None:
-            return Caption(tokens, mask, kept)
-        if decoder.text_width is None:
-            return Caption(None, None, kept)
-        null = None
-        if not decoder.learned_null_text:
-            empty_embedding, empty_states, empty_mask = self._empty
-            null = (empty_states, empty_mask, empty_embedding)
-        return Caption(states, mask, kept, embedding if decoder.pools_embedding else None, null)
+        kept = jnp.full(len(encoded[2]), keep_text)
+        return caption_for(self.decoder.module, encoded, kept, lambda: self._empty)
 
     @cached_property
     def _empty(self) -> tuple[jax.Array, jax.Array, jax.Array]:

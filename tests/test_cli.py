@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import __version__, cli
+from dalle2_jax.checkpoint import CheckpointError
 from dalle2_jax.data.folder import read_folder
 from dalle2_jax.data.pipeline import open_source
 from dalle2_jax.evaluation.curves import read_curves
@@ -19,6 +20,7 @@ from tests.cascade import DECODER_SIZE, FINAL_SIZE, STEPS
 
 PROMPT = "a small red circle on a gray background"
 LONG = f"{PROMPT} {PROMPT} {PROMPT}"
+NO_CLIP = "this run has no clip, which encodes captions and pictures; its stages are: "
 
 
 @pytest.fixture(scope="module")
@@ -285,7 +287,6 @@ def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
         (["curves", "nowhere"], "there are no curves in nowhere; name a run's folder"),
         (["generate", "RUN", "  "], "the prompt is empty"),
         (["generate", "RUN", PROMPT, "--count", "0"], "--count is 0; it must be 1 or more"),
-        (["generate", "RUN", PROMPT, "--seed", "-1"], "--seed is -1"),
         (["generate", "RUN", LONG, "--strict"], "this part is cut"),
         (
             ["generate", "RUN", PROMPT, "--count", "2", "--out", "OUT/a.png"],
@@ -315,6 +316,23 @@ def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, capsys, arguments
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "nowhere", PROMPT],
+        ["vary", "nowhere", "a.png"],
+        ["enlarge", "nowhere/upsampler", "a.png"],
+        ["evaluate", "nowhere"],
+        ["sweep", "nowhere"],
+    ],
+)
+def test_seeds_are_unsigned_32_bit_numbers(capsys, arguments, seed):
+    """In every command that takes one, before anything is looked for."""
+    assert cli.main([*arguments, "--seed", str(seed)]) == 2
+    assert capsys.readouterr().err == f"dalle2: --seed is {seed}; it must lie in 0 to 4294967295\n"
+
+
 def test_a_damaged_checkpoint_falls_back(run, tmp_path, capsys, caplog):
     shutil.copytree(run, tmp_path / "run")
     stage = tmp_path / "run" / "decoder"
@@ -336,6 +354,34 @@ def test_describe(run, tiny, capsys):
         assert f"{name} ({name}): finished, {STEPS} of {STEPS} steps" in text
     assert "DiffusionPrior(embedding_size=8, width=16," in text and "8 px to 16 px" in text
     assert "captioned_shapes" in text and "step 4 (" in text and "jax " in text
+
+
+@pytest.mark.parametrize(
+    ("kept", "sentence"),
+    [
+        (["prior"], f"{NO_CLIP}prior"),
+        (
+            ["decoder", "upsampler"],
+            "this run has no clip, which encodes captions and pictures; its stages are: decoder",
+        ),
+        (["upsampler"], "has no stage that reads captions; its stages are: upsampler"),
+    ],
+)
+def test_memory_of_a_run_that_lacks_a_stage(run, tmp_path, capsys, kept, sentence):
+    """What cannot be planned is said before anything is compiled; the last sentence is that of loading, too."""
+    for name in kept:
+        shutil.copytree(f"{run}/{name}", tmp_path / name)
+    if kept == ["upsampler"]:
+        path = tmp_path / "upsampler" / "stage.json"
+        info = json.loads(path.read_text())
+        del info["tokenizer"]
+        path.write_text(json.dumps(info))
+    assert cli.main(["describe", str(tmp_path), "--memory"]) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err and told.err.count("\n") == 1 and "GiB" not in told.out
+    if kept == ["upsampler"]:
+        with pytest.raises(CheckpointError, match=sentence):
+            DALLE2.load(tmp_path)
 
 
 def test_evaluate_writes_the_report(run, tmp_path, capsys):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP
-from dalle2_jax.decoder import Caption, Decoder, sample_decoder
+from dalle2_jax.decoder import Caption, Decoder, caption_for, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from train.diffusion import DiffusionRecipe
@@ -78,17 +79,12 @@ class DecoderRecipe(DiffusionRecipe):
         pictures = resize(to_float(batch["image"]), self.clip.vision.image_size)
         image_embedding = self.clip.apply(clip, pictures, method="encode_image")
         tokens, mask = batch["tokens"], batch["mask"]
-        if self.module.text is not None:
-            return image_embedding, Caption(tokens, mask, keep_text)
-        if self.module.text_width is None:
-            return image_embedding, Caption(None, None, keep_text)
-        embedding, states = self.clip.apply(clip, tokens, mask, method="encode_text")
-        pooled = embedding if self.module.pools_embedding else None
-        null = None
-        if not self.module.learned_null_text:
-            empty_embedding, empty_states, empty_mask = empty_caption(self.clip, clip, self.empty)
-            null = (empty_states, empty_mask, empty_embedding)
-        return image_embedding, Caption(states, mask, keep_text, pooled, null)
+        embedding, states = None, None
+        if self.module.text_width is not None:
+            embedding, states = self.clip.apply(clip, tokens, mask, method="encode_text")
+        encoded = (embedding, states, tokens, mask)
+        empty = partial(empty_caption, self.clip, clip, self.empty)
+        return image_embedding, caption_for(self.module, encoded, keep_text, empty)
 
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         keys = dict(zip(("image", "text", "noise", "loss", "dropout"), jax.random.split(key, 5), strict=True))

@@ -45,23 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Converts and writes the run."""
-    from dalle2_jax.weights.run import check_new, write_run
-    from dalle2_jax.weights.tensors import WeightsError
+    from dalle2_jax.weights.run import check_new, settings_of, write_run
 
     check_new(options.run)
     for option, takers in (("clip", ("karlo",)), ("vocabulary", ("open_clip", "glide"))):
         if getattr(options, option) is not None and options.source not in takers:
             raise ValueError(f"--{option} goes with {' and '.join(takers)}, not with {options.source}")
     source = {"name": options.source, "from": options.src, "licence": SOURCES[options.source][1]}
-    try:
+    with settings_of(options.src):
         conversions = _conversions(options)
-        for conversion in conversions:
-            conversion.shapes  # noqa: B018  (built here, where what is wrong with them has a name)
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise WeightsError(
-            f"the settings in {options.src} are not what they should be ({type(error).__name__}: {error}); is it the "
-            "folder of another model?"
-        ) from error
     write_run(options.run, conversions, source, dtype=options.dtype)
     return 0
 

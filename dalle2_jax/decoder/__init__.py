@@ -3,7 +3,7 @@
 from dalle2_jax.decoder.blur import gaussian_blur
 from dalle2_jax.decoder.caption import CaptionEncoder
 from dalle2_jax.decoder.decoder import Decoder
-from dalle2_jax.decoder.sample import Caption, invert_decoder, sample_decoder, sample_upsampler
+from dalle2_jax.decoder.sample import Caption, caption_for, invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.decoder.upsampler import Upsampler, random_crop
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "CaptionEncoder",
     "Decoder",
     "Upsampler",
+    "caption_for",
     "gaussian_blur",
     "invert_decoder",
     "random_crop",

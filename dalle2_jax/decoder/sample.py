@@ -1,6 +1,7 @@
 """Drawing pictures: the decoder from an image embedding and a caption, an upsampler from a smaller picture."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,30 @@ class Caption:
 
 
 jax.tree_util.register_dataclass(Caption, ["text", "mask", "keep", "embedding", "null"], [])
+
+
+def caption_for(
+    decoder: Decoder,
+    encoded: tuple[jax.Array | None, jax.Array | None, jax.Array, jax.Array],
+    keep: jax.Array,
+    empty: Callable[[], tuple[jax.Array, jax.Array, jax.Array]],
+) -> Caption:
+    """What `decoder` reads of captions: tokens for an encoder of its own, CLIP's states for `text_width`, or nothing.
+
+    encoded: CLIP's text embedding `[b, z]` and states `[b, n, d]` (both None where the decoder reads no states), the
+    tokens and their mask `[b, n]`. keep: bool `[b]`. empty: gives embedding, states and mask `[1, ...]` of the empty
+    caption; asked only for a decoder that has learned no null caption. Shapes do in place of arrays.
+    """
+    embedding, states, tokens, mask = encoded
+    if decoder.text is not None:
+        return Caption(tokens, mask, keep)
+    if decoder.text_width is None:
+        return Caption(None, None, keep)
+    null = None
+    if not decoder.learned_null_text:
+        empty_embedding, empty_states, empty_mask = empty()
+        null = (empty_states, empty_mask, empty_embedding)
+    return Caption(states, mask, keep, embedding if decoder.pools_embedding else None, null)
 
 
 def sample_decoder(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dalle2_jax import stages
 from dalle2_jax.checkpoint import LoadedStage, load_shapes, read_stage, rebuild
-from dalle2_jax.decoder import Caption
+from dalle2_jax.decoder import caption_for
 from dalle2_jax.layers.precision import cast, with_dtype
 from dalle2_jax.tokenizer import tokenizer_from_json
 
@@ -33,16 +33,30 @@ class Memory:
 def memory_of_drawing(run: str | Path, dtype: str | None = None) -> Iterator[Memory]:
     """One `Memory` a stage of a run, in the order in which they work; dtype: as in `DALLE2.load`.
 
-    Raises:
-        CheckpointError: for a run or stage that cannot be read.
+    Raises, before anything is compiled:
+        CheckpointError: for a run or stage that cannot be read, or if no stage reads captions.
+        ValueError: if prior or decoder work with a CLIP that is not there.
     """
     found = sorted((_planned(path.parent, dtype) for path in Path(run).glob("*/stage.json")), key=_order)
     clip = next((stage for stage in found if stage.kind == "clip"), None)
+    reader = stages.reader_of(run, found)
+    if any(_reads_clip(stage) for stage in found):
+        stages.need(found, "clip")
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    encoded = _encoded(clip, next(stage for stage in found if "tokenizer" in stage.info))
-    for stage in found:
-        weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stage.params))
-        yield Memory(stage.name, weights, _working(_lowered(stage, key, encoded)))
+    encoded = _encoded(clip, reader)
+    return (_memory(stage, key, encoded) for stage in found)
+
+
+def _memory(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> Memory:
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stage.params))
+    return Memory(stage.name, weights, _working(_lowered(stage, key, encoded)))
+
+
+def _reads_clip(stage: LoadedStage) -> bool:
+    """Whether a stage is given CLIP's embeddings, or a decoder its text states."""
+    if stage.kind == "decoder":
+        return stage.module.reads_image or stage.module.text_width is not None
+    return stage.kind == "prior"
 
 
 def _order(stage: LoadedStage) -> tuple[int, int]:
@@ -81,16 +95,7 @@ def _lowered(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -
         null = None if module.learned_null else null
         return stages.draw_embeddings.lower(key, stage.params, embedding, text, mask, null, **settings)
     if stage.kind == "decoder":
-        keep = jax.ShapeDtypeStruct((1,), bool)
-        if module.text is not None:
-            caption = Caption(tokens, mask, keep)
-        elif module.text_width is None:
-            caption = Caption(None, None, keep)
-        else:
-            pooled = embedding if module.pools_embedding else None
-            caption = Caption(
-                states, mask, keep, pooled, None if module.learned_null_text else (states, mask, embedding)
-            )
+        caption = caption_for(module, encoded, jax.ShapeDtypeStruct((1,), bool), lambda: null)
         image = embedding if module.reads_image else None
         return stages.decode.lower(key, stage.params, image, caption, None, **settings)
     size = stage.info["low_size"]

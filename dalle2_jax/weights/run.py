@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,6 +77,18 @@ class Conversion:
         return lines
 
 
+@contextmanager
+def settings_of(where: str) -> Iterator[None]:
+    """For reading the settings of `where` or building a network by them: what trips over them is a WeightsError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise WeightsError(
+            f"the settings of {where} are not what they should be ({type(error).__name__}: {error}); is it the "
+            "folder of another model?"
+        ) from error
+
+
 def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     """An input's shape."""
     return jax.ShapeDtypeStruct(shape, dtype)
@@ -117,14 +130,17 @@ def write_run(
 ) -> None:
     """Converts every stage and writes the run; the folder appears when it is whole.
 
-    source: what the weights are and their licence, recorded in every stage.
+    source: what the weights are ("name"), where they came "from" and their "licence", recorded in every stage.
 
     Raises:
-        WeightsError: if the folder exists, or any table does not fit its tensors, before anything is written.
+        WeightsError: if the folder exists, a module cannot be built by its settings, or a table does not fit its
+            tensors, before anything is written.
     """
     run = check_new(run)
     for conversion in conversions:
-        conversion.table.check(conversion.tensors, conversion.shapes)
+        with settings_of(source.get("from", conversion.tensors.where)):
+            shapes = conversion.shapes
+        conversion.table.check(conversion.tensors, shapes)
     partial = run.with_name(f".{run.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     versions: dict[str, str] = {}

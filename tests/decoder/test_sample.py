@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.decoder import Caption, sample_decoder, sample_upsampler
+from dalle2_jax.decoder import Caption, caption_for, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 
 SIZE = 4
@@ -88,6 +88,32 @@ def test_a_picture_alone_is_the_picture_in_a_batch(settings):
     alone = draw(Decoder(noise=0.4), (True,), EMBEDDING[1:2], TEXT[1:2], KEYS[1:2], guidance_scale=2.0, **settings)
     np.testing.assert_allclose(alone[0], together[1], atol=1e-6)
     assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("own", "width", "pools", "learned", "read"),
+    [
+        (True, None, False, True, ("tokens", "mask", "keep", None, None)),
+        (False, None, False, True, (None, None, "keep", None, None)),
+        (False, 7, False, True, ("states", "mask", "keep", None, None)),
+        (False, 7, True, True, ("states", "mask", "keep", "embedding", None)),
+        (False, 7, False, False, ("states", "mask", "keep", None, ("no states", "no mask", "no embedding"))),
+        (False, 7, True, False, ("states", "mask", "keep", "embedding", ("no states", "no mask", "no embedding"))),
+    ],
+)
+def test_what_each_kind_of_decoder_reads(own, width, pools, learned, read):
+    """And whether the empty caption is asked for: only where it stands for a withheld one."""
+    text = SimpleNamespace() if own else None
+    decoder = SimpleNamespace(text=text, text_width=width, pools_embedding=pools, learned_null_text=learned)
+    asked = []
+
+    def empty():
+        asked.append(True)
+        return "no embedding", "no states", "no mask"
+
+    caption = caption_for(decoder, ("embedding", "states", "tokens", "mask"), "keep", empty)
+    assert (caption.text, caption.mask, caption.keep, caption.embedding, caption.null) == read
+    assert len(asked) == (not learned)
 
 
 def test_pictures_are_clipped():

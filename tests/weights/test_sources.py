@@ -179,6 +179,7 @@ def test_glide(tmp_path, monkeypatch, capsys, inpainting):
     assert ("385,037,638" if inpainting else "385,030,726") in capsys.readouterr().out
     model = DALLE2.load(tmp_path / "run")
     assert model.clip is None and model.prior is None
+    assert next(memory_of_drawing(tmp_path / "run")).stage == "decoder"  # neither CLIP nor prior is missed
     settings = {name: {"steps": "2"} for name in ("decoder", "upsampler")}
     one = model.generate(KEY[None], ["ab c"], **settings)
     assert one.shape == (1, 16, 16, 3) and model.image_size == 16

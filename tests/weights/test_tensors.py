@@ -120,6 +120,21 @@ def test_settings_of_another_size(folder, capsys):
     assert "has 500 tokens and the vocabulary beside it 600; they are of two models" in refused(folder, capsys)
 
 
+def test_settings_by_which_nothing_can_be_built(folder, tmp_path, capsys):
+    """Found only where the network is built: said by the command line of its SRC, else of the weights' file."""
+    from dalle2_jax.weights import clip, run
+
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 0
+    (folder / "config.json").write_text(json.dumps(config))
+    sentence = "the settings of {} are not what they should be (ZeroDivisionError: "
+    assert sentence.format(folder) in refused(folder, capsys)
+    conversions = clip.conversions(folder)
+    with pytest.raises(WeightsError, match=re.escape(sentence.format(folder / "model.safetensors"))):
+        run.write_run(tmp_path / "run", conversions, {"licence": ""}, say=lambda line: None)
+    assert not (tmp_path / "run").exists()
+
+
 def test_half_precision_files_are_read(folder, tmp_path):
     path = folder / "model.safetensors"
     tensors = load_file(path)
