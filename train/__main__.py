@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from train import backend
+from train.profile import profiled_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RUNS = Path("runs")
@@ -43,6 +44,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--init-from", metavar="RUN", type=Path, help="start each stage from that run's of its name")
     result.add_argument("--fsdp", type=int, metavar="N", help="split parameters over N devices (default: 1)")
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
+    result.add_argument(
+        "--profile",
+        nargs="?",
+        const="",
+        metavar="FIRST:LAST",
+        help="record a trace of these steps, counted from the start, or of N steps (default: 10:15)",
+    )
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
     result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
     return result
@@ -73,6 +81,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
+    profile = None if options.profile is None else profiled_steps(options.profile)
     words = [options.config, *options.rest]
     describing = words[0] == "describe"
     if describing and len(words) < 2:
@@ -105,10 +114,17 @@ def _run(options: argparse.Namespace) -> int:
         from train.describe import describe
 
         return int(describe(system, topology=options.topology, fsdp=options.fsdp) or 0)
-    return _train(options, path, given, words, system)
+    return _train(options, path, given, words, system, profile)
 
 
-def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], words: Sequence[str], system: Any) -> int:
+def _train(
+    options: argparse.Namespace,
+    path: Path,
+    arguments: Sequence[str],
+    words: Sequence[str],
+    system: Any,
+    profile: tuple[int, int] | None,
+) -> int:
     from dalle2_jax.sharding import make_mesh
     from train.cascade import plan_stages, train_stages
 
@@ -131,7 +147,7 @@ def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], wo
     command += "".join(f" {shlex.quote(override)}" for override in overrides)
     text = path.read_text(encoding="utf-8")
     config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": overrides}
-    result = train_stages(system, names, run_dir, mesh, command=command, config=config)
+    result = train_stages(system, names, run_dir, mesh, command=command, config=config, profile=profile)
     return 0 if result.signal is None else 128 + result.signal
 
 

@@ -1,10 +1,16 @@
 """The count of operations: loops, remat, gradients and convolutions, against counts by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from train.flops import count_flops
+from configs import shapes
+from dalle2_jax.sharding import make_mesh
+from train.cascade import abstract_batch, planned_stages
+from train.flops import count_flops, model_flops, without_remat
+from train.state import abstract_state, make_step
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -60,3 +66,45 @@ def test_branches():
         return jax.lax.cond(flag, lambda x: x @ x, lambda x: x @ x @ x, x)
 
     assert flops(choose, shape(4, 4), jax.ShapeDtypeStruct((), jnp.bool_)) == 2 * 2 * 4**3
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_cudnn_attention_counts_as_its_products_in_xla(monkeypatch, remat):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+    arguments = [jax.ShapeDtypeStruct((2, tokens, 3, 16), jnp.bfloat16) for tokens in (64, 32, 32)]
+
+    def attend(implementation):
+        attention = lambda *qkv: jax.nn.dot_product_attention(*qkv, implementation=implementation)  # noqa: E731
+        attention = jax.checkpoint(attention) if remat else attention
+        return lambda *qkv: (attention(*qkv).astype(jnp.float32) ** 2).sum()
+
+    forward = 2 * 2 * (2 * 3) * 64 * 32 * 16
+    assert flops(attend("cudnn"), *arguments) == flops(attend("xla"), *arguments) == forward
+    gradients = [flops(jax.grad(attend(name), argnums=(0, 1, 2)), *arguments) for name in ("cudnn", "xla")]
+    assert gradients[0] == (4 if remat else 3) * forward
+    assert gradients[1] == (4 if remat else 3) * forward - (forward // 2 if remat else 0)
+
+
+def test_a_stage_counts_without_what_remat_computes_again():
+    system = shapes.system(False)
+    mesh = make_mesh()
+    _, recipe, frozen, _ = next(planned_stages(system))
+    found = {}
+    for remat in (False, True):
+        module = recipe.module.clone(text=recipe.module.text.clone(remat=remat))
+        changed = dataclasses.replace(recipe, module=module)
+        abstract = abstract_state(changed, mesh)
+        step, arguments = make_step(changed, mesh, abstract), (abstract, abstract_batch(system, changed, mesh), frozen)
+        found[remat] = model_flops(changed, step, mesh, abstract, *arguments)
+        found[f"{remat} traced"] = count_flops(step.trace(*arguments).jaxpr)
+    assert found[True] == found[False] == found["False traced"] < found["True traced"]
+
+
+def test_remat_is_taken_out_of_nested_networks():
+    decoder = shapes.system(False).stages["decoder"].module
+    deep = decoder.clone(unet=decoder.unet.clone(remat=True))
+    assert without_remat(deep).unet == decoder.unet.clone(remat=False)
+    assert without_remat(deep) == decoder.clone(unet=decoder.unet.clone(remat=False))
