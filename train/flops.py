@@ -8,14 +8,15 @@ pass computes again does not count, and of a causal mask the masked half does.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
-from jax.sharding import Mesh
+import jax
 
 from dalle2_jax.checkpoint.rebuild import field_names
-from train.state import State, make_step
+from train.optimizer import accumulated_gradient
+from train.state import State
 from train.system import Recipe
 
 # Products of queries by keys by head size in cuDNN's kernels.
@@ -30,19 +31,30 @@ def count_flops(jaxpr: Any) -> int:
     return _Counter().count(getattr(jaxpr, "jaxpr", jaxpr))
 
 
-def model_flops(recipe: Recipe, step: Callable, mesh: Mesh, abstract: State, *arguments: Any) -> int:
+def model_flops(recipe: Recipe, step: Any, state: State, batch: Any, frozen: Any) -> int:
     """Operations that one training step needs, over the whole batch and all devices; the numerator of MFU.
 
     Counted are the forward and backward pass of the stage's own network and the forward pass of the frozen ones (CLIP's
     for the prior and the decoder). Not counted is what `remat` computes again: a network with it is traced once more,
-    without. Otherwise the trace is that of `step`, which jit uses again when it compiles.
+    without. Otherwise the trace is that of the jitted `step`, which jit uses again when it compiles.
 
-    step, abstract: of `make_step` and `abstract_state`; arguments: the step's, as arrays or their shapes.
+    The arguments of the step are arrays or their shapes.
     """
     module = without_remat(recipe.module)
-    if module != recipe.module:
-        step = make_step(dataclasses.replace(recipe, module=module), mesh, abstract)
-    return count_flops(step.trace(*arguments).jaxpr)
+    if module == recipe.module:
+        return count_flops(step.trace(state, batch, frozen).jaxpr)
+    plain = dataclasses.replace(recipe, module=module)
+    parts = recipe.optimizer.accumulation
+
+    def gradient(state: State, batch: Any, frozen: Any) -> Any:
+        known = {**frozen, "carry": state["carry"]} if "carry" in state else frozen
+
+        def loss(params: Any, micro: Any, key: jax.Array) -> Any:
+            return plain.loss(params, micro, key, known)
+
+        return accumulated_gradient(loss, state["params"], batch, state["key"], parts)
+
+    return count_flops(jax.make_jaxpr(gradient)(state, batch, frozen))
 
 
 def without_remat(module: nn.Module) -> nn.Module:

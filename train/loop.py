@@ -247,7 +247,6 @@ class _Stage:
         recipe, step, waiting, owed = self.recipe, first, [], False
         self.history.skipped = int(state["skipped"])
         batch = self._to_devices(next(iterator))
-        self.busy_seconds = self._busy_seconds(state, batch, self.frozen)
         while True:
             with profile.step(step + 1 - first, waiting):
                 state, report = self.step(state, batch, self.frozen)
@@ -264,6 +263,7 @@ class _Stage:
                 with self.clock.fetch(report["loss"].is_ready), jax.profiler.TraceAnnotation("next batch"):
                     batch = self._to_devices(next(iterator))
             if step == first + 1:
+                self.busy_seconds = self._busy_seconds(state, batch, self.frozen)  # while the devices take it
                 jax.block_until_ready(report)
                 self.clock.compiled()
             if len(waiting) > MOST_AHEAD:
@@ -302,8 +302,7 @@ class _Stage:
         peak = PEAKS.get(self.mesh.devices.flat[0].device_kind)
         if peak is None:
             return None
-        flops = model_flops(self.recipe, self.step, self.mesh, self.abstract, *arguments)
-        return flops / (peak * self.mesh.devices.size)
+        return model_flops(self.recipe, self.step, *arguments) / (peak * self.mesh.devices.size)
 
     def _look(self, step: int, state: Any, metrics: MetricsWriter, validated: bool = False, shown: bool = False):
         """The validation and the preview that are due after `step`, but for those made already."""
