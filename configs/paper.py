@@ -60,6 +60,7 @@ def system(accelerator: bool) -> System:
             ),
             embedding_size=EMBEDDING,
         ),
+        chunk=2048,  # of 32,768 captions
         steps=635_000,  # 32 epochs of 650 million pictures
         batch_size=32_768,
         optimizer=Optimizer(

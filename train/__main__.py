@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from train import backend
+from train.profile import profiled_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RUNS = Path("runs")
@@ -47,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
         help="how devices share the work: data=2,fsdp=4,tensor=1 (default: all of them data; with --topology all fsdp)",
     )
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
+    result.add_argument(
+        "--profile",
+        nargs="?",
+        const="",
+        metavar="FIRST:LAST",
+        help="record a trace of these steps, counted from the start, or of N steps (default: 10:15)",
+    )
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
     result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
     return result
@@ -77,6 +85,7 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _run(options: argparse.Namespace) -> int:
+    profile = None if options.profile is None else profiled_steps(options.profile)
     words = [options.config, *options.rest]
     describing = words[0] == "describe"
     if describing and len(words) < 2:
@@ -114,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
         from train.describe import describe
 
         return describe(system, names, topology=options.topology, mesh=sizes)
-    return _train(options, path, given, names, words[1:], system, make_mesh(**sizes))
+    return _train(options, path, given, names, words[1:], system, make_mesh(**sizes), profile)
 
 
 def _train(
@@ -125,6 +134,7 @@ def _train(
     overrides: Sequence[str],
     system: Any,
     mesh: Any,
+    profile: tuple[int, int] | None,
 ) -> int:
     from train.cascade import plan_stages, train_stages
 
@@ -144,7 +154,7 @@ def _train(
     command += "".join(f" {shlex.quote(override)}" for override in overrides)
     text = path.read_text(encoding="utf-8")
     config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": list(overrides)}
-    result = train_stages(system, names, run_dir, mesh, command=command, config=config)
+    result = train_stages(system, names, run_dir, mesh, command=command, config=config, profile=profile)
     return 0 if result.signal is None else 128 + result.signal
 
 

@@ -35,6 +35,7 @@ def train_stages(
     *,
     command: str,
     config: Mapping[str, Any] | None = None,
+    profile: tuple[int, int] | None = None,
     log: Log = print,
 ) -> Result:
     """Trains the named stages in order; stops early if one is stopped by a signal.
@@ -45,6 +46,7 @@ def train_stages(
         run_dir: the run's folder, one folder a stage below it.
         command: how training is called, for sentences that say what to run first.
         config: what `stage.json` says of the config (name, text, overrides).
+        profile: the steps of each stage to record (see `train.profile`).
 
     Raises:
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
@@ -95,6 +97,7 @@ def train_stages(
             mesh=mesh,
             info=info,
             initial=initial,
+            profile=profile,
             log=log,
         )
         if result.signal is not None:

@@ -19,6 +19,7 @@ class ClipRecipe(Recipe):
 
     shift: the largest random translation, in pixels of CLIP's own input. grayscale: how often a picture loses its
     colour, so that shapes are learned apart from the colours they came in (an option of open_clip's training too).
+    chunk: of the loss (`contrastive_loss`), for large batches.
     """
 
     kind: ClassVar[str] = "clip"
@@ -26,10 +27,14 @@ class ClipRecipe(Recipe):
     module: CLIP
     shift: int = 0
     grayscale: float = 0.0
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("clip.grayscale", self.grayscale)
+        micro = self.batch_size // self.optimizer.accumulation
+        if self.chunk is not None and (self.chunk < 1 or micro % self.chunk):
+            raise ValueError(f"clip.chunk is {self.chunk}, which does not divide a (micro-)batch of {micro}")
 
     @property
     def picture_size(self) -> int:
@@ -43,7 +48,7 @@ class ClipRecipe(Recipe):
 
     def _contrast(self, params: Parameters, batch: Batch, pictures: jax.Array):
         image, text, logit_scale = self.module.apply({"params": params}, pictures, batch["tokens"], batch["mask"])
-        loss, metrics = contrastive_loss(image, text, logit_scale)
+        loss, metrics = contrastive_loss(image, text, logit_scale, self.chunk)
         return loss, {**metrics, "logit_scale": logit_scale}
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):

@@ -2,12 +2,25 @@
 
 XLA's own count (`Lowered.cost_analysis`) takes the body of a loop once, however often it runs, so a transformer that is
 scanned over 24 layers would count as one. Here a scan counts as often as it runs. What is computed again under `remat`
-counts again, elementwise work does not count, and neither does a kernel from outside XLA (cuDNN's attention).
+counts again, elementwise work does not count. cuDNN's attention counts as its products would in XLA: what its backward
+pass computes again does not count, and of a causal mask the masked half does.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dalle2_jax.checkpoint.rebuild import field_names
+from train.optimizer import accumulated_gradient
+from train.state import State
+from train.system import Recipe
+
+# Products of queries by keys by head size in cuDNN's kernels.
+CUDNN_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
 
 
 def count_flops(jaxpr: Any) -> int:
@@ -16,6 +29,44 @@ def count_flops(jaxpr: Any) -> int:
     Of a `cond` the costliest branch counts, of a `while` one turn, since the number of its turns is not in the program.
     """
     return _Counter().count(getattr(jaxpr, "jaxpr", jaxpr))
+
+
+def model_flops(recipe: Recipe, step: Any, state: State, batch: Any, frozen: Any) -> int:
+    """Operations that one training step needs, over the whole batch and all devices; the numerator of MFU.
+
+    Counted are the forward and backward pass of the stage's own network and the forward pass of the frozen ones (CLIP's
+    for the prior and the decoder). Not counted is what `remat` computes again: a network with it is traced once more,
+    without. Otherwise the trace is that of the jitted `step`, which jit uses again when it compiles.
+
+    The arguments of the step are arrays or their shapes.
+    """
+    module = without_remat(recipe.module)
+    if module == recipe.module:
+        return count_flops(step.trace(state, batch, frozen).jaxpr)
+    plain = dataclasses.replace(recipe, module=module)
+    parts = recipe.optimizer.accumulation
+
+    def gradient(state: State, batch: Any, frozen: Any) -> Any:
+        known = {**frozen, "carry": state["carry"]} if "carry" in state else frozen
+
+        def loss(params: Any, micro: Any, key: jax.Array) -> Any:
+            return plain.loss(params, micro, key, known)
+
+        return accumulated_gradient(loss, state["params"], batch, state["key"], parts)
+
+    return count_flops(jax.make_jaxpr(gradient)(state, batch, frozen))
+
+
+def without_remat(module: nn.Module) -> nn.Module:
+    """The network with the field `remat` False in itself and in the networks among its fields."""
+    changes: dict[str, Any] = {}
+    for name in field_names(type(module)):
+        value = getattr(module, name)
+        if isinstance(value, nn.Module):
+            changes[name] = without_remat(value)
+        elif name == "remat":
+            changes[name] = False
+    return module.clone(**changes)
 
 
 class _Counter:
@@ -39,6 +90,9 @@ class _Counter:
             kernel = equation.invars[1].aval.shape
             features = kernel[params["dimension_numbers"].rhs_spec[0]]
             return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // features
+        if name in CUDNN_ATTENTION:
+            (batch, queries, heads, size), keys = equation.invars[0].aval.shape, equation.invars[1].aval.shape[1]
+            return 2 * CUDNN_ATTENTION[name] * batch * heads * queries * keys * size
         inner = [self.count(jaxpr) for jaxpr in _inner(params)]
         if name == "cond":
             return max(inner)

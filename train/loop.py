@@ -30,7 +30,10 @@ from dalle2_jax.sharding import (
     partition,
     replicate,
 )
-from train.metrics import Clock, History, MetricsWriter, Progress, duration, is_recorded, mean_of
+from train.flops import model_flops
+from train.metrics import Clock, History, MetricsWriter, Progress, Speed, duration, is_recorded, mean_of
+from train.peaks import PEAKS
+from train.profile import FOLDER, Profile
 from train.resume import check_resumable, finished_record
 from train.signals import StopSignals
 from train.state import abstract_state, create_state, make_step
@@ -79,6 +82,7 @@ def run(
     smallest_split: int = SMALLEST_SPLIT,
     info: Mapping[str, Any] | None = None,
     initial: Any = None,
+    profile: tuple[int, int] | None = None,
     log: Callable[[str], None] = print,
     stop_at: int | None = None,
 ) -> Result:
@@ -94,6 +98,8 @@ def run(
         rules, smallest_split: see `sharding.partition`; for parameters, optimizer state and `frozen`.
         info: what else `stage.json` shall say (config, data, tokenizer, ...).
         initial: parameters to start from instead of random ones, where there is no checkpoint yet.
+        profile: the first and the last step, counted from 1 at this start, of which a trace goes to `profile/` in the
+            stage's folder; None: no trace.
         stop_at: stops as if by SIGTERM after this step; for tests.
 
     Raises:
@@ -118,7 +124,8 @@ def run(
             recipe, stage_name, stage_dir, mesh, rules, smallest_split, frozen, validation, writer, signals, log
         )
         record["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(stage.abstract["params"]))
-        result = stage.train(batches, record, initial, stop_at)
+        recorder = Profile(stage_name, profile if jax.process_index() == 0 else None, stage_dir / FOLDER, log)
+        result = stage.train(batches, record, initial, recorder, stop_at)
     return result
 
 
@@ -149,7 +156,8 @@ class _Stage:
         self.validation = [self._to_devices(batch) for batch in validation]
         self.preview_batch = dict(validation[0]) if validation else None
         self.clock, self.history = Clock(), History()
-        self.progress = Progress(name, recipe.steps, recipe.batch_size, log)
+        self.progress = Progress(name, recipe.steps, log)
+        self.busy_seconds: float | None = None
         whole = replicate(mesh)
         self._validate = jax.jit(recipe.validate, out_shardings=whole)
         self._preview = jax.jit(recipe.preview, out_shardings=whole)
@@ -164,7 +172,12 @@ class _Stage:
         return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in arrays.items()}
 
     def train(
-        self, batches: Callable[[], BatchIterator], record: dict[str, Any], initial: Any, stop_at: int | None
+        self,
+        batches: Callable[[], BatchIterator],
+        record: dict[str, Any],
+        initial: Any,
+        profile: Profile,
+        stop_at: int | None,
     ) -> Result:
         recipe = self.recipe
         restored = restore_latest(self.directory, self.abstract)
@@ -189,7 +202,8 @@ class _Stage:
                     # What was due at this step, and the stop or the kill came before it.
                     self._look(first, state, metrics, validated, self._sheet(first).is_file())
                 if first < recipe.steps:
-                    step, state = self._steps(state, first, iterator, metrics, stop_at)
+                    with profile:
+                        step, state = self._steps(state, first, iterator, metrics, profile, stop_at)
             if step >= recipe.steps:
                 record["measured"] = self._measure(state["ema"])
         finally:
@@ -216,12 +230,29 @@ class _Stage:
             ending = {"finished": finished, "step": step, "seconds": round(seconds, 3)}
             write_stage(self.directory, {**record, **ending})
 
-    def _steps(self, state: Any, step: int, iterator: BatchIterator, metrics: MetricsWriter, stop_at: int | None):
-        recipe, waiting, ready = self.recipe, [], False
+    def _steps(
+        self,
+        state: Any,
+        first: int,
+        iterator: BatchIterator,
+        metrics: MetricsWriter,
+        profile: Profile,
+        stop_at: int | None,
+    ) -> tuple[int, Any]:
+        """Trains on from step `first`. What the devices have to do next is given to them before they are done.
+
+        Numbers are read from them while they take the step after; only what looks at the state itself (checkpoint,
+        validation, preview) lets them come to rest.
+        """
+        recipe, step, waiting, owed = self.recipe, first, [], False
+        self.history.skipped = int(state["skipped"])
         batch = self._to_devices(next(iterator))
         while True:
-            state, report = self.step(state, batch, self.frozen)
+            with profile.step(step + 1 - first, waiting):
+                state, report = self.step(state, batch, self.frozen)
             step += 1
+            if owed:
+                waiting, owed = self._read(step - 1, waiting, metrics), False
             waiting.append(report)
             stopping = self._told_to_stop(step) or step == stop_at
             last = step >= recipe.steps or stopping
@@ -229,25 +260,49 @@ class _Stage:
                 # Before the next batch is fetched, so that the position is the one after this step.
                 self.writer.save(step, state, iterator=iterator.get_state(), metadata={"seconds": self.clock.seconds()})
             if not last:
-                batch = self._to_devices(next(iterator))
-            if not ready:
+                with self.clock.fetch(report["loss"].is_ready), jax.profiler.TraceAnnotation("next batch"):
+                    batch = self._to_devices(next(iterator))
+            if step == first + 1:
+                self.busy_seconds = self._busy_seconds(state, batch, self.frozen)  # while the devices take it
                 jax.block_until_ready(report)
                 self.clock.compiled()
-                ready = True
             if len(waiting) > MOST_AHEAD:
                 jax.block_until_ready(waiting[-1 - MOST_AHEAD])
-            if last or _due(step, recipe.log_every) or len(waiting) >= MOST_SKIPPED:
-                self.history.add(jax.device_get(waiting))
-                waiting = []
-                self._check_diverged(step)
-            if last or _due(step, recipe.log_every):
-                values, skipped = self.history.take(), int(state["skipped"])
-                self.progress.line(step, values, self.clock.seconds_a_step(values.pop("steps")), skipped)
-                metrics.write(step, "train", {**values, "skipped": skipped})
+            if profile.ends(step - first):
+                jax.block_until_ready(report)
+                with self.clock.pause():
+                    profile.stop()
+            owed = last or _due(step, recipe.log_every) or len(waiting) >= MOST_SKIPPED
+            looks = (recipe.checkpoint_every, recipe.validate_every, recipe.preview_every)
+            if owed and (last or any(_due(step, every) for every in looks)):
+                waiting, owed = self._read(step, waiting, metrics, last), False
             if not stopping or step >= recipe.steps:
                 self._look(step, state, metrics)
             if last:
                 return step, state
+
+    def _read(self, step: int, reports: list[Any], metrics: MetricsWriter, last: bool = False) -> list[Any]:
+        """Takes the reports up to `step` from the devices and writes the line that is due there; returns no reports."""
+        self.history.add(jax.device_get(reports))
+        self._check_diverged(step)
+        if last or _due(step, self.recipe.log_every):
+            values = self.history.take()
+            seconds, wait = self.clock.lap(values.pop("steps"))
+            speed = None
+            if wait is not None:
+                used = self.busy_seconds and self.busy_seconds / seconds
+                speed = Speed(seconds, self.recipe.batch_size / seconds, wait, used)
+                metrics.write(step, "speed", speed.numbers())
+            self.progress.line(step, values, seconds, speed, self.history.skipped)
+            metrics.write(step, "train", {**values, "skipped": self.history.skipped})
+        return []
+
+    def _busy_seconds(self, *arguments: Any) -> float | None:
+        """What a step would take at the devices' peak; None where that is not known. `arguments`: the step's."""
+        peak = PEAKS.get(self.mesh.devices.flat[0].device_kind)
+        if peak is None:
+            return None
+        return model_flops(self.recipe, self.step, *arguments) / (peak * self.mesh.devices.size)
 
     def _look(self, step: int, state: Any, metrics: MetricsWriter, validated: bool = False, shown: bool = False):
         """The validation and the preview that are due after `step`, but for those made already."""

@@ -1,22 +1,26 @@
-"""Where the numbers go: a progress line, `metrics.jsonl`, TensorBoard."""
+"""Where the numbers go: a progress line, `metrics.jsonl`, `speed.jsonl`, TensorBoard."""
 
 import contextlib
 import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dalle2_jax.checkpoint.files import write_atomically
 from dalle2_jax.evaluation.curves import METRICS_FILE, read_records
 
+SPEED_FILE = "speed.jsonl"
+
 
 class MetricsWriter:
     """Appends one JSON object a call to `metrics.jsonl` and the same numbers to TensorBoard; a context manager.
 
     Opened at the step that training goes on from, it drops later lines, so that a run that was stopped and resumed
-    leaves the file of one that was not. With several processes only one is `enabled`.
+    leaves the file of one that was not. Timings, which no two runs share, go to `speed.jsonl`. With several processes
+    only one is `enabled`.
     """
 
     def __init__(self, stage_dir: Path, step: int = 0, enabled: bool = True):
@@ -25,19 +29,22 @@ class MetricsWriter:
             return
         from tensorboardX import SummaryWriter
 
-        self.path = stage_dir / METRICS_FILE
-        kept = [record for record in read_records(self.path) if record["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = open(self.path, "a", encoding="utf-8")
+        self._files = {}
+        for name in (METRICS_FILE, SPEED_FILE):
+            path = stage_dir / name
+            kept = [record for record in read_records(path) if record["step"] <= step]
+            write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+            self._files[name] = open(path, "a", encoding="utf-8")
         self._board = SummaryWriter(str(stage_dir), purge_step=step + 1 if step else None)
 
     def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
-        """Records numbers of one kind (`"train"`, `"validation"`) at one step."""
+        """Records numbers of one kind (`"train"`, `"validation"`, `"speed"`) at one step."""
         if not self._enabled:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
-        self._file.flush()
+        file = self._files[SPEED_FILE if kind == "speed" else METRICS_FILE]
+        file.write(json.dumps({"step": step, "kind": kind, **clean}) + "\n")
+        file.flush()
         for name, value in values.items():
             if math.isfinite(value):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
@@ -49,7 +56,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         if self._enabled:
-            self._file.close()
+            for file in self._files.values():
+                file.close()
             self._board.close()
 
     def __enter__(self) -> "MetricsWriter":
@@ -72,20 +80,54 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How fast an interval's steps were.
+
+    images_per_second: of the whole batch. data_wait: the share of the time in which the devices may have waited for a
+    batch (see `Clock.fetch`). mfu: the operations that the steps need (`train.flops.model_flops`), as a share of what
+    the devices' bfloat16 peak allows (`train.peaks`); None where that is not known.
+    """
+
+    seconds_per_step: float
+    images_per_second: float
+    data_wait: float
+    mfu: float | None = None
+
+    def numbers(self) -> dict[str, float]:
+        """For the files and TensorBoard; without what is not known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def words(self) -> list[str]:
+        """`123 ms/step`, `1041 images/s`, `MFU 41%`, `data 0.3%`."""
+        seconds = self.seconds_per_step
+        shown = [f"{seconds:.2f} s/step" if seconds >= 1 else f"{_digits(1000 * seconds)} ms/step"]
+        shown.append(f"{_digits(self.images_per_second)} images/s")
+        if self.mfu is not None:
+            shown.append(f"MFU {_digits(100 * self.mfu)}%")
+        return [*shown, f"data {_digits(100 * self.data_wait)}%"]
+
+
+def _digits(value: float) -> str:
+    """A whole number, with one decimal below ten."""
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+
+
 class Progress:
-    """Prints one plain line a logging interval: step, images/s, loss, gradient norm, rate, time left."""
+    """Prints one plain line a logging interval: step, speed, loss, gradient norm, time left."""
 
-    def __init__(self, name: str, steps: int, batch_size: int, log: Callable[[str], None]):
-        self.name, self.steps, self.batch_size, self.log = name, steps, batch_size, log
+    def __init__(self, name: str, steps: int, log: Callable[[str], None]):
+        self.name, self.steps, self.log = name, steps, log
 
-    def line(self, step: int, values: Mapping[str, float], seconds_a_step: float, skipped: int) -> None:
-        """`values` are means over the interval; `skipped` counts the whole stage."""
+    def line(
+        self, step: int, values: Mapping[str, float], seconds_a_step: float, speed: Speed | None, skipped: int
+    ) -> None:
+        """`values` are means over the interval; `skipped` counts the whole stage; no speed: it is not known yet."""
         parts = [
             f"{self.name} {step}/{self.steps}",
-            f"{self.batch_size / seconds_a_step:.0f} images/s",
+            *(speed.words() if speed else ()),
             f"loss {values['loss']:.4f}",
             f"gradient {values['gradient_norm']:.3g}",
-            f"rate {values['learning_rate']:.2e}",
             f"{duration((self.steps - step) * seconds_a_step)} left",
         ]
         if skipped:
@@ -104,15 +146,19 @@ def mean_of(reports: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class History:
-    """The steps since the last line was printed, and how many of the last ones were skipped without a break."""
+    """The steps since the last line was printed, how many of the last ones were skipped without a break, and in all.
+
+    The count of all starts at that of the state that training goes on from.
+    """
 
     def __init__(self) -> None:
         self._reports: list[Mapping[str, Any]] = []
-        self.skipped_in_a_row = 0
+        self.skipped = self.skipped_in_a_row = 0
 
     def add(self, reports: Sequence[Mapping[str, Any]]) -> None:
         """Adds reports that are on the host already."""
         for report in reports:
+            self.skipped += int(report["skipped"])
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if report["skipped"] else 0
         self._reports.extend(reports)
 
@@ -129,26 +175,41 @@ class Clock:
     def __init__(self) -> None:
         self.before = 0.0
         self._start = self._mark = time.monotonic()
-        self._left_out = 0
+        self._left_out, self._waited = 0, 0.0
 
     def seconds(self) -> float:
         return self.before + time.monotonic() - self._start
 
     def compiled(self) -> None:
         """Called after the first step, whose time is mostly compilation."""
-        self._mark, self._left_out = time.monotonic(), 1
+        self._mark, self._left_out, self._waited = time.monotonic(), 1, 0.0
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time inside counts towards `seconds` but not towards `seconds_a_step`."""
+        """Time inside counts towards `seconds` but not towards a lap."""
         entered = time.monotonic()
         yield
         self._mark += time.monotonic() - entered
 
-    def seconds_a_step(self, steps: int) -> float:
-        """The mean over the `steps` since the last call."""
+    @contextlib.contextmanager
+    def fetch(self, idle: Callable[[], bool]) -> Iterator[None]:
+        """Time inside is a wait for data if the devices are `idle` at its end.
+
+        If they are not, the batch came in time. If they are, they have waited since they became idle, which may be
+        later than the fetch began: all of it counts, so that the wait is never taken for less than it is.
+        """
+        entered = time.monotonic()
+        yield
+        if idle():
+            self._waited += time.monotonic() - entered
+
+    def lap(self, steps: int) -> tuple[float, float | None]:
+        """The mean seconds a step over the `steps` since the last call, and the share of them waited for data.
+
+        An interval of the first step alone can only be timed with its compilation: its share is None.
+        """
         now, counted = time.monotonic(), steps - self._left_out
-        # An interval of the first step alone can only be timed with its compilation.
-        result = (now - self._mark) / counted if counted else now - self._start
-        self._mark, self._left_out = now, 0
-        return max(result, 1e-9)
+        seconds = max((now - self._mark) / counted if counted else now - self._start, 1e-9)
+        share = min(self._waited / (counted * seconds), 1.0) if counted else None
+        self._mark, self._left_out, self._waited = now, 0, 0.0
+        return seconds, share

@@ -3,7 +3,7 @@
     runs/NAME/STAGE/
         stage.json              what the stage is: module and fields, process, tokenizer, data, versions (`stage`)
         checkpoints/<step>/     orbax: params, ema, optimizer, progress; extras.json; CHECKSUMS (`store`)
-        samples/, metrics.jsonl, events...
+        samples/, metrics.jsonl, speed.jsonl, events...
 
 The folder is self-contained: `load_stage` needs no config file and reads no optimizer state. orbax is imported when a
 checkpoint is read or written, not before.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.clip import contrastive_loss
+from dalle2_jax.sharding import batch_sharding, make_mesh
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,34 @@ def test_eight_devices_equal_one(embeddings):
     image, text = (jax.device_put(x, split) for x in embeddings)
     result = jax.jit(function, in_shardings=(split, split, whole))(image, text, jnp.float32(10.0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), result, expected)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("chunk", [1, 4, 16])
+def test_chunks_give_the_plain_loss(embeddings, chunk, devices):
+    def function(image, text, scale, chunk):
+        return jax.value_and_grad(contrastive_loss, argnums=(0, 1, 2), has_aux=True)(image, text, scale, chunk)
+
+    scale = jnp.float32(20.0)
+    expected = jax.jit(function, static_argnums=3)(*embeddings, scale, None)
+    split = batch_sharding(make_mesh(devices=jax.devices()[:devices]))
+    image, text = (jax.device_put(x, split) for x in embeddings)
+    result = jax.jit(function, static_argnums=3)(image, text, scale, chunk)
+    # Where a row is sure of its own, its gradient is what is left of two terms of the size of the scale.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-7 * scale), result, expected)
+
+
+def test_chunks_spare_the_full_logits():
+    """Forwards and backwards, no array of the compiled program has a row for each picture and a column for each."""
+    images = jax.ShapeDtypeStruct((512, 4), jnp.float32)
+    function = jax.grad(lambda *x: contrastive_loss(*x, jnp.float32(10.0), 64)[0], argnums=(0, 1))
+    text = jax.jit(function).lower(images, images).compile().as_text()
+    assert "512,64]" in text and "512,512]" not in text
+
+
+def test_a_chunk_that_does_not_divide(embeddings):
+    with pytest.raises(ValueError, match="16 does not divide into chunks of 5"):
+        contrastive_loss(*embeddings, jnp.float32(10.0), 5)
 
 
 def test_low_precision_embeddings_give_a_float32_loss(embeddings):

@@ -1,10 +1,15 @@
 """The count of operations: loops, remat, gradients and convolutions, against counts by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from train.flops import count_flops
+from configs import shapes
+from dalle2_jax.sharding import make_mesh
+from tests.train.toy import ToyNet, toy_recipe
+from train.flops import count_flops, model_flops, without_remat
+from train.state import abstract_state, make_step
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:
@@ -60,3 +65,62 @@ def test_branches():
         return jax.lax.cond(flag, lambda x: x @ x, lambda x: x @ x @ x, x)
 
     assert flops(choose, shape(4, 4), jax.ShapeDtypeStruct((), jnp.bool_)) == 2 * 2 * 4**3
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_cudnn_attention_counts_as_its_products_in_xla(monkeypatch, remat):
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda _: True)
+    arguments = [jax.ShapeDtypeStruct((2, tokens, 3, 16), jnp.bfloat16) for tokens in (64, 32, 32)]
+
+    def attend(implementation):
+        attention = lambda *qkv: jax.nn.dot_product_attention(*qkv, implementation=implementation)  # noqa: E731
+        attention = jax.checkpoint(attention) if remat else attention
+        return lambda *qkv: (attention(*qkv).astype(jnp.float32) ** 2).sum()
+
+    forward = 2 * 2 * (2 * 3) * 64 * 32 * 16
+    assert flops(attend("cudnn"), *arguments) == flops(attend("xla"), *arguments) == forward
+    gradients = [flops(jax.grad(attend(name), argnums=(0, 1, 2)), *arguments) for name in ("cudnn", "xla")]
+    assert gradients[0] == (4 if remat else 3) * forward
+    assert gradients[1] == (4 if remat else 3) * forward - (forward // 2 if remat else 0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": {"accumulation": 2}}])
+def test_a_stage_counts_without_what_remat_computes_again(changes):
+    class Hidden(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jnp.tanh(nn.Dense(16)(x))
+
+    class Twice(ToyNet):
+        remat: bool = False
+
+        @nn.compact
+        def __call__(self, x):
+            hidden = nn.remat(Hidden) if self.remat else Hidden
+            return nn.Dense(48, name="out")(hidden(name="hidden")(x))
+
+    mesh, traced, needed = make_mesh(devices=jax.devices()[:1]), {}, {}
+    batch = {
+        "image": jax.ShapeDtypeStruct((16, 4, 4, 3), jnp.uint8),
+        "tokens": jax.ShapeDtypeStruct((16, 2), jnp.int32),
+    }
+    for remat in (False, True):
+        recipe = toy_recipe(module=Twice(remat=remat), **changes)
+        abstract = abstract_state(recipe, mesh)
+        step = make_step(recipe, mesh, abstract)
+        needed[remat] = model_flops(recipe, step, abstract, batch, {})
+        traced[remat] = count_flops(step.trace(abstract, batch, {}).jaxpr)
+    # The first layer's input needs no gradient: five products of equal size; remat adds one, for the tanh.
+    product = 2 * 16 * 48 * 16
+    assert traced == {False: 5 * product, True: 6 * product}
+    assert needed == {False: 5 * product, True: 5 * product}
+
+
+def test_remat_is_taken_out_of_nested_networks():
+    decoder = shapes.system(False).stages["decoder"].module
+    deep = decoder.clone(unet=decoder.unet.clone(remat=True))
+    assert without_remat(deep).unet == decoder.unet.clone(remat=False)
+    assert without_remat(deep) == decoder.clone(unet=decoder.unet.clone(remat=False))

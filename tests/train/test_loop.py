@@ -1,8 +1,11 @@
 """The loop as a whole, on a toy stage: logs, previews, resume, refusals."""
 
+import gzip
 import json
 import os
+import re
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -11,10 +14,11 @@ import pytest
 
 from dalle2_jax.checkpoint import CheckpointError, checkpoint_steps, load_params, read_stage
 from dalle2_jax.sharding import make_mesh
-from tests.train.toy import ToyBatches, ToyNet, toy_recipe
+from tests.train.toy import SIZE, ToyBatches, ToyNet, toy_recipe
 from train import loop
 from train.loop import run
-from train.metrics import Clock, duration
+from train.metrics import Clock, Speed, duration
+from train.peaks import PEAKS
 
 
 def train(folder: Path, recipe=None, *, poisoned=(), log=None, **settings):
@@ -76,13 +80,80 @@ def test_progress_line(tmp_path):
     _, lines = train(tmp_path, toy_recipe(steps=4, log_every=2, checkpoint_every=0))
     shown = [line for line in lines if line.startswith("toy 4/4 |")]
     assert len(shown) == 1
-    assert all(word in shown[0] for word in ("images/s", "loss 0.", "gradient ", "rate 1.00e-02", "0:00 left"))
-    assert "skipped" not in shown[0]
+    pattern = r"toy 4/4 \| \S+ m?s/step \| \S+ images/s \| data \S+% \| loss 0\.\d{4} \| gradient \S+ \| 0:00 left"
+    assert re.fullmatch(pattern, shown[0])
     # The line is the mean over its two steps.
     each = records(tmp_path)
     train(tmp_path / "each", toy_recipe(steps=4, checkpoint_every=0))
     single = records(tmp_path / "each")
     np.testing.assert_allclose(each[1]["loss"], (single[2]["loss"] + single[3]["loss"]) / 2, rtol=1e-6)
+
+
+def speeds(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "speed.jsonl").read_text().splitlines()]
+
+
+def test_speed_is_recorded_beside_the_metrics(tmp_path, monkeypatch):
+    recipe = toy_recipe(steps=6, log_every=2)
+    monkeypatch.setitem(PEAKS, jax.devices()[0].device_kind, 1e9)
+    _, lines = train(tmp_path, recipe, stop_at=4)
+    train(tmp_path, recipe)
+    found = speeds(tmp_path)
+    assert [(record["step"], record["kind"]) for record in found] == [(2, "speed"), (4, "speed"), (6, "speed")]
+    products = 5 * 2 * 16 * (SIZE * SIZE * 3) * 16  # the first layer's input needs no gradient
+    for record in found:
+        seconds = record["seconds_per_step"]
+        np.testing.assert_allclose(record["images_per_second"], 16 / seconds, rtol=1e-6)
+        np.testing.assert_allclose(record["mfu"], products / seconds / 1e9, rtol=1e-6)
+        assert 0 <= record["data_wait"] <= 1
+    assert "| MFU " in [line for line in lines if line.startswith("toy 4/6 |")][0]
+
+
+def test_slow_data_are_seen(tmp_path, monkeypatch):
+    slow = ToyBatches.__next__
+
+    def late(self):
+        time.sleep(0.05)
+        return slow(self)
+
+    monkeypatch.setattr(ToyBatches, "__next__", late)
+    train(tmp_path, toy_recipe(steps=4, log_every=3, checkpoint_every=0))
+    record = speeds(tmp_path)[0]
+    assert record["step"] == 3 and 0.5 < record["data_wait"] <= 1 and "mfu" not in record
+
+
+def test_a_profile_of_some_steps(tmp_path):
+    train(tmp_path, stop_at=3)
+    _, lines = train(tmp_path, profile=(2, 4))
+    said = [line for line in lines if "are recorded" in line]
+    assert len(said) == 1 and said[0].startswith("toy: steps 2 to 4 of this start are recorded")
+    assert lines.index(said[0]) < lines.index([line for line in lines if line.startswith("toy 8/12")][0])
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    assert str(trace) in said[0]
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = {event["args"]["step_num"] for event in events if event.get("name") == "step"}
+    assert steps == {"2", "3", "4"} and any(event.get("name") == "next batch" for event in events)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("ending", ["stops", "fails"])
+def test_a_profile_ends_with_the_training(tmp_path, monkeypatch, ending):
+    if ending == "fails":
+        monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
+        with pytest.raises(ValueError, match="diverged"):
+            train(tmp_path, poisoned=range(2, 40), profile=(3, 40))
+    else:
+        _, lines = train(tmp_path, stop_at=4, profile=(3, 40))
+        assert any("steps 3 to 4 of this start are recorded" in line for line in lines)
+    assert len(list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))) == 1
+    with pytest.raises(RuntimeError, match="No profile started"):
+        jax.profiler.stop_trace()
+
+
+def test_too_few_steps_for_a_profile(tmp_path):
+    _, lines = train(tmp_path, profile=(20, 25))
+    assert "toy: nothing is recorded, training ended before step 20 of this start" in lines
+    assert not (tmp_path / "profile").exists()
 
 
 def test_finished_stays_finished(alone):
@@ -276,6 +347,18 @@ def test_eight_devices_resume_what_one_began(alone, tmp_path):
 # The parts
 
 
+@pytest.mark.parametrize(
+    ("speed", "words"),
+    [
+        (Speed(0.1229, 1041.2, 0.0031, 0.412), ["123 ms/step", "1041 images/s", "MFU 41%", "data 0.3%"]),
+        (Speed(2.5, 6.4, 0.317), ["2.50 s/step", "6.4 images/s", "data 32%"]),
+        (Speed(0.0042, 3810.0, 0.0, 0.0123), ["4.2 ms/step", "3810 images/s", "MFU 1.2%", "data 0.0%"]),
+    ],
+)
+def test_speed_in_words(speed, words):
+    assert speed.words() == words
+
+
 def test_durations():
     assert [duration(s) for s in (0, 7.4, 59.6, 754, 3723)] == ["0:00", "0:07", "1:00", "12:34", "1:02:03"]
 
@@ -287,8 +370,26 @@ def test_clock_leaves_out_compilation_and_pauses(monkeypatch):
     now[0] = 50.0
     clock.compiled()
     now[0] = 54.0
-    assert clock.seconds_a_step(5) == 1.0  # four steps after the compiled one
+    assert clock.lap(5) == (1.0, 0.0)  # four steps after the compiled one
     with clock.pause():
         now[0] = 154.0
     now[0] = 156.0
-    assert clock.seconds_a_step(4) == 0.5 and clock.seconds() == 156.0
+    assert clock.lap(4) == (0.5, 0.0) and clock.seconds() == 156.0
+
+
+def test_clock_counts_a_wait_only_for_idle_devices(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("train.metrics.time.monotonic", lambda: now[0])
+    clock = Clock()
+    for idle in (True, False):  # compiling: none of it counts
+        with clock.fetch(lambda idle=idle: idle):
+            now[0] += 10.0
+    clock.compiled()
+    assert clock.lap(1) == (20.0, None)
+    for idle in (True, False, True):
+        with clock.fetch(lambda idle=idle: idle):
+            now[0] += 1.0
+        now[0] += 2.0
+    assert clock.lap(3) == (3.0, 2 / 9)
+    now[0] += 4.0
+    assert clock.lap(2) == (2.0, 0.0)

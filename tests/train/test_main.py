@@ -80,6 +80,7 @@ def call(*arguments) -> int:
         (["{config}", "toy", "--mesh", "fsdp=3"], "does not fit 8 devices"),
         (["{config}", "toy", "--mesh", "model=8"], "the mesh 'model=8' is not a list of sizes"),
         (["{config}", "second"], "second needs toy, which is not trained yet; run first: python -m train {config} toy"),
+        (["--profile", "{config}", "toy"], "--profile takes steps as FIRST:LAST or their number, not '{config}'"),
         (["describe", "confgs/shapes.py"], "there is no config"),
         (["{config}", "toy", "toy.optimizer.schedule=linear"], "'constant' or 'cosine'"),
     ],
@@ -186,6 +187,12 @@ def test_all_stages_in_order(config, tmp_path, capsys, monkeypatch):
     )
     assert call(config, "second", "--runs-dir", runs, "second.steps=4") == 2
     assert "was trained on another toy" in capsys.readouterr().err
+
+
+def test_the_profile_of_a_stage(config, tmp_path, capsys):
+    assert call(config, "toy", "--profile", "2:3", "--runs-dir", tmp_path / "runs") == 0
+    assert "toy: steps 2 to 3 of this start are recorded" in capsys.readouterr().out
+    assert list((tmp_path / "runs" / "two" / "toy" / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_stage_that_needs_an_unfinished_one(config, tmp_path, capsys, monkeypatch):

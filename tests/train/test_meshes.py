@@ -1,0 +1,113 @@
+"""Every stage learns the same on every mesh, and goes on from one mesh to any other: 8 devices, dropout on."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from dalle2_jax.checkpoint import CheckpointWriter, LoadedStage, restore_latest
+from dalle2_jax.checkpoint.rebuild import field_names
+from dalle2_jax.sharding import batch_sharding, make_mesh, partition
+from tests.cascade import tiny_system
+from train.cascade import abstract_batch
+from train.state import abstract_state, create_state, make_step
+
+STEPS, BATCH, BOUND = 20, 16, 1e-5
+STAGES = ("clip", "prior", "decoder", "upsampler")
+MESHES = {"one device": {}, "data": {"data": 8}, "fsdp": {"fsdp": 8}, "all three": {"data": 2, "fsdp": 2, "tensor": 2}}
+# Every mesh hands over to every other one once.
+TOUR = ("one device", "data", "one device", "fsdp", "one device", "all three", "data", "fsdp", "data", "all three")
+TOUR += ("fsdp", "all three", "one device")
+
+
+def mesh_of(name: str) -> jax.sharding.Mesh:
+    return make_mesh(**MESHES[name], devices=jax.devices()[: 1 if name == "one device" else 8])
+
+
+class Trained:
+    """A stage of the tiny cascade, with dropout, and its step on every mesh."""
+
+    def __init__(self, stage: str):
+        self.system = tiny_system("unused")
+        planned: dict[str, LoadedStage] = {}
+        for name, recipe in self.system.stages.items():
+            recipe = dataclasses.replace(recipe, batch_size=BATCH, steps=STEPS, module=with_dropout(recipe.module))
+            self.recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
+            if name == stage:
+                break
+            params = jax.jit(self.recipe.init)(jax.random.key(5))
+            planned[self.recipe.kind] = LoadedStage(name, recipe.kind, recipe.module, params, recipe.describe())
+        self.frozen, self.places = {}, {}
+        for name in MESHES:
+            mesh = mesh_of(name)
+            abstract = abstract_state(self.recipe, mesh, smallest=8)
+            self.frozen[name] = jax.device_put(frozen, partition(frozen, mesh, smallest=8))
+            self.places[name] = abstract, make_step(self.recipe, mesh, abstract), batch_sharding(mesh)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        random = np.random.default_rng(step)
+        shapes = abstract_batch(self.system, self.recipe, None)
+        batch = {name: random.integers(0, 256, x.shape).astype(x.dtype) for name, x in shapes.items()}
+        batch["mask"] = np.arange(self.system.context_length) < random.integers(1, 9, (BATCH, 1))
+        return batch
+
+    def start(self, mesh: str) -> Any:
+        return create_state(self.recipe, self.places[mesh][0])
+
+    def steps(self, mesh: str, state: Any, first: int, last: int) -> tuple[Any, list[float]]:
+        """The state after the steps `first` to `last`, and their losses."""
+        _, step, split = self.places[mesh]
+        losses = []
+        for number in range(first, last):
+            state, report = step(state, jax.device_put(self.batch(number), split), self.frozen[mesh])
+            losses.append(float(report["loss"]))
+        return state, losses
+
+
+def with_dropout(module: Any) -> Any:
+    """The network with dropout wherever it knows of it."""
+    changes = {
+        name: with_dropout(value)
+        for name, value in vars(module).items()
+        if hasattr(value, "clone") and name != "parent"
+    }
+    if hasattr(module, "dropout"):
+        changes["dropout"] = 0.2
+    return module.clone(**changes)
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def trained(request) -> Trained:
+    return Trained(request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(trained) -> list[float]:
+    """The losses on one device."""
+    return trained.steps("one device", trained.start("one device"), 0, STEPS)[1]
+
+
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one device"])
+def test_losses_on_a_mesh(trained, alone, mesh):
+    state, losses = trained.steps(mesh, trained.start(mesh), 0, STEPS)
+    np.testing.assert_allclose(losses, alone, rtol=BOUND)
+    assert len(set(losses)) == STEPS
+    parts = {leaf.sharding.shard_shape(leaf.shape) != leaf.shape for leaf in jax.tree.leaves(state["params"])}
+    assert (True in parts) == (mesh != "data"), "parameters are really split"
+
+
+def test_checkpoints_go_from_every_mesh_to_every_other(trained, alone, tmp_path):
+    bounds = np.linspace(0, STEPS, len(TOUR) + 1).astype(int)
+    state, losses = trained.start(TOUR[0]), []
+    for place, (mesh, first, last) in enumerate(zip(TOUR, bounds, bounds[1:], strict=False)):
+        if place:
+            state = restore_latest(tmp_path, trained.places[mesh][0]).state
+        state, found = trained.steps(mesh, state, first, last)
+        losses += found
+        with CheckpointWriter(tmp_path) as writer:
+            writer.save(int(last), state, iterator=None, metadata={})
+    assert {(a, b) for a, b in zip(TOUR, TOUR[1:], strict=False)} == {(a, b) for a in MESHES for b in MESHES if a != b}
+    np.testing.assert_allclose(losses, alone, rtol=BOUND)
