@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
 
@@ -27,7 +28,7 @@ class VisionTransformer(nn.Module):
     epsilon: float = 1e-5
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    remat: bool = False
+    remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
 

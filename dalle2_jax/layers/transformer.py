@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from dalle2_jax.layers.attention import MultiHeadAttention
+from dalle2_jax.layers.remat import Remat, rematerialised
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
@@ -88,7 +89,8 @@ class Transformer(nn.Module):
       activation: "gelu" (exact) or "quick_gelu" (OpenAI's CLIP).
       epsilon: of the layer norms.
       dropout: rate on the output of both branches.
-      remat: whether a layer's activations are computed again in the backward pass.
+      remat: which activations the backward pass computes again: False, none; True, all within a layer; "products", all
+        but what matrix products give (`layers.remat`).
       dtype: of the computation. param_dtype: of the parameters. Norms and softmax are float32.
     """
 
@@ -100,7 +102,7 @@ class Transformer(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-5
     dropout: float = 0.0
-    remat: bool = False
+    remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -123,7 +125,7 @@ class Transformer(nn.Module):
             raise ValueError(f"a transformer of width {self.width} got states of width {x.shape[-1]}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = rematerialised(Block, self.remat, prevent_cse=False)
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dalle2_jax.layers.attention import dot_product_attention
 from dalle2_jax.layers.convolution import GroupNorm, Resample, ResBlock, fold, unfold
 from dalle2_jax.layers.embedding import timestep_embedding
+from dalle2_jax.layers.remat import Remat, rematerialised
 
 
 class AttentionBlock(nn.Module):
@@ -77,7 +78,8 @@ class UNet(nn.Module):
         patch: squares of patch x patch pixels are folded into channels before the first convolution and unfolded
             after the last, so that level l works at 1/(patch * 2**l) of the size; 1 is the paper's. Wide convolutions
             over few places are what a CPU does best.
-        remat: compute blocks again in the backward pass instead of keeping their inner activations.
+        remat: which activations the backward pass computes again: False, none; True, all within a block; "products",
+            all but what products and convolutions give (`layers.remat`).
     """
 
     image_size: int = 64
@@ -94,7 +96,7 @@ class UNet(nn.Module):
     resblock_resampling: bool = True
     patch: int = 1
     epsilon: float = 1e-5
-    remat: bool = False
+    remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
 
@@ -180,9 +182,8 @@ class UNet(nn.Module):
 
     def _block_makers(self) -> tuple:
         """ResBlock and AttentionBlock with this network's fields filled in, rematerialised if it says so."""
-        residual, attention = ResBlock, AttentionBlock
-        if self.remat:
-            residual, attention = nn.remat(ResBlock, static_argnums=(3,)), nn.remat(AttentionBlock)
+        residual = rematerialised(ResBlock, self.remat, static_argnums=(3,))
+        attention = rematerialised(AttentionBlock, self.remat)
         common = {
             "groups": self.groups,
             "epsilon": self.epsilon,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.layers.embedding import timestep_embedding, unit_norm
+from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
 
@@ -49,7 +50,7 @@ class DiffusionPrior(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-5
     dropout: float = 0.0
-    remat: bool = False
+    remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
 

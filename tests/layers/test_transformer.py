@@ -64,8 +64,9 @@ def test_gelu_is_the_exact_one():
     assert ACTIVATIONS["quick_gelu"](jnp.float32(1.0)) == pytest.approx(0.8457958, abs=1e-6)
 
 
-def test_remat_keeps_tree_values_and_gradients(x, params):
-    remat = MODEL.clone(remat=True)
+@pytest.mark.parametrize("remat", [True, "products"])
+def test_remat_keeps_tree_values_and_gradients(x, params, remat):
+    remat = MODEL.clone(remat=remat)
     shapes = [jax.eval_shape(model.init, jax.random.key(0), x) for model in (MODEL, remat)]
     assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
     assert jax.tree.map(jnp.shape, shapes[0]) == jax.tree.map(jnp.shape, shapes[1])
@@ -77,6 +78,29 @@ def test_remat_keeps_tree_values_and_gradients(x, params):
     value_remat, gradient_remat = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, remat)
     np.testing.assert_allclose(value_remat, value, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient_remat, gradient)
+
+
+def kept(model, x, params):
+    """Bytes that the forward pass keeps for the backward pass, parameters not counted."""
+
+    def backward(params):
+        return jax.vjp(lambda p: (model.apply({"params": p}, x) ** 2).mean(), params)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(backward, params))
+    shapes = {leaf.shape for leaf in jax.tree.leaves(params)}
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if leaf.shape not in shapes)
+
+
+def test_remat_keeps_less(x, params):
+    everything, products, nothing = (kept(MODEL.clone(remat=remat), x, params) for remat in (False, "products", True))
+    layers, states = 3, x.size * 4
+    # Of a layer: what goes in; and the outputs of qkv (three times the width), out, mlp_in (four times) and mlp_out.
+    assert layers * states <= nothing < products <= layers * (1 + 9) * states + 4 * states < everything
+
+
+def test_an_unknown_remat(x):
+    with pytest.raises(ValueError, match="remat is 'dots'; it must be false, true or 'products'"):
+        MODEL.clone(remat="dots").init(jax.random.key(0), x)
 
 
 def test_a_later_token_leaves_earlier_states(x, params):

@@ -137,20 +137,21 @@ def test_plain_network_without_attention():
 
 def test_remat_has_the_same_tree_values_and_gradients(inputs):
     plain = MODEL.clone(channel_multipliers=(1,), attention_resolutions=(8,), dropout=0.2)
-    rematerialised = plain.clone(remat=True)
+    others = [plain.clone(remat=remat) for remat in (True, "products")]
     shapes = jax.eval_shape(plain.init, jax.random.key(0), **inputs)["params"]
-    assert jax.eval_shape(rematerialised.init, jax.random.key(0), **inputs)["params"] == shapes
+    assert all(jax.eval_shape(model.init, jax.random.key(0), **inputs)["params"] == shapes for model in others)
 
     def loss(params, model):
         rngs = {"dropout": jax.random.key(3)}
         return jnp.mean(model.apply({"params": params}, **inputs, deterministic=False, rngs=rngs) ** 2)
 
-    def both(params):
-        return tuple(jax.value_and_grad(loss)(params, model) for model in (plain, rematerialised))
+    def all_of_them(params):
+        return tuple(jax.value_and_grad(loss)(params, model) for model in (plain, *others))
 
-    (value, gradient), (value_remat, gradient_remat) = jax.jit(both)(_draw(shapes))
-    np.testing.assert_allclose(value, value_remat, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), gradient, gradient_remat)
+    (value, gradient), *found = jax.jit(all_of_them)(_draw(shapes))
+    for value_remat, gradient_remat in found:
+        np.testing.assert_allclose(value, value_remat, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), gradient, gradient_remat)
 
 
 def test_bfloat16_keeps_float32_parameters_and_output(params, inputs, run):

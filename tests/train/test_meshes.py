@@ -3,13 +3,11 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import CheckpointWriter, LoadedStage, restore_latest
-from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.sharding import batch_sharding, make_mesh, partition
 from tests.cascade import tiny_system
 from train.cascade import abstract_batch
