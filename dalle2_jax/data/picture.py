@@ -79,6 +79,21 @@ def _plain(picture):
     return picture.convert("RGBA" if transparent else "RGB")
 
 
+def read_square(file: bytes | str):
+    """The central square of a picture, a `PIL.Image` of mode RGB; what is transparent turns white.
+
+    Raises PictureError.
+    """
+    from PIL import Image
+
+    picture = open_picture(file)[0]
+    if picture.mode != "RGB":
+        return Image.fromarray(to_square_rgb(np.asarray(picture)))
+    (width, height), side = picture.size, min(picture.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture if width == height else picture.crop((left, top, left + side, top + side))
+
+
 def read_picture(file: bytes | str) -> np.ndarray:
     """The central square of a picture, uint8 [s, s, 3]; what is transparent turns white. Raises PictureError."""
-    return to_square_rgb(np.asarray(open_picture(file)[0]))
+    return np.asarray(read_square(file))

@@ -18,7 +18,7 @@ from dalle2_jax.data.folder import SPLITS as FOLDER_SPLITS
 from dalle2_jax.data.folder import FolderRecords, read_folder
 from dalle2_jax.data.scene import Scene
 from dalle2_jax.data.source import Source, open_builder, open_records
-from dalle2_jax.data.transforms import resize
+from dalle2_jax.data.transforms import shrink
 from dalle2_jax.tokenizer import Tokenizer
 
 
@@ -71,8 +71,9 @@ def open_source(data: Data, split: str) -> Source:
         )
     if data.name == "folder":
         folder = read_folder(data.folder, data.prepared_dir)
-        records = FolderRecords(folder.root, folder.split(split))
-        settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary()}
+        chosen = folder.split(split)
+        records, files = FolderRecords(folder.root, chosen), [picture.name for picture in chosen]
+        settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary(), "files": files}
         return Source(data.folder, split, records, "image", "captions", **settings)
     opened = open_records(data.name, _builder(data), split)
     scenes = data.name == "captioned_shapes"
@@ -112,10 +113,6 @@ def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.n
 Transform = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
 
 
-def _shrink(pictures: np.ndarray, image_size: int | None) -> np.ndarray:
-    return pictures if image_size is None or image_size >= pictures.shape[1] else resize(pictures, image_size)
-
-
 class _Gather:
     """Turns {"index", "draws", "seeds"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
 
@@ -126,7 +123,7 @@ class _Gather:
         self.transform = transform
         if not source.cache:
             return
-        self.pictures = _shrink(source.pictures(), image_size)
+        self.pictures = shrink(source.pictures(), image_size)
         captions = source.captions()
         numbers: dict[str, int] = {}
         flat = [numbers.setdefault(caption, len(numbers)) for group in captions for caption in group]
@@ -145,8 +142,7 @@ class _Gather:
             caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
             image, tokens, mask = self.pictures[index], self.tokens[caption], self.mask[caption]
         else:
-            image, captions = self.source.examples(index)
-            image = _shrink(image, self.image_size)
+            image, captions = self.source.examples(index, self.image_size)
             chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
             texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
             tokens, mask = self.tokenizer.encode(texts, warn=False)
@@ -257,10 +253,9 @@ def evaluation_batches(
     batches = []
     for start in range(0, count, batch_size):
         index = np.arange(start, min(start + batch_size, count))[process_index::process_count]
-        image, captions = source.examples(index)
+        image, captions = source.examples(index, image_size)
         captions = [group[0] for group in captions]
         tokens, mask = _encode(tokenizer, captions)
-        image = _shrink(image, image_size)
         batch = {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
         if with_captions:
             batch["captions"] = captions
