@@ -113,6 +113,22 @@ def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.n
 Transform = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
 
 
+AHEAD_BYTES = 2**30  # of pictures, in all batches that are fetched ahead
+
+
+def _ahead(pictures: np.ndarray, rows: int) -> tuple[int, int]:
+    """(threads, batches fetched ahead of the one in use) where pictures are decoded or transformed as they are needed.
+
+    `pictures` is one picture as it is decoded. Pillow and NumPy let other threads run while they work, and more threads
+    than cores hide the latency of the storage. Two batches a thread even out the time that a batch takes; fewer where
+    they would fill more than `AHEAD_BYTES`.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(max(8, cores), 16)
+    batches = min(max(AHEAD_BYTES // (rows * pictures.nbytes), 2), 2 * threads)
+    return min(threads, batches), batches
+
+
 class _Gather:
     """Turns {"index", "draws", "seeds"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
 
@@ -221,7 +237,11 @@ def train_iterator(
     gather = _Gather(source, tokenizer, image_size, data.caption_probability_full, transform)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     batches = order.batch(batch_size, drop_remainder=True).map_with_index(draw).map(gather)
-    options = grain.ReadOptions(num_threads=1 if source.cache else 8, prefetch_buffer_size=4 if source.cache else 8)
+    threads, ahead = 1, 4  # enough where a batch is one indexing
+    if transform is not None or not source.cache:
+        one = gather.pictures[:1] if source.cache else source.examples([0], image_size)[0]
+        threads, ahead = _ahead(one, batch_size // process_count)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return TrainIterator(batches.to_iter_dataset(options), len(source))
 
 
