@@ -119,12 +119,12 @@ AHEAD_BYTES = 2**30  # of pictures, in all batches that are fetched ahead
 def _ahead(pictures: np.ndarray, rows: int) -> tuple[int, int]:
     """(threads, batches fetched ahead of the one in use) where pictures are decoded or transformed as they are needed.
 
-    `pictures` is one picture as it is decoded. Pillow and NumPy let other threads run while they work, and more threads
-    than cores hide the latency of the storage. Two batches a thread even out the time that a batch takes; fewer where
-    they would fill more than `AHEAD_BYTES`.
+    `pictures` is one picture as it is decoded. Pillow and NumPy let other threads run while they work, and two threads
+    a core hide some of the storage's latency; more take turns at Python's lock more often. Two batches a thread even
+    out the time that a batch takes; fewer where they would fill more than `AHEAD_BYTES`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = min(max(8, cores), 16)
+    threads = min(max(4, 2 * cores), 16)
     batches = min(max(AHEAD_BYTES // (rows * pictures.nbytes), 2), 2 * threads)
     return min(threads, batches), batches
 
