@@ -1,6 +1,7 @@
 """Reading one picture file of any mode as the pixels that a viewer would show."""
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from dalle2_jax.data.transforms import to_square_rgb
 
 MOST_PIXELS = 100_000_000
+_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 class PictureError(ValueError):
@@ -18,20 +20,21 @@ def open_picture(file: bytes | str):
     """A decoded `PIL.Image` of mode L, RGB or RGBA, turned as its EXIF data say; the first frame where there are more.
 
     Palettes, CMYK, 16 bits, bilevel and gray with alpha are converted. Raises PictureError for what is no picture, is
-    cut short or has more than `MOST_PIXELS`.
+    cut short or has more than `MOST_PIXELS`. Pillow's warnings (of large pictures, odd EXIF data and palettes) are
+    ignored from then on.
     """
     from PIL import Image, UnidentifiedImageError
 
+    if warnings.filters[:1] != [_QUIET]:  # catch_warnings here would, in several threads, leave all warnings ignored
+        warnings.filterwarnings("ignore", module=_QUIET[3].pattern)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, odd EXIF data and palettes: judged below
-            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-                width, height = picture.size
-                if width * height > MOST_PIXELS:
-                    raise PictureError(f"it has {width} x {height} pixels, more than {MOST_PIXELS:,}")
-                picture.load()
-                mode = picture.mode
-                return _turned(_plain(picture), picture), mode
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            width, height = picture.size
+            if width * height > MOST_PIXELS:
+                raise PictureError(f"it has {width} x {height} pixels, more than {MOST_PIXELS:,}")
+            picture.load()
+            mode = picture.mode
+            return _turned(_plain(picture), picture), mode
     except PictureError:
         raise
     except Image.DecompressionBombError:
@@ -79,6 +82,21 @@ def _plain(picture):
     return picture.convert("RGBA" if transparent else "RGB")
 
 
+def read_square(file: bytes | str):
+    """The central square of a picture, a `PIL.Image` of mode RGB; what is transparent turns white.
+
+    Raises PictureError.
+    """
+    from PIL import Image
+
+    picture = open_picture(file)[0]
+    if picture.mode != "RGB":
+        return Image.fromarray(to_square_rgb(np.asarray(picture)))
+    (width, height), side = picture.size, min(picture.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return picture if width == height else picture.crop((left, top, left + side, top + side))
+
+
 def read_picture(file: bytes | str) -> np.ndarray:
     """The central square of a picture, uint8 [s, s, 3]; what is transparent turns white. Raises PictureError."""
-    return to_square_rgb(np.asarray(open_picture(file)[0]))
+    return np.asarray(read_square(file))

@@ -18,7 +18,7 @@ from dalle2_jax.data.folder import SPLITS as FOLDER_SPLITS
 from dalle2_jax.data.folder import FolderRecords, read_folder
 from dalle2_jax.data.scene import Scene
 from dalle2_jax.data.source import Source, open_builder, open_records
-from dalle2_jax.data.transforms import resize
+from dalle2_jax.data.transforms import shrink
 from dalle2_jax.tokenizer import Tokenizer
 
 
@@ -71,8 +71,9 @@ def open_source(data: Data, split: str) -> Source:
         )
     if data.name == "folder":
         folder = read_folder(data.folder, data.prepared_dir)
-        records = FolderRecords(folder.root, folder.split(split))
-        settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary()}
+        chosen = folder.split(split)
+        records, files = FolderRecords(folder.root, chosen), [picture.name for picture in chosen]
+        settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary(), "files": files}
         return Source(data.folder, split, records, "image", "captions", **settings)
     opened = open_records(data.name, _builder(data), split)
     scenes = data.name == "captioned_shapes"
@@ -112,8 +113,20 @@ def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.n
 Transform = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
 
 
-def _shrink(pictures: np.ndarray, image_size: int | None) -> np.ndarray:
-    return pictures if image_size is None or image_size >= pictures.shape[1] else resize(pictures, image_size)
+AHEAD_BYTES = 2**30  # of pictures, in all batches that are fetched ahead
+
+
+def _ahead(pictures: np.ndarray, rows: int) -> tuple[int, int]:
+    """(threads, batches fetched ahead of the one in use) where pictures are decoded or transformed as they are needed.
+
+    `pictures` is one picture as it is decoded. Pillow and NumPy let other threads run while they work, and two threads
+    a core hide some of the storage's latency; more take turns at Python's lock more often. Two batches a thread even
+    out the time that a batch takes; fewer where they would fill more than `AHEAD_BYTES`.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(max(4, 2 * cores), 16)
+    batches = min(max(AHEAD_BYTES // (rows * pictures.nbytes), 2), 2 * threads)
+    return min(threads, batches), batches
 
 
 class _Gather:
@@ -126,7 +139,7 @@ class _Gather:
         self.transform = transform
         if not source.cache:
             return
-        self.pictures = _shrink(source.pictures(), image_size)
+        self.pictures = shrink(source.pictures(), image_size)
         captions = source.captions()
         numbers: dict[str, int] = {}
         flat = [numbers.setdefault(caption, len(numbers)) for group in captions for caption in group]
@@ -145,8 +158,7 @@ class _Gather:
             caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
             image, tokens, mask = self.pictures[index], self.tokens[caption], self.mask[caption]
         else:
-            image, captions = self.source.examples(index)
-            image = _shrink(image, self.image_size)
+            image, captions = self.source.examples(index, self.image_size)
             chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
             texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
             tokens, mask = self.tokenizer.encode(texts, warn=False)
@@ -225,7 +237,11 @@ def train_iterator(
     gather = _Gather(source, tokenizer, image_size, data.caption_probability_full, transform)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     batches = order.batch(batch_size, drop_remainder=True).map_with_index(draw).map(gather)
-    options = grain.ReadOptions(num_threads=1 if source.cache else 8, prefetch_buffer_size=4 if source.cache else 8)
+    threads, ahead = 1, 4  # enough where a batch is one indexing
+    if transform is not None or not source.cache:
+        one = gather.pictures[:1] if source.cache else source.examples([0], image_size)[0]
+        threads, ahead = _ahead(one, batch_size // process_count)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return TrainIterator(batches.to_iter_dataset(options), len(source))
 
 
@@ -257,10 +273,9 @@ def evaluation_batches(
     batches = []
     for start in range(0, count, batch_size):
         index = np.arange(start, min(start + batch_size, count))[process_index::process_count]
-        image, captions = source.examples(index)
+        image, captions = source.examples(index, image_size)
         captions = [group[0] for group in captions]
         tokens, mask = _encode(tokenizer, captions)
-        image = _shrink(image, image_size)
         batch = {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
         if with_captions:
             batch["captions"] = captions

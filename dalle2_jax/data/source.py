@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dalle2_jax.data.picture import PictureError, read_picture
+from dalle2_jax.data.picture import PictureError, read_square
 from dalle2_jax.data.scene import Scene
-from dalle2_jax.data.transforms import resize
+from dalle2_jax.data.transforms import scaled, shrink
 
 CAPTION_NAMES = ("captions", "caption", "text", "label")
+AT_ONCE = 32  # undecoded records in memory: photographs are large
 
 
 class Source:
@@ -20,7 +21,7 @@ class Source:
     `records` is a TFDS data source whose pictures are left encoded, `image` the picture's feature, `caption` the
     feature that captions come from, and `class_names` its classes where that is a label. With `cache` everything is
     decoded into memory at first use. `notice` is what to tell people of it. `has_scenes`: the records say what is
-    drawn, as those of captioned_shapes do.
+    drawn, as those of captioned_shapes do. `files` names each picture's file, where it has one.
     """
 
     def __init__(
@@ -35,20 +36,24 @@ class Source:
         cache=True,
         notice=None,
         has_scenes=False,
+        files=None,
     ):
         self.name, self.split, self.image_size, self.cache = name, split, image_size, cache
-        self.notice, self.has_scenes = notice, has_scenes
+        self.notice, self.has_scenes, self._files = notice, has_scenes, files
         self._records, self._image, self._caption, self._class_names = records, image, caption, class_names
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def _decode(self, record) -> np.ndarray:
+    def _decode(self, index: int, record):
+        """The picture of a record as a square `PIL.Image`, at `image_size`."""
         try:
-            picture = read_picture(record[self._image])
+            picture = read_square(record[self._image])
         except PictureError as error:
-            raise ValueError(f"a picture of {self.name} ({self.split}) cannot be used: {error}") from error
-        return picture if self.image_size is None else resize(picture[None], self.image_size)[0]
+            which = f"picture {index} of {self.name} ({self.split})"
+            which = which if self._files is None else f"{self._files[index]} in {self.name}"
+            raise ValueError(f"{which} cannot be used: {error}; mend it or take it out") from error
+        return picture if self.image_size is None else scaled(picture, self.image_size)
 
     def _texts(self, record) -> tuple[str, ...]:
         value = record[self._caption]
@@ -64,23 +69,26 @@ class Source:
             raise ValueError(f"an example of {self.name} ({self.split}) has no caption")
         return texts
 
-    def _stack(self, records) -> np.ndarray:
-        pictures = [self._decode(record) for record in records]
-        sizes = {picture.shape[0] for picture in pictures}
+    def _read(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        """Pictures and captions, decoded; each picture is made no larger than `at_most` before the next is read."""
+        pictures, captions, sizes = [], [], set()
+        for start in range(0, len(indices), AT_ONCE):
+            some = [int(i) for i in indices[start : start + AT_ONCE]]
+            for index, record in zip(some, self._fetch(some), strict=True):
+                picture = self._decode(index, record)
+                sizes.add(picture.width)
+                small = at_most is not None and at_most < picture.width
+                pictures.append(np.asarray(scaled(picture, at_most) if small else picture))
+                captions.append(self._texts(record))
         if len(sizes) > 1:
             raise ValueError(
                 f"the pictures of {self.name} have several sizes ({min(sizes)} to {max(sizes)} px); set data.image_size"
             )
-        return np.stack(pictures)
+        return np.stack(pictures), captions
 
     @functools.cached_property
     def _all(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        pictures, captions = [], []
-        for start in range(0, len(self), 64):  # keeps few undecoded records at a time: photographs are large
-            records = self._records.__getitems__(list(range(start, min(start + 64, len(self)))))
-            pictures.append(self._stack(records))
-            captions.extend(self._texts(record) for record in records)
-        return np.concatenate(pictures), captions
+        return self._read(range(len(self)))
 
     def _fetch(self, indices: Sequence[int]):
         return self._records.__getitems__([int(i) for i in indices])
@@ -89,7 +97,7 @@ class Source:
         """Pictures uint8 [len(indices), h, w, 3], of the whole split by default."""
         if self.cache:
             return self._all[0] if indices is None else self._all[0][np.asarray(indices, np.int64)]
-        return self._stack(self._fetch(range(len(self)) if indices is None else indices))
+        return self._read(range(len(self)) if indices is None else indices)[0]
 
     def captions(self, indices: Sequence[int] | None = None) -> list[tuple[str, ...]]:
         """The captions of each example, the full one first."""
@@ -98,12 +106,11 @@ class Source:
             return [self._all[1][int(i)] for i in indices]
         return [self._texts(record) for record in self._fetch(indices)]
 
-    def examples(self, indices: Sequence[int]) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        """`pictures` and `captions` of the same examples, read once."""
+    def examples(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+        """`pictures` and `captions` of the same examples, read once; larger pictures made `at_most` that large."""
         if self.cache:
-            return self.pictures(indices), self.captions(indices)
-        records = self._fetch(indices)
-        return self._stack(records), [self._texts(record) for record in records]
+            return shrink(self.pictures(indices), at_most), self.captions(indices)
+        return self._read(indices, at_most)
 
     def scenes(self, indices: Sequence[int] | None = None) -> list[Scene]:
         """What is drawn in each picture, for data sets that know it; ValueError for others."""

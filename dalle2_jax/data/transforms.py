@@ -44,23 +44,38 @@ def clip_pixels(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize(pictures: np.ndarray, size: int) -> np.ndarray:
-    """Square pictures uint8 [batch, s, s, 3] to uint8 [batch, size, size, 3].
-
-    By area averaging where `size` divides s, otherwise by Pillow's bicubic filter, which averages when it shrinks.
-    """
-    batch, side = pictures.shape[:2]
-    if side == size:
-        return pictures
-    out = np.empty((batch, size, size, 3), np.uint8)
-    if side % size == 0:
-        factor = side // size
-        area = factor * factor
-        for start in range(0, batch, 256):  # keeps the intermediate sums small
-            blocks = pictures[start : start + 256].reshape(-1, size, factor, size, factor, 3)
-            out[start : start + 256] = (blocks.sum((2, 4), dtype=np.uint32) + area // 2) // area
-        return out
+    """Square pictures uint8 [batch, s, s, 3] to uint8 [batch, size, size, 3], each as `scaled` does it."""
     from PIL import Image
 
+    if pictures.shape[1] == size:
+        return pictures
+    out = np.empty((len(pictures), size, size, 3), np.uint8)
     for row, picture in enumerate(pictures):
-        out[row] = np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC))
+        out[row] = np.asarray(scaled(Image.fromarray(picture), size))
     return out
+
+
+def shrink(pictures: np.ndarray, at_most: int | None) -> np.ndarray:
+    """Square pictures uint8 [batch, s, s, 3], made smaller where their sides are longer than `at_most`."""
+    return pictures if at_most is None or at_most >= pictures.shape[1] else resize(pictures, at_most)
+
+
+def scaled(picture, size: int):
+    """A square `PIL.Image` of mode RGB at `size` x `size` pixels.
+
+    By area averaging, rounded, where `size` divides its side, otherwise by Pillow's bicubic filter, which averages when
+    it shrinks.
+    """
+    from PIL import Image
+
+    side = picture.width
+    if side == size:
+        return picture
+    if side % size:
+        return picture.resize((size, size), Image.Resampling.BICUBIC)
+    factor = side // size
+    if factor.bit_count() == 1:  # Pillow multiplies by 1 / factor^2 in fixed point: exact for powers of two alone
+        return picture.reduce(factor)
+    rows = np.asarray(picture).reshape(size, factor, side, 3).sum(1, dtype=np.uint32).reshape(size, size, factor, 3)
+    sums = sum(rows[:, :, column] for column in range(factor))
+    return Image.fromarray(((sums + factor**2 // 2) // factor**2).astype(np.uint8))
