@@ -44,13 +44,35 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--fsdp", type=int, metavar="N", help="split parameters over N devices (default: 1)")
     result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
-    result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
+    result.add_argument("--distributed", action="store_true", help="one of several processes, as the cluster says")
+    result.add_argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where the first listens")
+    result.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
+    result.add_argument("--process", type=int, metavar="I", help="with --coordinator: which one this is, 0 to N-1")
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. What is wrong with the input is one sentence and code 2."""
     options = parser().parse_intermixed_args(arguments)
+    if not is_one_of_several(options):
+        return _answer(options)
+    from train import hosts
+
+    try:
+        return hosts.leave(_answer(options))
+    except BaseException as error:
+        hosts.fail(error)
+        raise
+
+
+def is_one_of_several(options: argparse.Namespace) -> bool:
+    """Whether the command is that of one of several processes."""
+    return options.distributed or any(
+        value is not None for value in (options.coordinator, options.processes, options.process)
+    )
+
+
+def _answer(options: argparse.Namespace) -> int:
     try:
         return _run(options)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -79,13 +101,18 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("describe wants a config: python -m train describe configs/shapes.py")
     config = words[1] if describing else words[0]
     path = find_config(config)
-    backend.setup()
+    several = is_one_of_several(options)
+    if several and describing:
+        raise ValueError("describe runs in one process; leave out --distributed, --coordinator, --processes, --process")
+    backend.setup(several)
+    if several:
+        from train import hosts
+
+        hosts.join(hosts.cluster_of(options.distributed, options.coordinator, options.processes, options.process))
     import jax
 
     from train.overrides import apply_overrides
 
-    if options.distributed:
-        jax.distributed.initialize()
     if options.topology and not describing:
         raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
     make_system = load_config(path)

@@ -11,8 +11,12 @@ from pathlib import Path
 CACHE = Path(".cache") / "jax"
 
 
-def setup(cache: Path = CACHE) -> None:
-    """Makes the settings, where the user has not made them; call it before anything asks jax for its devices."""
+def setup(several: bool = False, cache: Path = CACHE) -> None:
+    """Makes the settings, where the user has not made them; call it before anything asks jax for its devices.
+
+    several: whether this is one of several processes. On CPUs each then has one device, unless JAX_NUM_CPU_DEVICES
+        says otherwise: all must have as many, and their machines' cores may differ, or be the same ones.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
@@ -21,4 +25,5 @@ def setup(cache: Path = CACHE) -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache.resolve()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    use_cpu_cores()
+    if not several:
+        use_cpu_cores()

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from dalle2_jax.sharding import DEFAULT_RULES, SMALLEST_SPLIT, Rules, batch_sharding, partition, replicate
+from dalle2_jax.sharding import DEFAULT_RULES, SMALLEST_SPLIT, Rules, batch_sharding, partition, place, replicate
 from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
 from train.system import Recipe
 
@@ -66,8 +66,9 @@ def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
     if initial is None:
         return state
     placed = {
-        name: jax.tree.map(
-            lambda value, spec: jax.device_put(np.asarray(value, spec.dtype), spec.sharding), initial, abstract[name]
+        name: place(
+            jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, abstract[name]),
+            shardings_of(abstract[name]),
         )
         for name in ("params", "ema")
     }

@@ -40,7 +40,7 @@ def system(accelerator):
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> str:
     # The tests' own jax settings stay.
-    monkeypatch.setattr(backend, "setup", lambda: None)
+    monkeypatch.setattr(backend, "setup", lambda *_: None)
     monkeypatch.setenv("DALLE2_DATA_DIR", str(tmp_path / "data"))
     path = tmp_path / "two.py"
     path.write_text(TWO_STAGES)
