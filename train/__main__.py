@@ -55,14 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. What is wrong with the input is one sentence and code 2."""
     options = parser().parse_intermixed_args(arguments)
     if not is_one_of_several(options):
-        return _answer(options)
+        return _answer(options, _run)
     from train import hosts
 
     try:
-        return hosts.leave(_answer(options))
+        return hosts.leave(_answer(options, lambda options: hosts.watched(lambda: _run(options))))
     except BaseException as error:
         hosts.fail(error)
-        raise
 
 
 def is_one_of_several(options: argparse.Namespace) -> bool:
@@ -72,9 +71,9 @@ def is_one_of_several(options: argparse.Namespace) -> bool:
     )
 
 
-def _answer(options: argparse.Namespace) -> int:
+def _answer(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
     try:
-        return _run(options)
+        return run(options)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
         return 2

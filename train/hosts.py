@@ -33,8 +33,10 @@ Found = TypeVar("Found")
 
 # Seconds: for all to come; without a sign of life until one counts as lost; for all to leave; for a shared disk to show
 # what another host wrote.
-PATIENCE, SILENCE, FAREWELL, DISK = 300, 30, 20, 30
+PATIENCE, SILENCE, FAREWELL, DISK = 300, 30, 10, 10
 TOKEN = ".shared"
+# In what jax and orbax say when another process does not answer.
+SIGNS_OF_LOSS = ("Gloo", "NCCL", "oordination service", "oordinationService", "at barrier", "heartbeat")
 
 AGAIN = "start the same command again on every host: it goes on from the last checkpoint"
 LOST = f"another process of this run was lost, or has ended with an error of its own; {AGAIN}"
@@ -138,34 +140,39 @@ def leave(code: int) -> int:
     return code
 
 
-def fail(error: BaseException) -> None:
-    """Ends this process, one of several, after an error that is no sentence: says what it was, or who was lost.
+def watched(run: Callable[[], Found]) -> Found:
+    """`run()`, but ends this process with a sentence where that fails because another one was lost."""
+    try:
+        return run()
+    except Exception as error:
+        told = lost_connection(error)
+        if told is None or not jax.distributed.is_initialized():
+            raise
+        _end(f"{told}\nerror: {LOST}")
 
-    Returns where there is only one process.
-    """
-    if not jax.distributed.is_initialized():
-        return
-    if is_connection_lost(error):
-        _end(LOST)
+
+def fail(error: BaseException) -> NoReturn:
+    """Ends this process after an error of its own that is no sentence, and with it the others."""
     traceback.print_exception(error)
-    leave(1)
-    _end(None)
+    _end(None, leave(1))
 
 
-def _end(sentence: str | None) -> NoReturn:
-    if sentence:
-        print(f"error: {sentence}", file=sys.stderr)
+def _end(said: str | None, code: int = 1) -> NoReturn:
+    if said:
+        print(said, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)  # without jax's own farewell, for which it would wait
 
 
-def is_connection_lost(error: BaseException) -> bool:
-    """Whether an error of jax is that of a connection to another process."""
-    text = str(error)
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(
-        word in text for word in ("Gloo", "NCCL", "coordination service", "Socket closed", "Connection reset")
-    )
+def lost_connection(error: BaseException | None) -> str | None:
+    """The line of an error, or of one that led to it, which says that another process did not answer; None: no such."""
+    while error is not None:
+        line = str(error).partition("\n")[0]
+        if any(word in line for word in SIGNS_OF_LOSS):
+            return line
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def first_then_others(make: Callable[[], Found]) -> Found:

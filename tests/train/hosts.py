@@ -69,11 +69,13 @@ def toy_system(steps: int, data_dir: Path | str, **changes: Any) -> System:
 def train(place: Path, run: str, steps: int = 20, mesh: dict[str, int] | None = None, system: str = "toy", **settings):
     """Trains the toy, or the whole tiny cascade, into `runs/run` below `place`; every parameter is split over fsdp.
 
-    settings: of the loop, `stop_at` above all.
+    settings: `looks`, whether the toy is validated and previewed; `devices`, how many; others are the loop's, `stop_at`
+    above all.
     """
     devices = jax.devices()[: settings.pop("devices", None)]
     if system == "toy":
-        system = toy_system(steps, place / "data", validate_every=10, validation_batches=1, preview_every=10)
+        every = 10 if settings.pop("looks", False) else 0
+        system = toy_system(steps, place / "data", validate_every=every, validation_batches=1, preview_every=every)
     else:
         system = tiny.tiny_system(place / "data")
         for name, recipe in system.stages.items():
@@ -145,6 +147,7 @@ def settings_of(place: Path, devices: int) -> dict[str, str]:
     return {
         "DALLE2_DATA_DIR": str(place / "data"),
         "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "PYTHONUNBUFFERED": "1",
@@ -179,8 +182,7 @@ def main() -> None:
     hosts.join(hosts.Cluster(address, count, index))
     try:
         for job in jobs:
-            train(Path(place), **job)
+            hosts.watched(functools.partial(train, Path(place), **job))
     except BaseException as error:
         hosts.fail(error)
-        raise
     hosts.leave(0)
