@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return hosts.leave(_answer(options, lambda options: hosts.watched(lambda: _run(options))))
     except BaseException as error:
         hosts.fail(error)
+        raise
 
 
 def is_one_of_several(options: argparse.Namespace) -> bool:
@@ -125,7 +126,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.seed is not None:
         system = with_seed(system, options.seed)
     if options.init_from is not None:
-        system = with_start(system, options.init_from)
+        system = with_start(system, options.init_from, print if jax.process_index() == 0 else lambda _: None)
     system = apply_overrides(system, words if describing else words[1:])
     if describing:
         from train.describe import describe
@@ -140,6 +141,8 @@ def _train(options: argparse.Namespace, path: Path, arguments: Sequence[str], wo
 
     stage, *overrides = words
     names = list(system.stages) if stage == "all" else [find_stage(stage, system)]
+    if str(options.runs_dir).partition("/")[0].endswith(":"):
+        raise ValueError(f"--runs-dir {options.runs_dir} is an address; mount what it names and give the folder's path")
     run_dir = options.runs_dir / (options.run or system.name)
     mesh = make_mesh(fsdp=1 if options.fsdp is None else options.fsdp)
     if options.dry_run:
@@ -206,7 +209,7 @@ def with_seed(system: Any, seed: int) -> Any:
     return dataclasses.replace(system, stages=stages)
 
 
-def with_start(system: Any, run: Path) -> Any:
+def with_start(system: Any, run: Path, log: Callable[[str], None] = print) -> Any:
     """The system with every stage starting from the stage of its name in `run`, where there is one; says so if not.
 
     Raises:
@@ -217,7 +220,7 @@ def with_start(system: Any, run: Path) -> Any:
         raise ValueError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
     for name in system.stages:
         if name not in found:
-            print(f"{run} has no stage {name}: it starts from nothing")
+            log(f"{run} has no stage {name}: it starts from nothing")
     for name in found:
         system = system.with_stage(name, dataclasses.replace(system.stages[name], init_from=str(run / name)))
     return system

@@ -82,6 +82,8 @@ def join(cluster: Cluster) -> None:
     explicit = cluster.coordinator is not None
     came = f"--processes {cluster.count} at {cluster.coordinator}" if explicit else "the cluster's processes"
     _last_words(f"not all of {came} came within {PATIENCE} s; start every one of them, and see that the port is open")
+    # It would take SIGTERM for itself; the loop stops and saves by it (train/signals.py).
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             cluster.coordinator,
@@ -107,6 +109,8 @@ def join(cluster: Cluster) -> None:
             f"every process must have as many devices as the others, and {found}; choose them by "
             "CUDA_VISIBLE_DEVICES, or JAX_NUM_CPU_DEVICES on CPUs"
         )
+    if jax.process_index() == 0:
+        print(f"{len(counts)} processes with {counts[0]} devices each", flush=True)
 
 
 _handlers: list[Any] = []  # C holds their addresses, not them
@@ -151,8 +155,10 @@ def watched(run: Callable[[], Found]) -> Found:
         _end(f"{told}\nerror: {LOST}")
 
 
-def fail(error: BaseException) -> NoReturn:
-    """Ends this process after an error of its own that is no sentence, and with it the others."""
+def fail(error: BaseException) -> None:
+    """Ends this process after an error of its own that is no sentence, and the others that it has joined, if any."""
+    if not jax.distributed.is_initialized():
+        return
     traceback.print_exception(error)
     _end(None, leave(1))
 

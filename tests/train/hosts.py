@@ -185,4 +185,5 @@ def main() -> None:
             hosts.watched(functools.partial(train, Path(place), **job))
     except BaseException as error:
         hosts.fail(error)
+        raise
     hosts.leave(0)

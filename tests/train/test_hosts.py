@@ -50,7 +50,7 @@ def test_two_processes_learn_what_one_does_and_share_its_checkpoints(place):
     train(place, "one", devices=4, looks=True)
     train(place, "from_one", devices=4, stop_at=10)
     jobs = {"two": {"looks": True}, "from_one": {"mesh": {"fsdp": 2}}, "to_one": {"mesh": {"fsdp": 4}, "stop_at": 10}}
-    do(place, [{"run": run, **job} for run, job in jobs.items()])
+    do(place, [*({"run": run, **job} for run, job in jobs.items()), {"run": "two"}])  # the last one finished before
     assert checkpoint_steps(place / "runs" / "to_one" / "toy") == [10]
     train(place, "to_one", devices=8)
     expected = losses(place, "one")
