@@ -174,7 +174,7 @@ def do(place: Path, jobs: Sequence[dict[str, Any]], devices: Sequence[int] = (2,
     commands = [[sys.executable, "-c", "from tests.train.hosts import main; main()", text] for text in texts]
     with running(commands, [settings_of(place, count) for count in devices]) as started:
         for process in started:
-            assert process.end(400) == 0, process.said
+            assert process.end(1800) == 0, process.said
 
 
 def main() -> None:
