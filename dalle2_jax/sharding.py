@@ -14,12 +14,13 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
@@ -136,6 +137,51 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts a batch is split on this mesh."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def own_rows(sharding: NamedSharding, count: int, devices: Collection[jax.Device] | None = None) -> np.ndarray:
+    """Which rows of a batch of `count` this process's devices hold under `sharding`: int [rows], ascending.
+
+    Every process must read these and no others, so that the batch is, row by row, the one that a single process would
+    have read: what is drawn at random for a row goes by its place. On a mesh whose other axes run across processes,
+    several of them hold the same rows.
+
+    Args:
+        sharding: of the batch; see `batch_sharding`.
+        devices: in place of this process's.
+    """
+    devices = sharding.addressable_devices if devices is None else devices
+    parts = sharding.devices_indices_map((count,))
+    held = {range(*parts[device][0].indices(count)) for device in devices}
+    return np.array(sorted(row for part in held for row in part), np.int64)
+
+
+def place_rows(sharding: NamedSharding, rows: np.ndarray) -> jax.Array:
+    """The whole batch as an array on the mesh, of which each process gives its `own_rows`, in their order."""
+    devices = sharding.num_devices
+    count = len(rows) * devices // len(own_rows(sharding, devices))
+    own = own_rows(sharding, count)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        first, last, _ = index[0].indices(count)
+        start = np.searchsorted(own, first)
+        return rows[start : start + last - first]
+
+    return jax.make_array_from_callback((count, *rows.shape[1:]), sharding, part)
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays of the host, which every process has whole, as arrays on the mesh."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+
+    def placed(value: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(value, jax.Array) and not value.is_fully_addressable:
+            return jax.device_put(value, sharding)
+        value = np.asarray(value)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(placed, tree, shardings)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:

@@ -24,6 +24,7 @@ from dalle2_jax.checkpoint import (
     read_stage,
     rebuild,
     restore_latest,
+    store,
     to_json,
     write_stage,
 )
@@ -375,3 +376,9 @@ def test_another_state_than_the_saved_one_is_refused(saved):
     other["params"]["dense"]["kernel"] = jax.ShapeDtypeStruct((64, 33), jnp.float32)
     with pytest.raises(CheckpointError, match="does not hold the state"):
         restore_latest(saved, other)
+
+
+def test_a_position_that_several_processes_wrote_down_is_that_of_any_number():
+    assert store._position(Path("x"), {"iterators": [{"position": 3}, {"position": 3}]}) == {"position": 3}
+    with pytest.raises(CheckpointError, match="its processes stood at different batches"):
+        store._position(Path("x"), {"iterators": [{"position": 3}, {"position": 4}]})

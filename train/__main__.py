@@ -56,15 +56,37 @@ def parser() -> argparse.ArgumentParser:
         help="record a trace of these steps, counted from the start, or of N steps (default: 10:15)",
     )
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
-    result.add_argument("--distributed", action="store_true", help="one of several processes (jax.distributed)")
+    result.add_argument("--distributed", action="store_true", help="one of several processes, as the cluster says")
+    result.add_argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where the first listens")
+    result.add_argument("--processes", type=int, metavar="N", help="with --coordinator: how many there are")
+    result.add_argument("--process", type=int, metavar="I", help="with --coordinator: which one this is, 0 to N-1")
     return result
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. What is wrong with the input is one sentence and code 2."""
     options = parser().parse_intermixed_args(arguments)
+    if not is_one_of_several(options):
+        return _answer(options, _run)
+    from train import hosts
+
     try:
-        return _run(options)
+        return hosts.leave(_answer(options, lambda options: hosts.watched(lambda: _run(options))))
+    except BaseException as error:
+        hosts.fail(error)
+        raise
+
+
+def is_one_of_several(options: argparse.Namespace) -> bool:
+    """Whether the command is that of one of several processes."""
+    return options.distributed or any(
+        value is not None for value in (options.coordinator, options.processes, options.process)
+    )
+
+
+def _answer(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
+    try:
+        return run(options)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
         return 2
@@ -92,14 +114,19 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("describe wants a config: python -m train describe configs/shapes.py")
     config = words[1] if describing else words[0]
     path = find_config(config)
-    backend.setup()
+    several = is_one_of_several(options)
+    if several and describing:
+        raise ValueError("describe runs in one process; leave out --distributed, --coordinator, --processes, --process")
+    backend.setup(several)
+    if several:
+        from train import hosts
+
+        hosts.join(hosts.cluster_of(options.distributed, options.coordinator, options.processes, options.process))
     import jax
 
     from dalle2_jax.sharding import make_mesh, mesh_sizes
     from train.overrides import apply_overrides
 
-    if options.distributed:
-        jax.distributed.initialize()
     if options.topology and not describing:
         raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
     make_system = load_config(path)
@@ -113,7 +140,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.seed is not None:
         system = with_seed(system, options.seed)
     if options.init_from is not None:
-        system = with_start(system, options.init_from)
+        system = with_start(system, options.init_from, print if jax.process_index() == 0 else lambda _: None)
     named = bool(words) and (not describing or "=" not in words[0])
     stage = words[0] if named else "all"
     names = list(system.stages) if stage == "all" else [find_stage(stage, system)]
@@ -138,6 +165,8 @@ def _train(
 ) -> int:
     from train.cascade import plan_stages, train_stages
 
+    if str(options.runs_dir).partition("/")[0].endswith(":"):
+        raise ValueError(f"--runs-dir {options.runs_dir} is an address; mount what it names and give the folder's path")
     run_dir = options.runs_dir / (options.run or system.name)
     if options.dry_run:
         plan_stages(system, names, run_dir, mesh)
@@ -203,7 +232,7 @@ def with_seed(system: Any, seed: int) -> Any:
     return dataclasses.replace(system, stages=stages)
 
 
-def with_start(system: Any, run: Path) -> Any:
+def with_start(system: Any, run: Path, log: Callable[[str], None] = print) -> Any:
     """The system with every stage starting from the stage of its name in `run`, where there is one; says so if not.
 
     Raises:
@@ -214,7 +243,7 @@ def with_start(system: Any, run: Path) -> Any:
         raise ValueError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
     for name in system.stages:
         if name not in found:
-            print(f"{run} has no stage {name}: it starts from nothing")
+            log(f"{run} has no stage {name}: it starts from nothing")
     for name in found:
         system = system.with_stage(name, dataclasses.replace(system.stages[name], init_from=str(run / name)))
     return system

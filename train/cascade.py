@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, read_stage
+from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, processes, read_stage
 from dalle2_jax.checkpoint.stage import STAGE_FILE
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
-from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, partition
+from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, own_rows, partition
 from dalle2_jax.tokenizer import AnyTokenizer, Tokenizer, tokenizer_from_json
+from train import hosts
 from train.finetune import check_start, inherited_tokenizer, initial_parameters
 from train.given import check_given, given_stages, given_tokenizer, is_given, place_given, planned_given
 from train.loop import Result, run
@@ -51,6 +52,8 @@ def train_stages(
     Raises:
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
+    log = log if jax.process_index() == 0 else _say_nothing
+    hosts.check_shared(run_dir)
     check_stages(system, names, mesh)
     check_given(system, run_dir)
     kinds = _kinds(system)
@@ -67,13 +70,13 @@ def train_stages(
     for name in names:  # after all that needs no data
         if _done(system, name, run_dir) is None:
             feed.check(name, system.stages[name])
+    processes.wait_for_all()  # until now all have read what was there before
     place_given(system, names, run_dir, log)
     result = Result(0, 0.0, True)
     for name in names:
         recipe = system.stages[name]
         needed = {kind: load_stage(run_dir / _needed(kinds, name, kind)) for kind in recipe.needs}
         recipe, frozen = recipe.attach(needed)
-        parts = batch_parts(mesh)
         info = {
             "config": dict(config or {}),
             "data": system.data,
@@ -91,8 +94,8 @@ def train_stages(
             recipe,
             stage_name=name,
             stage_dir=run_dir / name,
-            batches=lambda recipe=recipe: feed.training(recipe),
-            validation=[] if finished else feed.validation(recipe, parts),
+            batches=lambda recipe=recipe: feed.training(recipe, mesh),
+            validation=[] if finished else feed.validation(recipe, mesh),
             frozen=frozen,
             mesh=mesh,
             info=info,
@@ -201,7 +204,8 @@ class _Feed:
 
     def source(self, split: str) -> Any:
         if split not in self._sources:
-            source = self._sources[split] = open_source(self.system.data, split)
+            source = self._sources[split] = hosts.first_then_others(lambda: open_source(self.system.data, split))
+            hosts.check_same(f"the split {split!r} of {source.name}", len(source))
             if source.notice and source.notice not in self._told:
                 self._told.add(source.notice)
                 self.log(source.notice)
@@ -227,6 +231,7 @@ class _Feed:
         if self._tokenizer is None:
             known = given_tokenizer(self.system) or self._recorded()
             self._tokenizer = known or inherited_tokenizer(self.system, self.log) or self._train()
+            hosts.check_same("the tokenizer", self._tokenizer.to_json())
         return self._tokenizer
 
     def _recorded(self) -> AnyTokenizer | None:
@@ -248,7 +253,7 @@ class _Feed:
         captions = all_captions(self.system.data, split, self.source(split))
         return Tokenizer.train(captions, self.system.vocabulary_size, self.system.context_length)
 
-    def training(self, recipe: Recipe) -> Any:
+    def training(self, recipe: Recipe, mesh: Mesh) -> Any:
         return train_iterator(
             self.system.data,
             self.system.data.train_split,
@@ -257,14 +262,13 @@ class _Feed:
             recipe.seed,
             image_size=recipe.picture_size,
             transform=recipe.prepare(),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=own_rows(batch_sharding(mesh), recipe.batch_size),
             source=self.source(self.system.data.train_split),
         )
 
-    def validation(self, recipe: Recipe, parts: int) -> list[dict[str, Any]]:
-        """The recipe's whole batches, or as many examples as the split has, in batches that divide over `parts`."""
-        source = self.source(self.system.data.validation_split)
+    def validation(self, recipe: Recipe, mesh: Mesh) -> list[dict[str, Any]]:
+        """The recipe's whole batches, or as many examples as the split has, in batches that divide over the mesh."""
+        source, parts = self.source(self.system.data.validation_split), batch_parts(mesh)
         size = min(recipe.batch_size, len(source) // parts * parts)
         count = min(recipe.validation_batches, len(source) // size) if size else 0
         if not count:
@@ -277,8 +281,7 @@ class _Feed:
             count * size,
             image_size=recipe.picture_size,
             with_captions=True,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            rows=own_rows(batch_sharding(mesh), size),
             source=source,
         )
 
@@ -291,6 +294,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     Raises:
         ValueError: for what is wrong with the config or the mesh.
     """
+    log = log if jax.process_index() == 0 else _say_nothing
     given_tokenizer(system)
     for name, recipe, frozen, _ in planned_stages(system):
         if name not in names:
@@ -376,3 +380,7 @@ def abstract_batch(system: System, recipe: Recipe, mesh: Mesh | None) -> dict[st
         "mask": array((length,), jnp.bool_),
         "index": array((), jnp.int32),
     }
+
+
+def _say_nothing(_: str) -> None:
+    pass

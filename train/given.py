@@ -18,7 +18,15 @@ from pathlib import Path
 
 import jax
 
-from dalle2_jax.checkpoint import CheckpointError, LoadedStage, checkpoint_steps, load_shapes, read_stage, rebuild
+from dalle2_jax.checkpoint import (
+    CheckpointError,
+    LoadedStage,
+    checkpoint_steps,
+    load_shapes,
+    processes,
+    read_stage,
+    rebuild,
+)
 from dalle2_jax.checkpoint.stage import STAGE_FILE, stage_version
 from dalle2_jax.checkpoint.store import checkpoint_path
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
@@ -128,10 +136,7 @@ def place_given(system: System, names: Sequence[str], run_dir: Path, log: Callab
             elif name not in names and not target.exists():
                 _place(Path(folder), target)
                 log(f"{name} is that of {folder}")
-    if system.given and jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("the given stages are in their place")
+    processes.wait_for_all()
 
 
 def _partial(target: Path) -> Path:

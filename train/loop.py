@@ -7,6 +7,7 @@ itself, bit-equal to a run left alone: parameters, optimizer, average, key, step
 come back.
 """
 
+import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import CheckpointWriter, restore_latest, to_json, write_stage
+from dalle2_jax.checkpoint import CheckpointWriter, processes, restore_latest, to_json, write_stage
 from dalle2_jax.evaluation.grid import caption_grid, save_png
 from dalle2_jax.sharding import (
     DEFAULT_RULES,
@@ -27,7 +28,10 @@ from dalle2_jax.sharding import (
     batch_sharding,
     check_batch,
     make_mesh,
+    own_rows,
     partition,
+    place,
+    place_rows,
     replicate,
 )
 from train.flops import model_flops
@@ -48,6 +52,8 @@ MOST_AHEAD = 2
 # Steps between two looks, with several processes, at whether any of them was told to stop.
 STEPS_BETWEEN_AGREEMENTS = 10
 VALIDATION_SEED, PREVIEW_SEED, MEASURE_SEED = 1, 2, 3
+# What of a batch has one entry a row.
+ROWS = (np.ndarray, jax.Array, list, tuple)
 PREVIEW_COLUMNS = {"average": "ema", "raw": "params"}
 
 
@@ -151,7 +157,7 @@ class _Stage:
         self.writer, self.signals, self.log = writer, signals, log
         self.abstract = abstract_state(recipe, mesh, rules, smallest)
         frozen = {} if frozen is None else frozen
-        self.frozen = jax.device_put(frozen, partition(frozen, mesh, rules, smallest))
+        self.frozen = place(frozen, partition(frozen, mesh, rules, smallest))
         self.step = make_step(recipe, mesh, self.abstract)
         self.validation = [self._to_devices(batch) for batch in validation]
         self.preview_batch = dict(validation[0]) if validation else None
@@ -169,7 +175,7 @@ class _Stage:
         }
         if jax.process_count() == 1:
             return jax.device_put(arrays, sharding)
-        return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in arrays.items()}
+        return {name: place_rows(sharding, value) for name, value in arrays.items()}
 
     def train(
         self,
@@ -188,7 +194,9 @@ class _Stage:
             if restored.step < recipe.steps:
                 self.log(f"{self.name} goes on from step {restored.step}")
         first = restored.step if restored else 0
-        validated = is_recorded(self.directory, first, "validation")
+        validated, shown = processes.of_first(
+            lambda: [is_recorded(self.directory, first, "validation"), self._sheet(first).is_file()]
+        )
         step, iterator = first, None
         try:
             if first < recipe.steps:
@@ -200,7 +208,7 @@ class _Stage:
             with MetricsWriter(self.directory, first, enabled=jax.process_index() == 0) as metrics:
                 if restored:
                     # What was due at this step, and the stop or the kill came before it.
-                    self._look(first, state, metrics, validated, self._sheet(first).is_file())
+                    self._look(first, state, metrics, validated, shown)
                 if first < recipe.steps:
                     with profile:
                         step, state = self._steps(state, first, iterator, metrics, profile, stop_at)
@@ -217,6 +225,7 @@ class _Stage:
         finished, steps = step >= self.recipe.steps, self.recipe.steps
         seconds = self.clock.seconds()
         self._write_record(record, step, seconds, finished)
+        processes.wait_for_all()  # before another one reads what the first one wrote
         number = self.signals.received
         if finished:
             self.log(f"{self.name} is trained: {step} steps in {duration(seconds)}")
@@ -316,6 +325,18 @@ class _Stage:
     def _sheet(self, step: int) -> Path:
         return self.directory / "samples" / f"step_{step}.png"
 
+    def _shared_rows(self) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+        """The preview's rows on the host, of which every process holds some, and on the devices."""
+        parts, first = batch_parts(self.mesh), self.validation[0]
+        count = min(-(-self.recipe.preview_count // parts) * parts, len(first["image"]))
+        cut = functools.partial(_first_rows, count=count)
+        batch = jax.jit(cut, out_shardings=batch_sharding(self.mesh))(first)
+        whole = jax.jit(lambda image: image, out_shardings=replicate(self.mesh))(batch["image"])
+        own = own_rows(batch_sharding(self.mesh), len(first["image"]))[:count].tolist()
+        told = processes.gather(list(zip(own, self.preview_batch.get("captions", ()), strict=False)))
+        captions = {row: caption for pairs in told for row, caption in pairs}
+        return {"image": np.asarray(whole), "captions": [captions.get(row, "") for row in range(count)]}, batch
+
     def _told_to_stop(self, step: int) -> bool:
         told = self.signals.received is not None
         if jax.process_count() == 1:
@@ -362,26 +383,25 @@ class _Stage:
     def _run_preview(self, step: int, state: Any, metrics: MetricsWriter) -> None:
         if self.preview_batch is None:
             return
-        count = self.recipe.preview_count
-        if jax.process_count() > 1:
-            parts = batch_parts(self.mesh)
-            count = -(-count // parts) * parts // jax.process_count()
-        rows = {
-            name: value[:count]
-            for name, value in self.preview_batch.items()
-            if isinstance(value, np.ndarray | list | tuple)
-        }
-        count = len(rows["image"])
-        split = jax.process_count() > 1 or count % batch_parts(self.mesh) == 0
-        batch = self._to_devices(rows, None if split else replicate(self.mesh))
+        if jax.process_count() == 1:
+            rows = _first_rows(self.preview_batch, self.recipe.preview_count)
+            split = len(rows["image"]) % batch_parts(self.mesh) == 0
+            batch = self._to_devices(rows, None if split else replicate(self.mesh))
+        else:
+            rows, batch = self._shared_rows()
+        count = min(len(rows["image"]), self.recipe.preview_count)
         key = jax.random.key(PREVIEW_SEED)
         drawn = {name: self._preview(state[part], batch, key, self.frozen) for name, part in PREVIEW_COLUMNS.items()}
         if any(pictures is None for pictures in drawn.values()) or jax.process_index() != 0:
             return
-        pictures = [rows["image"], *(np.asarray(made)[:count] for made in drawn.values())]
-        sheet = caption_grid(pictures, list(rows.get("captions", [""] * count)), labels=("real", *drawn))
+        pictures = [rows["image"][:count], *(np.asarray(made)[:count] for made in drawn.values())]
+        sheet = caption_grid(pictures, list(rows.get("captions", [""] * count))[:count], labels=("real", *drawn))
         save_png(self._sheet(step), sheet)
         metrics.picture(step, "samples", np.asarray(sheet))
+
+
+def _first_rows(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    return {name: value[:count] for name, value in batch.items() if isinstance(value, ROWS)}
 
 
 def _due(step: int, every: int) -> bool:

@@ -27,6 +27,7 @@ from dalle2_jax.sharding import (
     batch_sharding,
     keep_batch_split,
     partition,
+    place,
     replicate,
 )
 from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
@@ -74,8 +75,9 @@ def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
     if initial is None:
         return state
     placed = {
-        name: jax.tree.map(
-            lambda value, spec: jax.device_put(np.asarray(value, spec.dtype), spec.sharding), initial, abstract[name]
+        name: place(
+            jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, abstract[name]),
+            shardings_of(abstract[name]),
         )
         for name in ("params", "ema")
     }

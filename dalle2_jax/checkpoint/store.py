@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dalle2_jax.checkpoint import processes
 from dalle2_jax.checkpoint.errors import CheckpointError
 from dalle2_jax.checkpoint.files import CHECKSUMS, read_json, verify, write_atomically, write_checksums
 
@@ -93,7 +94,8 @@ class CheckpointWriter:
 
         Args:
             state: a dict of arrays and trees of arrays, sharded as they are.
-            iterator: JSON, the data iterator's state; every process passes its own.
+            iterator: JSON, the data iterator's state; it must be the same in every process, so that any number of them
+                can go on from it.
             metadata: JSON.
         """
         from orbax.checkpoint import v1 as ocp
@@ -102,7 +104,10 @@ class CheckpointWriter:
         path = self.directory / str(step)
         if jax.process_index() == 0 and path.exists():
             _remove(path)
-        extras = {"step": step, "iterators": _gather_json(iterator), "metadata": metadata or {}}
+        iterators = processes.gather(iterator)  # and so no process writes before the old folder is gone
+        if any(other != iterators[0] for other in iterators):
+            raise CheckpointError(f"the processes stand at different batches before the checkpoint of step {step}")
+        extras = {"step": step, "iterators": [iterator], "metadata": metadata or {}}
         context = ocp.Context()
         context.memory.write_concurrent_bytes = self._write_bytes
         with context:
@@ -159,67 +164,60 @@ def _parts(state: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parts.items() if jax.tree.leaves(value)}
 
 
-def _gather_json(value: Any) -> list[Any]:
-    """Every process's JSON on every process, in the order of the processes."""
-    if jax.process_count() == 1:
-        return [value]
-    from jax.experimental import multihost_utils
-
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(len(text)))
-    padded = np.pad(text, (0, int(lengths.max()) - len(text)))
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
-
-
 def restore_latest(stage_dir: str | Path, abstract_state: dict[str, Any]) -> Restored | None:
     """The newest checkpoint that is whole, or None if there is no finished one.
 
     Damaged checkpoints are set aside (renamed to `<step>.damaged`) once an older one has been read in their place.
 
     Args:
-        abstract_state: the state as ShapeDtypeStructs with shardings.
+        abstract_state: the state as ShapeDtypeStructs with shardings; any, whatever mesh and however many processes
+            wrote it.
 
     Raises:
         CheckpointError: if there are finished checkpoints but every one is damaged, or the state has another structure.
     """
-    damaged: dict[Path, str] = {}
-    steps = checkpoint_steps(stage_dir)
-    for step in reversed(steps):
+    found = processes.of_first(lambda: _newest_whole(stage_dir))
+    damaged, step = tuple(found["damaged"].values()), found["step"]
+    if step is None and damaged:
+        raise CheckpointError(
+            f"{'; '.join(damaged)}; no checkpoint is left to fall back to: delete {stage_dir} to train the stage anew"
+        )
+    if step is None:
+        return None
+    path = checkpoint_path(stage_dir, step)
+    state = _load_parts(path, _parts(abstract_state))
+    extras = read_json(path / EXTRAS)
+    if jax.process_index() == 0:
+        _set_aside(found["damaged"])
+    progress = state.pop(PROGRESS, {})
+    state = {**abstract_state, **state, **progress}
+    return Restored(step, state, _position(path, extras), extras["metadata"], damaged)
+
+
+def _newest_whole(stage_dir: str | Path) -> dict[str, Any]:
+    """The step of the newest checkpoint that is whole, or None, and a sentence for each damaged one after it."""
+    damaged: dict[str, str] = {}
+    for step in reversed(checkpoint_steps(stage_dir)):
         path = checkpoint_path(stage_dir, step)
         try:
             verify(path)
         except CheckpointError as error:
-            damaged[path] = f"the checkpoint {path} is damaged: {error}"
+            damaged[str(path)] = f"the checkpoint {path} is damaged: {error}"
             continue
-        state = _load_parts(path, _parts(abstract_state))
-        extras = read_json(path / EXTRAS)
-        _set_aside(damaged)
-        progress = state.pop(PROGRESS, {})
-        state = {**abstract_state, **state, **progress}
-        return Restored(step, state, _own_iterator(path, extras), extras["metadata"], tuple(damaged.values()))
-    if steps:
-        raise CheckpointError(
-            f"{'; '.join(damaged.values())}; no checkpoint is left to fall back to: "
-            f"delete {stage_dir} to train the stage anew"
-        )
-    return None
+        return {"step": step, "damaged": damaged}
+    return {"step": None, "damaged": damaged}
 
 
-def _own_iterator(path: Path, extras: dict[str, Any]) -> Any:
+def _position(path: Path, extras: dict[str, Any]) -> Any:
+    """The data iterator's state, which is the same for any number of processes; some wrote down one for each."""
     states = extras["iterators"]
-    if len(states) != jax.process_count():
-        raise CheckpointError(
-            f"the checkpoint {path} was written by {len(states)} processes and is read by {jax.process_count()}; "
-            "go on with as many as before"
-        )
-    return states[jax.process_index()]
+    if any(state != states[0] for state in states):
+        raise CheckpointError(f"the checkpoint {path} is damaged: its processes stood at different batches")
+    return states[0]
 
 
-def _set_aside(damaged: dict[Path, str]) -> None:
-    if jax.process_index() != 0:
-        return
-    for path in damaged:
+def _set_aside(damaged: dict[str, str]) -> None:
+    for path in map(Path, damaged):
         target = path.with_name(f"{path.name}.damaged")
         if target.exists():
             shutil.rmtree(target)

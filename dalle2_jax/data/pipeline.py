@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -207,8 +207,7 @@ def train_iterator(
     batch_size: int,
     seed: int,
     image_size: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     source: Source | None = None,
     transform: Transform | None = None,
 ) -> TrainIterator:
@@ -216,23 +215,24 @@ def train_iterator(
 
     Pictures larger than `image_size` are made smaller. `transform` turns each picture (uint8 [h, w, 3], with a random
     generator that depends on the seed and the picture's place alone) into entries of the batch instead of "image".
-    `batch_size` is that of all processes together; each gets every `process_count`-th row of the same batch, so that
-    what is learned does not depend on how many there are. Raises ValueError for a batch larger than the split or one
-    that does not divide by the processes. `source` spares opening the split again.
+    `batch_size` is that of all processes together, and `rows` are those of each batch that this one reads (all by
+    default): the rows of one batch are the same however many processes share them, and so is the position that
+    `get_state` gives. Raises ValueError for a batch larger than the split and for rows that it has not. `source` spares
+    opening the split again.
     """
     import grain
 
     source = source or open_source(data, split)
     if batch_size > len(source):
         raise ValueError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} pictures")
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide among {process_count} processes")
-    mine = slice(process_index, None, process_count)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    mine = _rows(rows, batch_size)
 
     def draw(number: int, index: np.ndarray) -> dict[str, np.ndarray]:
         draws = np.random.default_rng((seed, number)).random((batch_size, 2))
-        seeds = [(seed, number, row) for row in range(batch_size)]
-        return {"index": np.asarray(index)[mine], "draws": draws[mine], "seeds": seeds[mine]}
+        seeds = [(seed, number, int(row)) for row in mine]
+        return {"index": np.asarray(index)[mine], "draws": draws[mine], "seeds": seeds}
 
     gather = _Gather(source, tokenizer, image_size, data.caption_probability_full, transform)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
@@ -240,9 +240,16 @@ def train_iterator(
     threads, ahead = 1, 4  # enough where a batch is one indexing
     if transform is not None or not source.cache:
         one = gather.pictures[:1] if source.cache else source.examples([0], image_size)[0]
-        threads, ahead = _ahead(one, batch_size // process_count)
+        threads, ahead = _ahead(one, len(mine))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return TrainIterator(batches.to_iter_dataset(options), len(source))
+
+
+def _rows(rows: Sequence[int] | None, batch_size: int) -> np.ndarray:
+    mine = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if not len(mine) or mine.min() < 0 or mine.max() >= batch_size:
+        raise ValueError(f"rows must be some of the {batch_size} of a batch, and not {mine.tolist()}")
+    return mine
 
 
 def evaluation_batches(
@@ -255,14 +262,14 @@ def evaluation_batches(
     image_size: int | None = None,
     with_captions: bool = False,
     with_scenes: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     source: Source | None = None,
 ) -> list[dict]:
     """The first `count` examples of a split (all by default) with their full captions, in fixed batches.
 
     The last batch is smaller where `batch_size` does not divide `count`. `with_captions` adds "captions" (list of str)
-    and `with_scenes` "scenes" (list of `Scene`) to each batch. Raises ValueError where the split has fewer examples.
+    and `with_scenes` "scenes" (list of `Scene`) to each batch. `rows` are those of each batch that are read (all by
+    default), as in `train_iterator`. Raises ValueError where the split has fewer examples.
     """
     source = source or open_source(data, split)
     count = len(source) if count is None else count
@@ -270,9 +277,11 @@ def evaluation_batches(
         raise ValueError(f"{count} examples are asked of {data.name} ({split}), which has {len(source)}")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    batches = []
+    if rows is not None and count % batch_size:
+        raise ValueError(f"with rows, all batches must be of one size; {count} examples leave a part of {batch_size}")
+    mine, batches = _rows(rows, batch_size), []
     for start in range(0, count, batch_size):
-        index = np.arange(start, min(start + batch_size, count))[process_index::process_count]
+        index = start + mine[mine < count - start]
         image, captions = source.examples(index, image_size)
         captions = [group[0] for group in captions]
         tokens, mask = _encode(tokenizer, captions)

@@ -110,14 +110,13 @@ def test_a_position_of_another_split_is_refused(data, tokenizer):
 
 def test_processes_share_the_batches_of_one(data, source, tokenizer):
     whole = train_iterator(data, "train", tokenizer, 12, 0, source=source)
-    parts = [
-        train_iterator(data, "train", tokenizer, 12, 0, process_index=i, process_count=3, source=source)
-        for i in range(3)
-    ]
+    shares = ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 2, 3])
+    parts = [train_iterator(data, "train", tokenizer, 12, 0, rows=rows, source=source) for rows in shares]
     for _ in range(6):
         batch = next(whole)
-        for i, part in enumerate(parts):
-            assert _equal(next(part), {key: value[i::3] for key, value in batch.items()})
+        for rows, part in zip(shares, parts, strict=True):
+            assert _equal(next(part), {key: value[rows] for key, value in batch.items()})
+            assert part.get_state() == whole.get_state()
 
 
 def test_image_size(data, tokenizer):
@@ -142,8 +141,8 @@ def test_evaluation_batches_are_fixed(data, tokenizer):
         assert tokenizer.decode(batch["tokens"]) == batch["captions"]
     plain = evaluation_batches(data, "test", tokenizer, 4, 8)
     assert len(plain) == 2 and plain[0].keys() == {"image", "tokens", "mask", "index"}
-    halves = [evaluation_batches(data, "test", tokenizer, 4, 8, process_index=i, process_count=2)[1] for i in (0, 1)]
-    assert [half["index"].tolist() for half in halves] == [[4, 6], [5, 7]]
+    halves = [evaluation_batches(data, "test", tokenizer, 4, 8, rows=rows)[1] for rows in ([0, 1], [2, 3])]
+    assert [half["index"].tolist() for half in halves] == [[4, 5], [6, 7]]
     examples = evaluation_examples(data, "test", 3)
     assert examples.captions == batches[0]["captions"][:3] and examples.scenes == batches[0]["scenes"][:3]
 
@@ -158,8 +157,10 @@ def test_the_environment_names_the_folder(data, tmp_path, monkeypatch):
 def test_bad_input_is_refused_in_one_sentence(data, tokenizer):
     with pytest.raises(ValueError, match="batch_size is 51, but captioned_shapes .train. has only 50"):
         train_iterator(data, "train", tokenizer, 51, 0)
-    with pytest.raises(ValueError, match="9 does not divide among 2 processes"):
-        train_iterator(data, "train", tokenizer, 9, 0, process_count=2)
+    with pytest.raises(ValueError, match="rows must be some of the 9 of a batch"):
+        train_iterator(data, "train", tokenizer, 9, 0, rows=[8, 9])
+    with pytest.raises(ValueError, match="10 examples leave a part of 4"):
+        evaluation_batches(data, "test", tokenizer, 4, 10, rows=[0, 1])
     with pytest.raises(ValueError, match="no split 'tests'; it has .*test"):
         open_source(data, "tests")
     with pytest.raises(ValueError, match="it has one_object, mixed"):
@@ -261,9 +262,8 @@ def test_a_transform_makes_the_same_of_a_picture_in_any_process(data, tokenizer)
     whole = first()
     assert whole["image"].shape == (8, 4, 64, 3) and len({tuple(row) for row in whole["noise"]}) == 8
     assert _equal(whole, first())
-    for process in range(2):
-        part = first(process_index=process, process_count=2)
-        assert _equal(part, {name: value[process::2] for name, value in whole.items()})
+    for rows in ([0, 1, 2, 3], [4, 5, 6, 7]):
+        assert _equal(first(rows=rows), {name: value[rows] for name, value in whole.items()})
 
 
 def test_pictures_are_sent_no_larger_than_they_are_wanted(data, tokenizer, source):

@@ -159,7 +159,7 @@ def test_a_topology_without_libtpu(monkeypatch):
 
 
 def test_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(backend, "setup", lambda: None)
+    monkeypatch.setattr(backend, "setup", lambda *_: None)
     assert command.main(["describe", "configs/shapes.py", "--topology", "banana"]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: the topology 'banana'") and captured.err.count("\n") == 1

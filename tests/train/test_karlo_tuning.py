@@ -158,7 +158,7 @@ def test_a_dropped_caption_is_the_empty_one(place, system, name):
 
 
 def test_the_command(place, system, monkeypatch, capsys):
-    monkeypatch.setattr(backend, "setup", lambda: None)
+    monkeypatch.setattr(backend, "setup", lambda *_: None)
     arguments = ["configs/karlo.py", str(place / "karlo"), str(place / "pictures")]
     assert command.main(["describe", *arguments, "decoder.batch_size=8", "prior.process.clip=10"]) == 0
     shown = capsys.readouterr().out

@@ -40,7 +40,7 @@ def system(accelerator):
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> str:
     # The tests' own jax settings stay.
-    monkeypatch.setattr(backend, "setup", lambda: None)
+    monkeypatch.setattr(backend, "setup", lambda *_: None)
     monkeypatch.setenv("DALLE2_DATA_DIR", str(tmp_path / "data"))
     path = tmp_path / "two.py"
     path.write_text(TWO_STAGES)
@@ -73,6 +73,8 @@ def call(*arguments) -> int:
         (["shapes", "clip", "clip.init_from=runs/none/clip"], "clip.init_from: runs/none/clip is not a stage's folder"),
         (["shapes", "all", "--init-from", "none"], "--init-from none has none of the stages"),
         (["describe"], "describe wants a config"),
+        (["describe", "shapes", "--distributed"], "describe runs in one process"),
+        (["{config}", "toy", "--processes", "2"], "--coordinator HOST:PORT and --process I is missing"),
         (["shapes", "all", "decoder.image_drop=2"], "decoder.image_drop is 2.0; it must lie in 0 to 1"),
         (["shapes", "all", "prior.sampling.steps=many"], "'many'"),
         (["shapes", "all", "decoder.module.unet.image_size=15"], "15x15 does not divide"),
@@ -205,3 +207,10 @@ def test_a_stage_that_needs_an_unfinished_one(config, tmp_path, capsys, monkeypa
     capsys.readouterr()
     assert call(config, "second", "--runs-dir", tmp_path / "runs") == 2
     assert "toy, which has stopped at step 2 of 3" in capsys.readouterr().err
+
+
+def test_a_runs_folder_that_is_an_address(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(config, "toy", "--runs-dir", "gs://bucket/runs") == 2
+    assert "--runs-dir gs:/bucket/runs is an address; mount what it names" in capsys.readouterr().err
+    assert not (tmp_path / "gs:").exists()
