@@ -6,7 +6,10 @@
 
 Each side measures a case in a process of its own, one side after the other and that several times over (rounds), so
 that what else the machine does strikes all of them. A figure is the median over the rounds, each of which is the median
-of some repetitions; beside it stands the spread of the rounds. Prints a Markdown table; `--out` writes all of it as JSON.
+of some repetitions; beside it stands the rounds' spread. Prints a Markdown table; `--out` writes all of it as JSON.
+
+torch's threads wait for each other by spinning: with anything else on the machine the peers get several times slower,
+and XLA not. The table says how much was running.
 """
 
 from __future__ import annotations
@@ -51,10 +54,10 @@ SIDES = (
     Side("dalle2-pytorch", "benchmarks.dalle2_pytorch_peer"),
     Side("dalle2-pytorch-compiled", "benchmarks.dalle2_pytorch_peer", ("--compile",)),
 )
-# On an accelerator there is but one device; dalle2-pytorch does not compile (its rotary embedding keeps state).
+# A GPU is one device anyway.
 USUAL = {
-    "cpu": ("ours", "ours-one-device", "diffusers", "diffusers-compiled", "dalle2-pytorch"),
-    "cuda": ("ours", "diffusers", "diffusers-compiled", "dalle2-pytorch"),
+    "cpu": [side.name for side in SIDES],
+    "cuda": [side.name for side in SIDES if side.name != "ours-one-device"],
 }
 
 

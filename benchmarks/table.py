@@ -14,9 +14,9 @@ MEASURES = {"forward": "forward", "train_step": "train step", "full_step": "full
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 NOTE = (
     "Seconds are the median over the rounds (least to most), without the first call. A train step is loss, gradients "
-    "and AdamW; a full step also clips the gradient and keeps a moving average. Against ours: how many times as long as "
-    "the best of ours; above 1, ours is faster. Memory is the process's peak, on a GPU that of the device. Compile is "
-    "what the first call took beyond a later one, in the first round."
+    "and AdamW, on embeddings that are given; a full step also clips the gradient and keeps a moving average. Against "
+    "ours: how many times as long as the best of ours; above 1, ours is faster. Memory is the process's peak, on a GPU "
+    "the device's. Compile is what the first call took beyond a later one, in the first round."
 )
 
 
