@@ -22,7 +22,7 @@ NOTE = (
 
 def markdown(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
     """All cases; `settings` says on what (`machine`), in which dtype, and how often."""
-    head = f"{settings['machine']}, {settings['dtype']}, {settings['rounds']} rounds of {settings['reps']} repetitions"
+    head = f"{settings['machine']}, {settings['dtype']}, rounds: {settings['rounds']}, repetitions: {settings['reps']}"
     loads = [result["load"] for result in results if result.get("load") is not None]
     if loads:
         head += f"; load before a process {min(loads):.1f} to {max(loads):.1f}"
