@@ -87,6 +87,39 @@ KARLO_UPSAMPLER = {
     "dalle2_pytorch": {"dim": 344, "cond_dim": 320, "num_resnet_blocks": 3},
 }
 
+TINY_PRIOR = {
+    **PRIOR_40M,
+    "embedding": 16,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "text_length": 4,
+    "dalle2_pytorch": {"ff_mult": 3.0},
+}
+TINY_DECODER = {
+    **DECODER_110M,
+    "size": 16,
+    "embedding": 16,
+    "channels": 32,
+    "multipliers": (1, 2),
+    "depth": 1,
+    "attends": (8,),
+    "head_channels": 32,
+    "text_width": 32,
+    "text_length": 4,
+    "dalle2_pytorch": {"dim": 32, "cond_dim": 32},
+}
+TINY_UPSAMPLER = {
+    **UPSAMPLER_22M,
+    "size": 32,
+    "low_size": 16,
+    "embedding": 16,
+    "channels": 32,
+    "multipliers": (1, 2),
+    "depth": 1,
+    "dalle2_pytorch": {"dim": 32, "cond_dim": 32},
+}
+
 CASES = {
     "prior-2": {"title": "prior, 12 layers of 512, 82 positions", **PRIOR_40M, "batch": 2},
     "prior-8": {"title": "prior, 12 layers of 512, 82 positions", **PRIOR_40M, "batch": 8},
@@ -122,16 +155,18 @@ CASES = {
         "guidance": (4.0, 8.0),
         "batch": 1,
     },
-    "tiny": {
-        "title": "prior of a test",
-        **PRIOR_40M,
-        "embedding": 16,
-        "width": 16,
-        "depth": 1,
-        "heads": 2,
-        "text_length": 4,
-        "batch": 2,
-        "dalle2_pytorch": {"ff_mult": 3.0},
+    "tiny-prior": {"title": "to try whether it runs", **TINY_PRIOR, "batch": 2},
+    "tiny-decoder": {"title": "to try whether it runs", **TINY_DECODER, "batch": 2},
+    "tiny-upsampler": {"title": "to try whether it runs", **TINY_UPSAMPLER, "batch": 2},
+    "tiny-generate": {
+        "kind": "generate",
+        "title": "to try whether it runs",
+        "prior": TINY_PRIOR,
+        "decoder": TINY_DECODER,
+        "upsampler": TINY_UPSAMPLER,
+        "steps": (2, 2, 2),
+        "guidance": (4.0, 8.0),
+        "batch": 1,
     },
 }
 

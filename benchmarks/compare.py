@@ -73,6 +73,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of each side, on a CPU")
     parser.add_argument("--cases", help=f"of {', '.join(CASES)}; by default those for the device")
     parser.add_argument("--sides", help=f"of {', '.join(side.name for side in SIDES)}")
+    parser.add_argument("--batch", type=int, help="another batch than the cases'")
     parser.add_argument("--measure", default="forward,train_step", help="forward, train_step, full_step")
     parser.add_argument("--reps", type=int, default=5, help="repetitions, whose median is a round's figure")
     parser.add_argument("--rounds", type=int, default=3)
@@ -116,10 +117,14 @@ def run_side(side: Side, case: str, asked: argparse.Namespace, python: Path, scr
         *("--device", asked.device, "--dtype", asked.dtype, "--threads", str(asked.threads)),
         *("--reps", str(asked.reps), "--measure", asked.measure, *side.options),
     ]
+    if asked.batch is not None:
+        command += ["--batch", str(asked.batch)]
     # What was compiled in the first round, which is where compiling is timed, is there in the later ones.
     caches = {"JAX_COMPILATION_CACHE_DIR": scratch / "jax", "TORCHINDUCTOR_CACHE_DIR": scratch / "torch"}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     threads = {"OMP_NUM_THREADS": str(asked.threads)} if asked.device == "cpu" else {}
+    if asked.device == "cuda":  # of the device's memory, which each process has to itself
+        quiet["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.95"
     environment = {**os.environ, **{name: str(path) for name, path in caches.items()}, **quiet, **threads}
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LONGEST)

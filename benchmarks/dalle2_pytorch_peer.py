@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import CASES
 from benchmarks.torch_step import count, measure_training, precision, report_torch, start_torch, wait, with_memory
-from benchmarks.worker import timed
+from benchmarks.worker import ordered_case, timed
 
 from dalle2_pytorch import Decoder, DiffusionPrior, DiffusionPriorNetwork, Unet  # isort: skip
 
@@ -136,7 +135,7 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measures what the orders say and prints it."""
     orders = start_torch()
-    case = CASES[orders.case]
+    case = ordered_case(orders)
     if case["kind"] != "generate" and case["dalle2_pytorch"] is None:
         sys.exit(f"dalle2-pytorch has no network of the shape of {orders.case}")
     if case["kind"] == "generate" and case["prior"]["dalle2_pytorch"] is None:

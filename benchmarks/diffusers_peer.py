@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import CASES
 from benchmarks.torch_step import compiled, count, measure_training, report_torch, start_torch, wait, with_memory
-from benchmarks.worker import timed
+from benchmarks.worker import ordered_case, timed
 
 import diffusers  # isort: skip
 from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel  # isort: skip
@@ -233,7 +232,7 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measures what the orders say and prints it."""
     orders = start_torch()
-    case = CASES[orders.case]
+    case = ordered_case(orders)
     found = generate(case, orders) if case["kind"] == "generate" else train(case, orders)
     report_torch("diffusers", orders, {"diffusers": diffusers.__version__}, found)
 

@@ -19,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.cases import CASES
-from benchmarks.worker import peak_memory, report, start, timed
+from benchmarks.worker import ordered_case, peak_memory, report, start, timed
 from dalle2_jax import stages
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.decoder import Caption, Decoder, Upsampler
@@ -313,7 +312,7 @@ def main() -> None:
     if orders.one_device:
         jax.config.update("jax_num_cpu_devices", 1)
     setup()
-    case = CASES[orders.case]
+    case = ordered_case(orders)
     found = measure_generate(case, orders) if case["kind"] == "generate" else measure_training(case, orders)
     versions = {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
     report("ours", orders, versions=versions, device_kind=jax.devices()[0].device_kind, **found)

@@ -64,7 +64,8 @@ def case_table(case: str, results: Sequence[Result]) -> str:
             row.append(_speed(rounds[side], measures))
         rows.append(row)
     lines = ["| " + " | ".join(row) + " |" for row in rows] if len(rows) > 2 else []
-    title = f"### {case}: {CASES[case]['title']}, batch {CASES[case]['batch']}" if case in CASES else f"### {case}"
+    batch = next((result["batch"] for result in results if "batch" in result), CASES[case]["batch"])
+    title = f"### {case}: {CASES[case]['title']}, batch {batch}"
     left_out = [f"{side} was not run: {error}" for side, error in errors.items()]
     return "\n".join([title, "", *lines, *[""] * bool(lines and left_out), *left_out]).rstrip()
 

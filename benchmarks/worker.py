@@ -31,6 +31,7 @@ def start() -> argparse.Namespace:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=5)
+    parser.add_argument("--batch", type=int, help="another one than the case's")
     parser.add_argument("--measure", default="forward,train_step")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--one-device", action="store_true", help="one jax device for all cores")
@@ -39,6 +40,12 @@ def start() -> argparse.Namespace:
     if orders.device == "cpu":
         keep_to_cores(orders.threads)
     return orders
+
+
+def ordered_case(orders: argparse.Namespace) -> dict[str, Any]:
+    """The case that was asked for, with the batch that was."""
+    case = CASES[orders.case]
+    return case if orders.batch is None else {**case, "batch": orders.batch}
 
 
 def keep_to_cores(count: int) -> None:
@@ -56,23 +63,29 @@ def peak_memory() -> int:
 def timed(step: Callable[[], Any], reps: int) -> dict[str, Any]:
     """Runs a step that ends when its result is there; returns its seconds and what the first call took beyond them.
 
-    step: the median of `reps` calls after the warm-up; steps: all of them.
+    seconds: the median of `reps` calls after the warm-up; steps: all of them; cpu_seconds: the median of what all of
+    the process's threads worked in a call, which other programs on the machine hardly change.
     """
 
-    def seconds() -> float:
-        began = time.perf_counter()
+    def seconds() -> tuple[float, float]:
+        began, worked = time.perf_counter(), time.process_time()
         step()
-        return time.perf_counter() - began
+        return time.perf_counter() - began, time.process_time() - worked
 
-    first = seconds()
+    first, _ = seconds()
     for _ in range(WARM_UP):
         seconds()
-    steps = [seconds() for _ in range(reps)]
+    steps, worked = zip(*(seconds() for _ in range(reps)), strict=True)
     median = statistics.median(steps)
-    return {"seconds": median, "compile_seconds": max(0.0, first - median), "steps": steps}
+    return {
+        "seconds": median,
+        "cpu_seconds": statistics.median(worked),
+        "compile_seconds": max(0.0, first - median),
+        "steps": steps,
+    }
 
 
 def report(side: str, orders: argparse.Namespace, **found: Any) -> None:
     """Prints what a process found as its last line."""
     line = {"side": side, "case": orders.case, "device": orders.device, "dtype": orders.dtype, **found}
-    print(json.dumps(line | {"threads": orders.threads, "batch": CASES[orders.case]["batch"]}), flush=True)
+    print(json.dumps(line | {"threads": orders.threads, "batch": ordered_case(orders)["batch"]}), flush=True)
