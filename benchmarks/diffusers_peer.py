@@ -154,16 +154,21 @@ def train(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
 
 
 class Captions(torch.nn.Module):
-    """In place of tokenizer and text encoder: states drawn once, so that the measured path starts at them."""
-
-    model_max_length = 77
+    """In place of the text encoder: states drawn once, so that the measured path starts at them."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
-        self.register_buffer("text_embeds", torch.randn(case["batch"], case["prior"]["embedding"]))
         shape = case["batch"], case["prior"]["text_length"], case["prior"]["embedding"]
+        self.register_buffer("text_embeds", torch.randn(shape[0], shape[2]))
         self.register_buffer("last_hidden_state", torch.randn(*shape))
-        self.length = case["prior"]["text_length"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.text_embeds.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.text_embeds.device
 
     def forward(self, tokens: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(text_embeds=self.text_embeds, last_hidden_state=self.last_hidden_state)
@@ -172,10 +177,8 @@ class Captions(torch.nn.Module):
 class Tokens:
     """A tokenizer of captions that nobody reads."""
 
-    model_max_length = 77
-
     def __init__(self, length: int) -> None:
-        self.length = length
+        self.length = self.model_max_length = length
 
     def __call__(self, captions: Any, **settings: Any) -> SimpleNamespace:
         tokens = torch.ones(len(captions) if isinstance(captions, list) else 1, self.length, dtype=torch.long)
@@ -188,11 +191,10 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
     first = upsampler_network(case["upsampler"])
     # Karlo's last step has a network of its own.
     last = upsampler_network(case["upsampler"]) if case["upsampler"]["size"] >= 256 else first
-    captions, tokens = Captions(case), Tokens(case["prior"]["text_length"])
     of_prior, of_decoder, of_upsampler = schedulers()
     pipe = UnCLIPPipeline(
-        tokenizer=tokens,
-        text_encoder=captions,
+        tokenizer=Tokens(case["prior"]["text_length"]),
+        text_encoder=Captions(case),
         prior=prior_network(case["prior"]),
         text_proj=projections,
         decoder=decoder,
