@@ -163,7 +163,7 @@ def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Calla
         params = optax.apply_updates(state["params"], changes)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, value
 
-    return init, jax.jit(step, donate_argnums=0)
+    return init, jax.jit(step, donate_argnums=0, out_shardings=replicate(mesh))
 
 
 class Stepper:
