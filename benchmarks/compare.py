@@ -8,8 +8,8 @@ Each side measures a case in a process of its own, one side after the other and 
 that what else the machine does strikes all of them. A figure is the median over the rounds, each of which is the median
 of some repetitions; beside it stands the rounds' spread. Prints a Markdown table; `--out` writes all of it as JSON.
 
-torch's threads wait for each other by spinning: with anything else on the machine the peers get several times slower,
-and XLA not. The table says how much was running.
+Use a quiet machine: with other programs on it both sides slow down, and the peers more, since torch's threads wait for
+each other by spinning (a step of dalle2-pytorch's prior was seen to take 0.4 s and 26 s). The table says the load.
 """
 
 from __future__ import annotations
