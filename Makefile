@@ -3,6 +3,8 @@
 # make test        set up, run the tests (make test-slow: the long ones, half an hour and 12 GiB)
 # make parity      the comparisons with the peers' own code, run anew: an environment with torch, diffusers, ...
 #                  (CHECKOUTS=DIR: also GLIDE, guided-diffusion and Karlo, from glide-text2im, ... in that folder)
+# make benchmark   ours against diffusers and dalle2-pytorch, in turn, on the GPU if there is one: .cache/benchmark.json
+#                  (COMPARE="--cases prior-2,prior-8 --rounds 5": python -m benchmarks.compare --help); use a quiet machine
 # make lint        ruff
 # make clean       remove the virtual environment and the caches (runs/ stays)
 
@@ -16,7 +18,7 @@ READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 RUN ?= demo
 SEED ?= 0
 
-.PHONY: demo test test-slow parity lint setup clean
+.PHONY: demo test test-slow parity benchmark lint setup clean
 
 demo: setup
 	@$(BIN)/python -m train configs/shapes.py all --run $(RUN) --seed $(SEED) $(DEMO)
@@ -59,6 +61,21 @@ $(PARITY)/.ready: tests/parity/requirements.txt
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt
 	@touch $@
 
+# The peers have pins of their own, so that they live apart.
+BENCHMARK := .venv-benchmark
+ON := $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
+
+benchmark: setup $(BENCHMARK)/.ready
+	@mkdir -p .cache
+	@$(BIN)/python -m benchmarks.compare --device $(ON) --out .cache/benchmark.json $(COMPARE)
+
+# Without the first line pip takes a torch for CUDA; dalle2-pytorch needs the old setuptools.
+$(BENCHMARK)/.ready: benchmarks/requirements.txt
+	@$(PYTHON) -m venv $(BENCHMARK)
+	@$(BENCHMARK)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(BENCHMARK)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@touch $@
+
 lint: setup
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -74,4 +91,4 @@ $(READY): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(PARITY) .cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PARITY) $(BENCHMARK) .cache .pytest_cache .ruff_cache

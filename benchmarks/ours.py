@@ -1,0 +1,322 @@
+"""One case of ours, measured in its own process: `python -m benchmarks.ours --case prior-2`.
+
+The networks, losses, timesteps, dropped captions and the sharding over devices are training's own recipes; only the
+frozen CLIP is left out, whose embeddings stand in the batch. `train_step` is loss, gradients and AdamW, which is what
+the peers are asked for; `full_step` is the loop's own step, with clipping, the moving average and the check for
+numbers that are not finite.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.worker import ordered_case, peak_memory, report, start, timed
+from dalle2_jax import stages
+from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
+from dalle2_jax.decoder import Caption, Decoder, Upsampler
+from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.layers.precision import cast, with_dtype
+from dalle2_jax.layers.unet import UNet
+from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, replicate
+from train.backend import setup
+from train.decoder import DecoderRecipe
+from train.flops import count_flops
+from train.optimizer import decay_mask
+from train.prior import PriorRecipe
+from train.state import abstract_state, create_state, make_step
+from train.system import Recipe
+from train.upsampler import UpsamplerRecipe
+
+Case = dict[str, Any]
+LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2
+
+
+class EmbeddedPrior(PriorRecipe):
+    """Reads CLIP's embeddings from the batch."""
+
+    def _condition(self, batch, frozen):
+        text = {"text_embedding": batch["text_embedding"], "text": batch["states"], "text_mask": batch["mask"]}
+        return batch["image_embedding"], text
+
+
+class EmbeddedDecoder(DecoderRecipe):
+    """Reads CLIP's embeddings from the batch."""
+
+    def _conditions(self, batch, frozen, keep_text):
+        return batch["image_embedding"], Caption(batch["states"], batch["mask"], keep_text, batch["text_embedding"])
+
+
+def clip_sizes(case: Case) -> CLIP:
+    """A CLIP of the embeddings' sizes, which is never run: recipes read the sizes off it."""
+    size, length = case["embedding"], case["text_length"]
+    text = TextTransformer(vocabulary_size=1, context_length=length, width=size, depth=1, heads=1)
+    return CLIP(VisionTransformer(image_size=1, patch_size=1, width=1, depth=1, heads=1), text, embedding_size=size)
+
+
+def prior_module(case: Case, dtype: str) -> DiffusionPrior:
+    return DiffusionPrior(
+        embedding_size=case["embedding"],
+        width=case["width"],
+        depth=case["depth"],
+        heads=case["heads"],
+        context_length=case["text_length"],
+        dtype=dtype,
+    )
+
+
+def unet(case: Case, dtype: str, **fields: Any) -> UNet:
+    return UNet(
+        image_size=case["size"],
+        channels=case["channels"],
+        channel_multipliers=case["multipliers"],
+        depth=case["depth"],
+        dtype=dtype,
+        **fields,
+    )
+
+
+def decoder_module(case: Case, dtype: str) -> Decoder:
+    network = unet(
+        case, dtype, out_channels=6, attention_resolutions=case["attends"], head_channels=case["head_channels"]
+    )
+    return Decoder(network, text_width=case["text_width"], pools_embedding=True, dtype=dtype)
+
+
+def upsampler_module(case: Case, dtype: str) -> Upsampler:
+    plain = {"out_channels": 3, "attention_resolutions": (), "middle_attention": False, "scale_shift": False}
+    return Upsampler(unet(case, dtype, **plain))
+
+
+def make_recipe(case: Case, dtype: str) -> Recipe:
+    """The recipe of a case, as training would attach it."""
+    common = {"steps": 1000, "batch_size": case["batch"]}
+    if case["kind"] == "prior":
+        return EmbeddedPrior(module=prior_module(case, dtype), clip=clip_sizes(case), **common)
+    if case["kind"] == "decoder":
+        return EmbeddedDecoder(module=decoder_module(case, dtype), clip=clip_sizes(case), **common)
+    # The peers see whole pictures, so ours does too; the paper trains on crops.
+    return UpsamplerRecipe(module=upsampler_module(case, dtype), low_size=case["low_size"], crop_fraction=1.0, **common)
+
+
+def make_batch(case: Case) -> dict[str, np.ndarray]:
+    """A batch of noise, as the data would give it."""
+    rng, count = np.random.default_rng(0), case["batch"]
+    batch = {}
+    if "size" in case:
+        batch["image"] = rng.integers(0, 256, (count, case["size"], case["size"], 3), dtype=np.uint8)
+    if "text_length" in case:
+        length = case["text_length"]
+        shapes = {"image_embedding": (), "text_embedding": (), "states": (length,)}
+        for name, shape in shapes.items():
+            batch[name] = rng.standard_normal((count, *shape, case["embedding"]), dtype=np.float32)
+        batch |= {"mask": np.ones((count, length), bool), "tokens": np.zeros((count, length), np.int32)}
+    return batch
+
+
+def make_inputs(case: Case, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arguments of one evaluation of the network, all arrays, so that nothing is computed while compiling."""
+    rng, count = np.random.default_rng(1), case["batch"]
+    timesteps = np.full(count, 500, np.int32)
+    told = {name: batch[name] for name in ("text_embedding",) if name in batch}
+    if case["kind"] != "upsampler":
+        told |= {"text": batch["states"], "text_mask": batch["mask"]}
+    if case["kind"] == "prior":
+        return {"noised_image_embedding": batch["image_embedding"], "timesteps": timesteps, **told}
+
+    def pictures(size: int) -> np.ndarray:
+        return rng.standard_normal((count, size, size, 3), dtype=np.float32)
+
+    if case["kind"] == "upsampler":
+        told["low_resolution"] = pictures(case["low_size"])
+    else:
+        told["image_embedding"] = batch["image_embedding"]
+    return {"x_t": pictures(case["size"]), "timesteps": timesteps, **told}
+
+
+def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Callable]:
+    """(init, step): AdamW on the recipe's loss and nothing else; `step(state, batch)` gives the state and the loss."""
+    adam = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=decay_mask)
+
+    def init(params: Any) -> dict[str, Any]:
+        return {"params": params, "optimizer": adam.init(params), "step": jnp.zeros((), jnp.int32)}
+
+    def step(state: dict[str, Any], batch: Any) -> tuple[dict[str, Any], jax.Array]:
+        batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+        key = jax.random.fold_in(jax.random.key(1), state["step"])
+
+        def loss(params: Any) -> jax.Array:
+            return recipe.loss(params, batch, key, {})[0]
+
+        value, gradient = jax.value_and_grad(loss)(state["params"])
+        changes, optimizer = adam.update(gradient, state["optimizer"], state["params"])
+        params = optax.apply_updates(state["params"], changes)
+        return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, value
+
+    return init, jax.jit(step, donate_argnums=0, out_shardings=replicate(mesh))
+
+
+class Stepper:
+    """Calls a step on its own state, again and again, and waits for it."""
+
+    def __init__(self, step: Callable, state: Any, *arguments: Any) -> None:
+        self.step, self.state, self.arguments = step, state, arguments
+
+    def __call__(self) -> None:
+        self.state, found = self.step(self.state, *self.arguments)
+        jax.block_until_ready((self.state, found))
+
+
+def device_memory() -> int | None:
+    """The most bytes held on the accelerator; None on a CPU, where the host's memory counts."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def size_of(params: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def with_memory(found: dict[str, Any]) -> dict[str, Any]:
+    return found | {"peak_bytes": device_memory() or peak_memory()}
+
+
+def measure_training(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+    """forward, train_step and full_step of one network, in this order, so that each one's peak of memory is its own."""
+    recipe = make_recipe(case, orders.dtype)
+    mesh = make_mesh()
+    if case["batch"] % batch_parts(mesh):
+        mesh = make_mesh(devices=jax.devices()[:1])
+    batch = make_batch(case)
+    batch, inputs = jax.device_put((batch, make_inputs(case, batch)), batch_sharding(mesh))
+    params = jax.jit(recipe.init, out_shardings=replicate(mesh))(jax.random.key(0))
+    jax.block_until_ready((params, batch))
+    found: dict[str, Any] = {"parameters": size_of(params), "devices": mesh.devices.size}
+    if "forward" in orders.measure:
+        call = jax.jit(lambda params, inputs: recipe.module.apply({"params": params}, **inputs))
+        found["forward"] = with_memory(timed(lambda: jax.block_until_ready(call(params, inputs)), orders.reps))
+        found["forward"]["flops"] = count_flops(call.trace(params, inputs).jaxpr)
+    if "train_step" in orders.measure:
+        init, step = plain_step(recipe, mesh)
+        state = jax.jit(init, donate_argnums=0, out_shardings=replicate(mesh))(params)
+        flops = count_flops(step.trace(state, batch).jaxpr)
+        stepper = Stepper(step, state, batch)
+        del state, params
+        found["train_step"] = with_memory(timed(stepper, orders.reps)) | {"flops": flops}
+        del stepper
+    if "full_step" in orders.measure:
+        abstract = abstract_state(recipe, mesh)
+        state = create_state(recipe, abstract)
+        stepper = Stepper(make_step(recipe, mesh, abstract), state, batch, {})
+        del state
+        found["full_step"] = with_memory(timed(stepper, orders.reps))
+    return found
+
+
+def measure_generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+    """The caption's states to a picture, as `DALLE2.generate` does it, each stage compiled once.
+
+    Parameters are in the dtype of the computation, as in a run that is loaded with one.
+    """
+    count, embedding = case["batch"], case["prior"]["embedding"]
+    modules = {
+        "prior": prior_module(case["prior"], orders.dtype),
+        "decoder": decoder_module(case["decoder"], orders.dtype),
+        "upsampler": upsampler_module(case["upsampler"], orders.dtype),
+    }
+    if case["upsampler"]["size"] >= 256:  # Karlo's last step has a network of its own
+        modules["upsampler"] = modules["upsampler"].clone(last=modules["upsampler"].unet.clone())
+    modules = {name: with_dtype(module, orders.dtype) for name, module in modules.items()}
+    params = {name: _random(module, case[name], orders.dtype) for name, module in modules.items()}
+    prior = Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None)
+    decoder = Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0)
+    upsampler = Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0)
+    samplings = [
+        Sampling(sampler="ddpm", steps=str(steps), guidance_scale=scale)
+        for steps, scale in zip(case["steps"], (*case["guidance"], 1.0), strict=True)
+    ]
+    length = case["prior"]["text_length"]
+    rng = np.random.default_rng(0)
+    text_embedding = jnp.asarray(rng.standard_normal((count, embedding), dtype=np.float32))
+    states = jnp.asarray(rng.standard_normal((count, length, embedding), dtype=np.float32))
+    mask, keys = jnp.ones((count, length), bool), jax.random.split(jax.random.key(1), count)
+    caption = Caption(states, mask, jnp.ones(count, bool), text_embedding)
+
+    def generate() -> None:
+        image_embedding = stages.draw_embeddings(
+            keys,
+            params["prior"],
+            text_embedding,
+            states,
+            mask,
+            None,
+            module=modules["prior"],
+            process=prior,
+            sampling=samplings[0],
+        )
+        pictures = stages.decode(
+            keys,
+            params["decoder"],
+            image_embedding,
+            caption,
+            None,
+            module=modules["decoder"],
+            process=decoder,
+            sampling=samplings[1],
+        )
+        pictures = stages.upsample(
+            keys,
+            params["upsampler"],
+            pictures,
+            None,
+            module=modules["upsampler"],
+            process=upsampler,
+            sampling=samplings[2],
+            size=case["upsampler"]["size"],
+            tile=None,
+        )
+        np.asarray(to_uint8(pictures))
+
+    found = with_memory(timed(generate, orders.reps))
+    return {"parameters": size_of(params), "devices": 1, "generate": found}
+
+
+def _random(module: Any, case: Case, dtype: str) -> Any:
+    """Random parameters of a stage, in `dtype`; the last layers too, which start at zero."""
+    recipe = make_recipe({**case, "batch": 1}, "float32")
+    shapes = jax.eval_shape(dataclasses.replace(recipe, module=module).init, jax.random.key(0))
+
+    def draw(key: jax.Array) -> Any:
+        leaves, tree = jax.tree.flatten(shapes)
+        keys = jax.random.split(key, len(leaves))
+        drawn = [0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+        return cast(jax.tree.unflatten(tree, drawn), dtype)
+
+    return jax.jit(draw)(jax.random.key(0))
+
+
+def main() -> None:
+    """Measures what the orders say and prints it."""
+    orders = start()
+    if orders.device == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if orders.one_device:
+        jax.config.update("jax_num_cpu_devices", 1)
+    setup()
+    case = ordered_case(orders)
+    found = measure_generate(case, orders) if case["kind"] == "generate" else measure_training(case, orders)
+    versions = {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
+    report("ours", orders, versions=versions, device_kind=jax.devices()[0].device_kind, **found)
+
+
+if __name__ == "__main__":
+    main()

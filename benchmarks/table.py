@@ -1,0 +1,107 @@
+"""The comparison as Markdown, a table a case."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.cases import CASES
+
+Result = Mapping[str, Any]
+MEASURES = {"forward": "forward", "train_step": "train step", "full_step": "full step", "generate": "whole path"}
+# Dense bfloat16 operations a second, by a word in the device's name (NVIDIA's data sheets).
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+NOTE = (
+    "Seconds are the median over the rounds (least to most), without the first call. A train step is loss, gradients "
+    "and AdamW, on embeddings that are given; a full step also clips the gradient and keeps a moving average. Against "
+    "ours: how many times as long as the best of ours; above 1, ours is faster. Memory is the process's peak, on a GPU "
+    "the device's. Compile is what the first call took beyond a later one, in the first round."
+)
+
+
+def markdown(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
+    """All cases; `settings` says on what (`machine`), in which dtype, and how often."""
+    head = f"{settings['machine']}, {settings['dtype']}, rounds: {settings['rounds']}, repetitions: {settings['reps']}"
+    loads = [result["load"] for result in results if result.get("load") is not None]
+    if loads:
+        head += f"; load before a process {min(loads):.1f} to {max(loads):.1f}"
+    parts = [head + _versions(results)]
+    for case in dict.fromkeys(result["case"] for result in results):
+        parts.append(case_table(case, [result for result in results if result["case"] == case]))
+    return "\n\n".join([*parts, NOTE])
+
+
+def _versions(results: Sequence[Result]) -> str:
+    versions: dict[str, str] = {}
+    for result in results:
+        versions |= result.get("versions", {})
+    return "".join(f", {name} {version}" for name, version in versions.items())
+
+
+def case_table(case: str, results: Sequence[Result]) -> str:
+    """One case: a row a side, in the order in which they ran."""
+    measures = [name for name in MEASURES if any(name in result for result in results)]
+    sides = list(dict.fromkeys(result["side"] for result in results))
+    rounds = {side: [r for r in results if r["side"] == side and "error" not in r] for side in sides}
+    errors = {result["side"]: result["error"] for result in results if "error" in result}
+    flops = any("flops" in result.get(name, {}) for result in results for name in measures)
+    header = ["side", "parameters"]
+    for name in measures:
+        header += [f"{MEASURES[name]}, s", "against ours"]
+    header += ["peak memory", "compile, s"]
+    if flops:
+        header.append("FLOP/s of the last")
+    rows = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for side in sides:
+        if not rounds[side]:
+            continue
+        row = [side, f"{rounds[side][0]['parameters'] / 1e6:.2f}M"]
+        for name in measures:
+            row += _time(name, rounds, side)
+        row += [_memory(rounds[side], measures), _compile(rounds[side], measures)]
+        if flops:
+            row.append(_speed(rounds[side], measures))
+        rows.append(row)
+    lines = ["| " + " | ".join(row) + " |" for row in rows] if len(rows) > 2 else []
+    batch = next((result["batch"] for result in results if "batch" in result), CASES[case]["batch"])
+    title = f"### {case}: {CASES[case]['title']}, batch {batch}"
+    left_out = [f"{side} was not run: {error}" for side, error in errors.items()]
+    return "\n".join([title, "", *lines, *[""] * bool(lines and left_out), *left_out]).rstrip()
+
+
+def seconds_of(results: Sequence[Result], name: str) -> list[float]:
+    return [result[name]["seconds"] for result in results if name in result]
+
+
+def _time(name: str, rounds: Mapping[str, Sequence[Result]], side: str) -> list[str]:
+    """A side's seconds, and its share of the best of ours."""
+    seconds = seconds_of(rounds[side], name)
+    if not seconds:
+        return ["", ""]
+    median = statistics.median(seconds)
+    spread = f" ({min(seconds):.3g} to {max(seconds):.3g})" if len(seconds) > 1 else ""
+    ours = [seconds_of(found, name) for other, found in rounds.items() if other.startswith("ours")]
+    best = min((statistics.median(found) for found in ours if found), default=None)
+    return [f"{median:.3g}{spread}", "" if best is None else f"{median / best:.2f}"]
+
+
+def _memory(results: Sequence[Result], measures: Sequence[str]) -> str:
+    peaks = [result[name]["peak_bytes"] for result in results for name in measures if name in result]
+    return f"{max(peaks) / 2**30:.2f} GiB" if peaks else ""
+
+
+def _compile(results: Sequence[Result], measures: Sequence[str]) -> str:
+    """Of the first round, since later ones find what was compiled."""
+    return " + ".join(f"{results[0][name]['compile_seconds']:.1f}" for name in measures if name in results[0])
+
+
+def _speed(results: Sequence[Result], measures: Sequence[str]) -> str:
+    """Operations a second of the last measure that counts them, and their share of the device's peak in bfloat16."""
+    counted = [name for name in measures if "flops" in results[0].get(name, {})]
+    if not counted:
+        return ""
+    speed = results[0][counted[-1]]["flops"] / statistics.median(seconds_of(results, counted[-1]))
+    kind, half = results[0].get("device_kind", ""), results[0].get("dtype") == "bfloat16"
+    peak = next((peak for name, peak in PEAKS.items() if name in kind and half), None)
+    return f"{speed / 1e9:,.0f}G" + (f" ({speed / peak:.0%} of the peak)" if peak else "")

@@ -1,0 +1,105 @@
+"""The comparison with the peers, as far as it goes without them: one small case of ours, the turns, the table."""
+
+import json
+import math
+
+import jax
+import pytest
+
+from benchmarks import compare, ours
+from benchmarks.cases import CASES, OF_DEVICE
+from benchmarks.table import case_table, markdown
+
+# What diffusers' networks of these cases have.
+DIFFUSERS = {"prior-2": 39_449_088, "decoder": 109_943_174, "decoder-plain": 94_496_006, "upsampler": 21_593_603}
+
+
+def measured(side: str, seconds: float, **more) -> dict:
+    step = {"seconds": seconds, "compile_seconds": 4.0, "steps": [seconds], "peak_bytes": 3 * 2**30}
+    return {"side": side, "case": "prior-2", "parameters": 39_449_088, "train_step": step, "load": 0.5, **more}
+
+
+@pytest.mark.parametrize("case", DIFFUSERS)
+def test_our_networks_are_as_large_as_diffusers(case):
+    shapes = jax.eval_shape(ours.make_recipe(CASES[case], "float32").init, jax.random.key(0))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(DIFFUSERS[case], rel=1e-3)
+
+
+def test_one_case_of_ours(tmp_path, capsys):
+    """A process of its own measures what was asked; the forward pass has the operations counted here by hand."""
+    out = tmp_path / "found.json"
+    words = [
+        "--cases",
+        "tiny-prior",
+        "--sides",
+        "ours",
+        "--rounds",
+        "1",
+        "--reps",
+        "1",
+        "--threads",
+        "1",
+        "--out",
+        str(out),
+    ]
+    assert compare.main(words) == 0
+    (found,) = json.loads(out.read_text())["results"]
+    assert "error" not in found, found
+    batch, text, width = 2, 4, 16
+    tokens = text + 4
+    dense = (text + 4) * width**2 + 12 * tokens * width**2 + width**2  # inputs, block, output
+    attention = 2 * tokens**2 * width
+    assert found["forward"]["flops"] == 2 * batch * (dense + attention)
+    assert found["train_step"]["seconds"] > 0 and found["train_step"]["peak_bytes"] > 2**20
+    assert found["devices"] == 1 and found["dtype"] == "float32"
+    assert "| ours | 0.01M |" in capsys.readouterr().out
+
+
+def test_sides_take_turns_and_one_that_fails_is_left_out():
+    asked = compare.arguments(["--cases", "prior-2,prior-8", "--sides", "diffusers,ours", "--rounds", "2"])
+    turns = []
+
+    def run(side, case):
+        turns.append((case, side.name))
+        return {"case": case, "error": "no luck"} if turns[-1] == ("prior-2", "diffusers") else measured("", 1.0)
+
+    results = compare.compare(asked, run, lambda line: None)
+    first = [("prior-2", "ours"), ("prior-2", "diffusers"), ("prior-2", "ours")]
+    assert turns == [*first, *[("prior-8", "ours"), ("prior-8", "diffusers")] * 2]
+    assert [result["round"] for result in results] == [0, 0, 1, 0, 0, 1, 1]
+
+
+def test_table():
+    found = [measured("ours", seconds) for seconds in (0.5, 0.4, 0.9)]
+    found += [measured("diffusers", 0.75), {"side": "dalle2-pytorch", "case": "prior-2", "error": "exit 1: no module"}]
+    lines = case_table("prior-2", found).splitlines()
+    assert lines[0] == "### prior-2: prior, 12 layers of 512, 82 positions, batch 2"
+    assert lines[2] == "| side | parameters | train step, s | against ours | peak memory | compile, s |"
+    assert lines[4] == "| ours | 39.45M | 0.5 (0.4 to 0.9) | 1.00 | 3.00 GiB | 4.0 |"
+    assert lines[5] == "| diffusers | 39.45M | 0.75 | 1.50 | 3.00 GiB | 4.0 |"
+    assert lines[-1] == "dalle2-pytorch was not run: exit 1: no module"
+
+
+def test_share_of_the_peak():
+    found = measured("ours", 0.5, device_kind="NVIDIA H100 80GB HBM3", dtype="bfloat16", versions={"jax": "0.10.2"})
+    found["train_step"]["flops"] = 989e12 / 4
+    text = markdown({"machine": "one GPU", "dtype": "bfloat16", "rounds": 1, "reps": 5}, [found])
+    assert "| 494,500G (50% of the peak) |" in text
+    assert text.startswith("one GPU, bfloat16, rounds: 1, repetitions: 5; load before a process 0.5 to 0.5, jax 0.10.2")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--cases", "prior-3"], "there is no case 'prior-3'; there are prior-2, prior-8, decoder"),
+        (["--sides", "theirs"], "there is no side 'theirs'; there are ours, ours-one-device, diffusers"),
+        (["--peers", "nowhere/python"], "there is no nowhere/python, where the peers would run: make it with `make"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(words, sentence, capsys):
+    assert compare.main(words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_every_device_has_cases():
+    assert {case for cases in OF_DEVICE.values() for case in cases} == {case for case in CASES if "tiny" not in case}
