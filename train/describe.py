@@ -151,7 +151,10 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
 
 
 def kept_bytes(system: System, recipe: Recipe, params: Any, frozen: Any) -> int:
-    """Bytes a picture that the forward pass keeps for the backward pass: those of one picture more in the batch."""
+    """Bytes a picture that the forward pass keeps for the backward pass: by how much a batch twice as large keeps more.
+
+    What does not grow with the batch, such as the parameters themselves, is not among them.
+    """
 
     def kept(batch_size: int) -> int:
         batch = abstract_batch(system, dataclasses.replace(recipe, batch_size=batch_size), None)
@@ -162,7 +165,7 @@ def kept_bytes(system: System, recipe: Recipe, params: Any, frozen: Any) -> int:
         leaves = jax.tree.leaves(jax.eval_shape(backward, params, batch, frozen))
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf.dtype, "itemsize"))
 
-    return max(1, kept(3) - kept(2))
+    return max(1, (kept(2 * recipe.batch_size) - kept(recipe.batch_size)) // recipe.batch_size)
 
 
 def device_bytes(tree: Any, shardings: Any = None) -> int:

@@ -14,6 +14,7 @@ from train.cascade import abstract_batch
 from train.state import abstract_state, create_state, make_step
 
 STEPS, BATCH, BOUND = 20, 16, 1e-5
+SPLIT_FROM = 256  # elements of a parameter, so that the small ones do not cost a file a device
 STAGES = ("clip", "prior", "decoder", "upsampler")
 MESHES = {"one device": {}, "data": {"data": 8}, "fsdp": {"fsdp": 8}, "all three": {"data": 2, "fsdp": 2, "tensor": 2}}
 # Every mesh hands over to every other one once.
@@ -41,8 +42,8 @@ class Trained:
         self.frozen, self.places = {}, {}
         for name in MESHES:
             mesh = mesh_of(name)
-            abstract = abstract_state(self.recipe, mesh, smallest=8)
-            self.frozen[name] = jax.device_put(frozen, partition(frozen, mesh, smallest=8))
+            abstract = abstract_state(self.recipe, mesh, smallest=SPLIT_FROM)
+            self.frozen[name] = jax.device_put(frozen, partition(frozen, mesh, smallest=SPLIT_FROM))
             self.places[name] = abstract, make_step(self.recipe, mesh, abstract), batch_sharding(mesh)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -97,6 +98,11 @@ def test_losses_on_a_mesh(trained, alone, mesh):
     assert (True in parts) == (mesh != "data"), "parameters are really split"
 
 
+@pytest.mark.parametrize(
+    "trained",
+    ["prior", *(pytest.param(name, marks=pytest.mark.slow) for name in STAGES if name != "prior")],
+    indirect=True,
+)
 def test_checkpoints_go_from_every_mesh_to_every_other(trained, alone, tmp_path):
     bounds = np.linspace(0, STEPS, len(TOUR) + 1).astype(int)
     state, losses = trained.start(TOUR[0]), []
