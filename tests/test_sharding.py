@@ -1,5 +1,7 @@
 """Partition rules on 8 simulated devices, checked against shapes worked out by hand."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dalle2_jax.layers.transformer import Transformer
+from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import (
     batch_parts,
     batch_sharding,
     check_batch,
     cpu_devices,
+    keep_batch_split,
     make_mesh,
     mesh_sizes,
     partition,
@@ -121,6 +125,35 @@ def test_arrays_really_lie_where_the_rules_say():
     assert whole["dense"]["kernel"].addressable_shards[0].data.shape == (48, 64)
     batch = jax.device_put(np.zeros((16, 4)), batch_sharding(make_mesh(data=2, fsdp=2, tensor=2)))
     assert batch.addressable_shards[0].data.shape == (4, 4) and isinstance(batch.sharding, NamedSharding)
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"fsdp": 4, "tensor": 2}])
+def test_activations_stay_split_by_examples(sizes):
+    """No array of a device's program, forwards and backwards, has all 16 examples' 12 tokens, as without it many do."""
+    module = DiffusionPrior(
+        embedding_size=64, width=64, depth=2, heads=2, context_length=8, text_embedding_size=64, remat=True
+    )
+    mesh = make_mesh(**sizes)
+    split = batch_sharding(mesh)
+    shapes = {"image": (16, 64), "timesteps": (16,), "embedding": (16, 64), "text": (16, 8, 64), "mask": (16, 8)}
+    types = {"timesteps": jnp.int32, "mask": bool}
+    inputs = [jax.ShapeDtypeStruct(shape, types.get(name, jnp.float32)) for name, shape in shapes.items()]
+    tree = jax.eval_shape(lambda: module.init(jax.random.key(0), *(jnp.zeros(x.shape, x.dtype) for x in inputs)))
+    placed = partition(tree, mesh, smallest=1)
+
+    def program(keep: contextlib.AbstractContextManager) -> tuple[str, int]:
+        def loss(params, inputs):
+            with keep:
+                return jnp.mean(module.apply(params, *inputs) ** 2)
+
+        step = jax.jit(jax.grad(loss), in_shardings=(placed, split), out_shardings=placed)
+        compiled = step.lower(tree, inputs).compile()
+        return compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
+
+    (kept, memory), (plain, more) = program(keep_batch_split(mesh, 16)), program(contextlib.nullcontext())
+    assert "[16,12," not in kept and "[16,12," in plain and memory < more / 2
+    alone = make_mesh(devices=jax.devices()[:1])
+    assert isinstance(keep_batch_split(alone, 16), contextlib.nullcontext), "nothing to keep on one device"
 
 
 def test_batch_that_does_not_divide_names_both_numbers():
