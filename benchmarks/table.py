@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cases import CASES
+from train.peaks import PEAKS
 
 Result = Mapping[str, Any]
 MEASURES = {"forward": "forward", "train_step": "train step", "full_step": "full step", "generate": "whole path"}
-# Dense bfloat16 operations a second, by a word in the device's name (NVIDIA's data sheets).
-PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 NOTE = (
     "Seconds are the median over the rounds (least to most), without the first call. A train step is loss, gradients "
     "and AdamW, on embeddings that are given; a full step also clips the gradient and keeps a moving average. Against "
@@ -102,6 +101,5 @@ def _speed(results: Sequence[Result], measures: Sequence[str]) -> str:
     if not counted:
         return ""
     speed = results[0][counted[-1]]["flops"] / statistics.median(seconds_of(results, counted[-1]))
-    kind, half = results[0].get("device_kind", ""), results[0].get("dtype") == "bfloat16"
-    peak = next((peak for name, peak in PEAKS.items() if name in kind and half), None)
+    peak = PEAKS.get(results[0].get("device_kind", "")) if results[0].get("dtype") == "bfloat16" else None
     return f"{speed / 1e9:,.0f}G" + (f" ({speed / peak:.0%} of the peak)" if peak else "")
