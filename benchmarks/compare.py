@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.cases import CASES, OF_DEVICE
 from benchmarks.table import markdown
+from dalle2_jax.sharding import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(".venv-benchmark") / "bin" / "python"
@@ -170,8 +171,7 @@ def _is_measure(value: Any) -> bool:
 
 def machine(asked: argparse.Namespace) -> str:
     """What the figures were taken on, in words."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores, {asked.threads} threads a side" if asked.device == "cpu" else "one GPU"
+    return f"{available_cores()} CPU cores, {asked.threads} threads a side" if asked.device == "cpu" else "one GPU"
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle2_jax.data import Data, all_captions, open_source, train_iterator
+from dalle2_jax.sharding import available_cores
 from dalle2_jax.tokenizer import Tokenizer
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black")
@@ -114,7 +115,7 @@ def machine() -> dict:
 
     libraries = ("numpy", "pillow", "grain", "tokenizers")
     return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "load": load(),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in libraries},

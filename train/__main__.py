@@ -125,6 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     import jax
 
     from dalle2_jax.sharding import make_mesh, mesh_sizes
+    from train.hosts import only_first
     from train.overrides import apply_overrides
 
     if options.topology and not describing:
@@ -140,7 +141,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.seed is not None:
         system = with_seed(system, options.seed)
     if options.init_from is not None:
-        system = with_start(system, options.init_from, print if jax.process_index() == 0 else lambda _: None)
+        system = with_start(system, options.init_from, only_first(print))
     named = bool(words) and (not describing or "=" not in words[0])
     stage = words[0] if named else "all"
     names = list(system.stages) if stage == "all" else [find_stage(stage, system)]

@@ -22,7 +22,7 @@ from train.given import check_given, given_stages, given_tokenizer, is_given, pl
 from train.loop import Result, run
 from train.metrics import duration
 from train.resume import finished_record
-from train.state import abstract_state, make_step
+from train.state import abstract_state, make_step, with_carry
 from train.system import Recipe, System
 
 Log = Callable[[str], None]
@@ -52,7 +52,7 @@ def train_stages(
     Raises:
         ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
-    log = log if jax.process_index() == 0 else _say_nothing
+    log = hosts.only_first(log)
     hosts.check_shared(run_dir)
     check_stages(system, names, mesh)
     check_given(system, run_dir)
@@ -120,7 +120,7 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
             check_pictures(name, recipe, system.data.image_size)
             carry = jax.eval_shape(recipe.init_carry)
-            known = frozen if carry is None else {**frozen, "carry": carry}
+            known = with_carry(frozen, carry)
             jax.eval_shape(recipe.loss, params, abstract_batch(system, recipe, None), jax.random.key(0), known)
             waiting.remove(name)
         if not waiting:
@@ -294,7 +294,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     Raises:
         ValueError: for what is wrong with the config or the mesh.
     """
-    log = log if jax.process_index() == 0 else _say_nothing
+    log = hosts.only_first(log)
     given_tokenizer(system)
     for name, recipe, frozen, _ in planned_stages(system):
         if name not in names:
@@ -353,12 +353,17 @@ def _found(system: System, name: str, run_dir: Path) -> str:
     return " (in place of the given one)" if is_given(system, name, run_dir) else ""
 
 
-def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:
-    """One training step of an attached recipe, lowered from shapes alone; no data is read and nothing is allocated."""
+def trace_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Traced:
+    """One training step of an attached recipe, traced from shapes alone; no data is read and nothing is allocated."""
     placed = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, partition(frozen, mesh, DEFAULT_RULES)
     )
-    return make_step(recipe, mesh, abstract).lower(abstract, abstract_batch(system, recipe, mesh), placed)
+    return make_step(recipe, mesh, abstract).trace(abstract, abstract_batch(system, recipe, mesh), placed)
+
+
+def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:
+    """The same step, lowered."""
+    return trace_step(system, recipe, abstract, frozen, mesh).lower()
 
 
 def abstract_batch(system: System, recipe: Recipe, mesh: Mesh | None) -> dict[str, jax.ShapeDtypeStruct]:
@@ -380,7 +385,3 @@ def abstract_batch(system: System, recipe: Recipe, mesh: Mesh | None) -> dict[st
         "mask": array((length,), jnp.bool_),
         "index": array((), jnp.int32),
     }
-
-
-def _say_nothing(_: str) -> None:
-    pass

@@ -11,11 +11,11 @@ import jax
 from jax.sharding import Mesh
 
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, check_batch, make_mesh, partition
-from train.cascade import abstract_batch, lower_step, plan_stage
+from train.cascade import abstract_batch, plan_stage, trace_step
 from train.flops import count_flops
 from train.given import planned_given
 from train.metrics import duration
-from train.state import abstract_state, make_step
+from train.state import abstract_state, with_carry
 from train.system import Recipe, System
 from train.topology import compile_step, device_memory, topology_mesh
 
@@ -122,7 +122,8 @@ def examine(system: System, mesh: Mesh, names: Sequence[str] = ()) -> tuple[list
 
 
 def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> Stage:
-    lowered = lower_step(system, recipe, abstract, frozen, mesh)
+    traced = trace_step(system, recipe, abstract, frozen, mesh)
+    lowered = traced.lower()
     arguments = jax.tree.map(lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype), lowered.args_info[0])
     state, batch, frozen_shapes = arguments
     gradients = device_bytes(abstract["params"])
@@ -135,7 +136,7 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
         "gradients": gradients,
         "frozen": device_bytes(frozen, partition(frozen, mesh, DEFAULT_RULES)),
     }
-    known = {**frozen_shapes, "carry": state["carry"]} if "carry" in state else frozen_shapes
+    known = with_carry(frozen_shapes, state.get("carry"))
     forward = jax.make_jaxpr(recipe.loss)(state["params"], batch, jax.random.key(0), known)
     return Stage(
         name=name,
@@ -143,7 +144,7 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
         parts={part: _count(tree) for part, tree in abstract["params"].items()},
         frozen=_count(frozen),
         forward=count_flops(forward) / recipe.batch_size,
-        training=count_flops(make_step(recipe, mesh, abstract).trace(*arguments).jaxpr) / recipe.batch_size,
+        training=count_flops(traced.jaxpr) / recipe.batch_size,
         memory=memory,
         activations=kept_bytes(system, recipe, state["params"], known),
         lowered=lowered,

@@ -16,7 +16,7 @@ import jax
 
 from dalle2_jax.checkpoint.rebuild import field_names
 from train.optimizer import accumulated_gradient
-from train.state import State
+from train.state import State, with_carry
 from train.system import Recipe
 
 # Products of queries by keys by head size in cuDNN's kernels.
@@ -47,7 +47,7 @@ def model_flops(recipe: Recipe, step: Any, state: State, batch: Any, frozen: Any
     parts = recipe.optimizer.accumulation
 
     def gradient(state: State, batch: Any, frozen: Any) -> Any:
-        known = {**frozen, "carry": state["carry"]} if "carry" in state else frozen
+        known = with_carry(frozen, state.get("carry"))
 
         def loss(params: Any, micro: Any, key: jax.Array) -> Any:
             return plain.loss(params, micro, key, known)

@@ -181,6 +181,11 @@ def lost_connection(error: BaseException | None) -> str | None:
     return None
 
 
+def only_first(log: Callable[[str], None]) -> Callable[[str], None]:
+    """`log` in the first process, and nothing in the others."""
+    return log if jax.process_index() == 0 else lambda _: None
+
+
 def first_then_others(make: Callable[[], Found]) -> Found:
     """`make()`, in the first process before the others: what it prepares on a shared disk is there for them."""
     if jax.process_count() == 1:

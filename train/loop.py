@@ -35,6 +35,7 @@ from dalle2_jax.sharding import (
     replicate,
 )
 from train.flops import model_flops
+from train.hosts import only_first
 from train.metrics import Clock, History, MetricsWriter, Progress, Speed, duration, is_recorded, mean_of
 from train.peaks import PEAKS
 from train.profile import FOLDER, Profile
@@ -113,7 +114,7 @@ def run(
         CheckpointError: if every checkpoint is damaged.
     """
     stage_dir = Path(stage_dir)
-    log = log if jax.process_index() == 0 else _say_nothing
+    log = only_first(log)
     mesh = make_mesh() if mesh is None else mesh
     check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
     record = stage_record(recipe, stage_name, info)
@@ -406,7 +407,3 @@ def _first_rows(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _say_nothing(_: str) -> None:
-    pass

@@ -84,6 +84,11 @@ def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
     return {**state, **placed}
 
 
+def with_carry(frozen: Any, carry: Any) -> Any:
+    """What a recipe's `loss` is given as `frozen`: the earlier stages' parameters, and the carry where there is one."""
+    return frozen if carry is None else {**frozen, "carry": carry}
+
+
 def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
     """The jitted `step(state, batch, frozen) -> (state, metrics)`; the state is donated.
 
@@ -99,7 +104,7 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         batch = jax.lax.with_sharding_constraint(batch, split)
         key = jax.random.fold_in(state["key"], state["step"])
 
-        known = {**frozen, "carry": state["carry"]} if "carry" in state else frozen
+        known = with_carry(frozen, state.get("carry"))
 
         def loss(params: Any, micro: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
             with keep_batch_split(mesh, recipe.batch_size // settings.accumulation):
