@@ -1,5 +1,9 @@
 """The convolutional blocks of the ADM U-Net: group norm, resampling by two, residual block (ADM Sec. 3)."""
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -84,6 +88,28 @@ def unfold(x: jax.Array, patch: int) -> jax.Array:
     return x.reshape(batch, height * patch, width * patch, channels)
 
 
+def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
+    """`jax.lax.conv_general_dilated` of [batch, height, width, c] with [h, w, c, features], as `flax.linen.Conv` asks
+    for it, but a matrix product where XLA does better with one: kernels of one pixel, and on a CPU kernels of 3x3 that
+    are larger than the picture (its convolution's weight gradient then takes twice as long).
+
+    `padding` is "SAME" or pairs of pixels before and after; dilated and grouped kernels are not for this function.
+    """
+    batch, height, width, _ = x.shape
+    size, same = kernel.shape[:2], padding == "SAME" or all(tuple(pair) == (1, 1) for pair in padding)
+    if size == (1, 1) and tuple(strides) == (1, 1) and padding == "SAME":
+        return jnp.tensordot(x, kernel[0, 0], 1, precision=options["precision"])
+    larger = batch * height * width <= 2 * kernel.shape[-1]
+    if size == (3, 3) and tuple(strides) == (1, 1) and same and larger and jax.default_backend() == "cpu":
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        rows = kernel.reshape(-1, kernel.shape[-1])
+        return jnp.tensordot(jnp.concatenate(shifted, axis=-1), rows, 1, precision=options["precision"])
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
+
 RESAMPLING = {None: lambda x: x, "up": upsample, "down": downsample}
 
 
@@ -116,7 +142,7 @@ class ResBlock(nn.Module):
         h = GroupNorm(self.groups, self.epsilon, self.param_dtype, name="norm_1")(x)
         h = resample(nn.silu(h).astype(dtype))
         x = resample(x.astype(dtype))
-        h = nn.Conv(self.channels, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_1")(h)
+        h = Conv(self.channels, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_1")(h)
 
         width = self.channels * (2 if self.scale_shift else 1)
         time = nn.Dense(width, dtype=jnp.float32, param_dtype=param_dtype, name="time")(nn.silu(embedding))
@@ -127,7 +153,7 @@ class ResBlock(nn.Module):
             h = norm(h + time[:, None, None].astype(dtype))
         h = nn.silu(h).astype(dtype)
         h = nn.Dropout(self.dropout, name="dropout")(h, deterministic=deterministic)
-        h = nn.Conv(
+        h = Conv(
             self.channels,
             (3, 3),
             kernel_init=nn.initializers.zeros,
@@ -136,7 +162,7 @@ class ResBlock(nn.Module):
             name="conv_2",
         )(h)
         if x.shape[-1] != self.channels:
-            x = nn.Conv(self.channels, (1, 1), dtype=dtype, param_dtype=param_dtype, name="skip")(x)
+            x = Conv(self.channels, (1, 1), dtype=dtype, param_dtype=param_dtype, name="skip")(x)
         return x + h
 
 
@@ -158,7 +184,7 @@ class Resample(nn.Module):
             raise ValueError(f'Resample.direction must be "up" or "down", not {self.direction!r}.')
         if self.direction == "up":
             x = upsample(x)
-        return nn.Conv(
+        return Conv(
             self.channels,
             (3, 3),
             strides=1 if self.direction == "up" else 2,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.layers.attention import dot_product_attention
-from dalle2_jax.layers.convolution import GroupNorm, Resample, ResBlock, fold, unfold
+from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, fold, unfold
 from dalle2_jax.layers.embedding import timestep_embedding
 from dalle2_jax.layers.remat import Remat, rematerialised
 
@@ -145,7 +145,7 @@ class UNet(nn.Module):
 
         x = fold(x, self.patch)
         first = self.channels * self.channel_multipliers[0]
-        h = nn.Conv(first, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_in")(x.astype(dtype))
+        h = Conv(first, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_in")(x.astype(dtype))
         skips = [h]
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.depth):
@@ -173,7 +173,7 @@ class UNet(nn.Module):
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.param_dtype, name="norm_out")(h))
         zeros = nn.initializers.zeros
         features = self.out_channels * self.patch**2
-        h = nn.Conv(features, (3, 3), kernel_init=zeros, param_dtype=param_dtype, name="conv_out")(h)
+        h = Conv(features, (3, 3), kernel_init=zeros, param_dtype=param_dtype, name="conv_out")(h)
         return unfold(h, self.patch)
 
     def attends(self, level: int) -> bool:

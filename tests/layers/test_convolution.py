@@ -1,11 +1,12 @@
 """Group norm, resampling and the residual block against plain numpy."""
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.layers.convolution import GroupNorm, Resample, ResBlock, downsample, fold, unfold, upsample
+from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, downsample, fold, unfold, upsample
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,32 @@ def test_fold_moves_squares_of_pixels_into_channels_and_unfold_brings_them_back(
     np.testing.assert_array_equal(unfold(folded, 2), x)
     np.testing.assert_array_equal(fold(x, 1), x)
     np.testing.assert_array_equal(unfold(x, 1), x)
+
+
+def _primitives(function, *arguments):
+    return [equation.primitive.name for equation in jax.make_jaxpr(function)(*arguments).eqns]
+
+
+@pytest.mark.parametrize(
+    ("size", "features", "options", "product"),
+    [
+        (1, 5, {}, True),
+        (3, 24, {}, True),
+        (3, 24, {"padding": 1}, True),
+        (3, 5, {}, False),
+        (3, 24, {"strides": 2, "padding": 1}, False),
+        (3, 24, {"padding": 0}, False),
+    ],
+)
+def test_convolution_as_a_product_is_the_convolution(x, size, features, options, product):
+    ours = Conv(features, (size, size), **options)
+    theirs = flax.linen.Conv(features, (size, size), **options)
+    params = _draw(ours, x)
+
+    def scalar(module):
+        return lambda params, x: jnp.sum(jnp.sin(module.apply({"params": params}, x)))
+
+    assert ("conv_general_dilated" in _primitives(scalar(theirs), params, x)) is True
+    assert ("conv_general_dilated" not in _primitives(scalar(ours), params, x)) is product
+    results = [jax.jit(jax.value_and_grad(scalar(module), (0, 1)))(params, x) for module in (ours, theirs)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
