@@ -73,7 +73,7 @@ def test_a_transformer_is_split_by_heads_and_hidden_units():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     placed = partition(tree, mesh, smallest=64)
     parts = jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, placed)["blocks"]
-    assert parts["attention"]["qkv"]["kernel"] == (3, 32, 3, 2, 16) and parts["attention"]["qkv"]["bias"][2] == 2
+    assert parts["attention"]["qkv"]["kernel"] == (3, 32, 2, 3, 16) and parts["attention"]["qkv"]["bias"][1] == 2
     assert parts["attention"]["out"]["kernel"] == (3, 32, 32) and parts["attention"]["out"]["bias"] == (3, 32)
     assert parts["mlp_in"]["kernel"] == (3, 32, 128) and parts["mlp_in"]["bias"] == (3, 128)
     assert parts["mlp_out"]["kernel"] == (3, 128, 32)
@@ -151,7 +151,7 @@ def test_activations_stay_split_by_examples(sizes):
         return compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes
 
     (kept, memory), (plain, more) = program(keep_batch_split(mesh, 16)), program(contextlib.nullcontext())
-    assert "[16,12," not in kept and "[16,12," in plain and memory < more / 2
+    assert "[16,12," not in kept and "[16,12," in plain and memory < 0.7 * more
     alone = make_mesh(devices=jax.devices()[:1])
     assert isinstance(keep_batch_split(alone, 16), contextlib.nullcontext), "nothing to keep on one device"
 

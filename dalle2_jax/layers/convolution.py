@@ -99,13 +99,19 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: A
     size, same = kernel.shape[:2], padding == "SAME" or all(tuple(pair) == (1, 1) for pair in padding)
     if size == (1, 1) and tuple(strides) == (1, 1) and padding == "SAME":
         return jnp.tensordot(x, kernel[0, 0], 1, precision=options["precision"])
-    larger = batch * height * width <= 2 * kernel.shape[-1]
-    if size == (3, 3) and tuple(strides) == (1, 1) and same and larger and jax.default_backend() == "cpu":
+
+    def convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
         rows = kernel.reshape(-1, kernel.shape[-1])
         return jnp.tensordot(jnp.concatenate(shifted, axis=-1), rows, 1, precision=options["precision"])
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+    if size == (3, 3) and tuple(strides) == (1, 1) and same and batch * height * width <= 2 * kernel.shape[-1]:
+        return jax.lax.platform_dependent(x, kernel, cpu=product, default=convolution)
+    return convolution(x, kernel)
 
 
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)

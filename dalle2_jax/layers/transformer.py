@@ -9,7 +9,8 @@ from dalle2_jax.layers.attention import MultiHeadAttention
 from dalle2_jax.layers.remat import Remat, rematerialised
 
 ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    # The backward pass computes it again from its input: it would else keep several arrays of the hidden size.
+    "gelu": jax.checkpoint(functools.partial(nn.gelu, approximate=False)),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
 

@@ -157,7 +157,7 @@ def text_entries(table: Table, module: TextTransformer, target: str, source: str
     """Adds the caption encoder."""
     table.plain(f"{target}token_embedding/embedding", f"{source}embeddings.token_embedding.weight")
     table.plain(f"{target}positions", f"{source}embeddings.position_embedding.weight")
-    _layers(table, module.depth, f"{target}transformer/blocks", f"{source}encoder.layers")
+    _layers(table, module.depth, module.heads, f"{target}transformer/blocks", f"{source}encoder.layers")
     table.norm(f"{target}final_norm", f"{source}final_layer_norm")
 
 
@@ -173,15 +173,16 @@ def vision_entries(table: Table, module: VisionTransformer, target: str, source:
     table.plain(f"{target}class_token", f"{source}embeddings.class_embedding")
     table.plain(f"{target}positions", f"{source}embeddings.position_embedding.weight")
     table.norm(f"{target}norm_before", f"{source}pre_layrnorm")
-    _layers(table, module.depth, f"{target}transformer/blocks", f"{source}encoder.layers")
+    _layers(table, module.depth, module.heads, f"{target}transformer/blocks", f"{source}encoder.layers")
     table.norm(f"{target}norm_after", f"{source}post_layernorm")
 
 
-def _layers(table: Table, depth: int, target: str, source: str) -> None:
+def _layers(table: Table, depth: int, heads: int, target: str, source: str) -> None:
     for layer in range(depth):
         name = f"{source}.{layer}"
         table.norm(f"{target}/attention_norm", f"{name}.layer_norm1", layer)
-        table.fused(f"{target}/attention/qkv", [f"{name}.self_attn.{part}_proj" for part in "qkv"], layer)
+        parts = [f"{name}.self_attn.{part}_proj" for part in "qkv"]
+        table.fused(f"{target}/attention/qkv", parts, layer, heads=heads)
         table.dense(f"{target}/attention/out", f"{name}.self_attn.out_proj", layer)
         table.norm(f"{target}/mlp_norm", f"{name}.layer_norm2", layer)
         table.dense(f"{target}/mlp_in", f"{name}.mlp.fc1", layer)

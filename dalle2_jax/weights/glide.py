@@ -132,7 +132,7 @@ def glide_table(module: Decoder | Upsampler) -> Table:
     for layer in range(text.depth):
         name, blocks = f"transformer.resblocks.{layer}", "text/transformer/blocks"
         table.norm(f"{blocks}/attention_norm", f"{name}.ln_1", layer)
-        table.heads(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", 3, text.width // text.heads, layer)
+        table.dense(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", layer)
         table.dense(f"{blocks}/attention/out", f"{name}.attn.c_proj", layer)
         table.norm(f"{blocks}/mlp_norm", f"{name}.ln_2", layer)
         table.dense(f"{blocks}/mlp_in", f"{name}.mlp.c_fc", layer)

@@ -117,7 +117,7 @@ def prior_table(module: DiffusionPrior) -> Table:
     for layer in range(module.depth):
         name, blocks = f"{PRIOR}transformer.resblocks.{layer}", "transformer/blocks"
         table.norm(f"{blocks}/attention_norm", f"{name}.ln_1", layer)
-        table.heads(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", 3, module.width // module.heads, layer)
+        table.dense(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", layer)
         table.dense(f"{blocks}/attention/out", f"{name}.attn.c_proj", layer)
         table.norm(f"{blocks}/mlp_norm", f"{name}.ln_2", layer)
         table.dense(f"{blocks}/mlp_in", f"{name}.mlp.c_fc", layer)

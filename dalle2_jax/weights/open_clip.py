@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.tokenizer import ClipTokenizer
 from dalle2_jax.weights import clip
@@ -101,7 +103,7 @@ def clip_table(module: CLIP) -> Table:
     table, patch = Table(), module.vision.patch_size
     table.plain("text/token_embedding/embedding", "token_embedding.weight")
     table.plain("text/positions", "positional_embedding")
-    _layers(table, module.text.depth, "text/transformer/blocks", "transformer.resblocks")
+    _layers(table, module.text.depth, module.text.heads, "text/transformer/blocks", "transformer.resblocks")
     table.norm("text/final_norm", "ln_final")
     table.plain("text_projection/kernel", "text_projection")
     table.add(
@@ -113,27 +115,31 @@ def clip_table(module: CLIP) -> Table:
     table.plain("vision/class_token", "visual.class_embedding")
     table.plain("vision/positions", "visual.positional_embedding")
     table.norm("vision/norm_before", "visual.ln_pre")
-    _layers(table, module.vision.depth, "vision/transformer/blocks", "visual.transformer.resblocks")
+    _layers(
+        table, module.vision.depth, module.vision.heads, "vision/transformer/blocks", "visual.transformer.resblocks"
+    )
     table.norm("vision/norm_after", "visual.ln_post")
     table.plain("image_projection/kernel", "visual.proj")
     table.plain("logit_scale", "logit_scale")
     return table
 
 
-def _layers(table: Table, depth: int, target: str, source: str) -> None:
+def _layers(table: Table, depth: int, heads: int, target: str, source: str) -> None:
+    def by_head(x: np.ndarray) -> np.ndarray:  # [3, heads, head_dim, ...] to [heads, 3, head_dim, ...]
+        return np.swapaxes(x.reshape(3, heads, -1, *x.shape[1:]), 0, 1).reshape(x.shape)
+
     for layer in range(depth):
         name = f"{source}.{layer}"
         table.norm(f"{target}/attention_norm", f"{name}.ln_1", layer)
-        # Already side by side: rows of queries, keys and values.
         table.add(
             f"{target}/attention/qkv/kernel",
             [f"{name}.attn.in_proj_weight"],
             lambda shape: [(prod(shape[1:]), shape[0])],
-            lambda x: x.T,
+            lambda x: by_head(x).T,
             layer,
         )
         bias = f"{target}/attention/qkv/bias"
-        table.add(bias, [f"{name}.attn.in_proj_bias"], lambda shape: [(prod(shape),)], lambda x: x, layer)
+        table.add(bias, [f"{name}.attn.in_proj_bias"], lambda shape: [(prod(shape),)], by_head, layer)
         table.dense(f"{target}/attention/out", f"{name}.attn.out_proj", layer)
         table.norm(f"{target}/mlp_norm", f"{name}.ln_2", layer)
         table.dense(f"{target}/mlp_in", f"{name}.mlp.c_fc", layer)

@@ -70,7 +70,8 @@ def prior_table(module: DiffusionPrior) -> Table:
     for layer in range(module.depth):
         name, blocks = f"transformer_blocks.{layer}", "transformer/blocks"
         table.norm(f"{blocks}/attention_norm", f"{name}.norm1", layer)
-        table.fused(f"{blocks}/attention/qkv", [f"{name}.attn1.to_{part}" for part in "qkv"], layer)
+        parts = [f"{name}.attn1.to_{part}" for part in "qkv"]
+        table.fused(f"{blocks}/attention/qkv", parts, layer, heads=module.heads)
         table.dense(f"{blocks}/attention/out", f"{name}.attn1.to_out.0", layer)
         table.norm(f"{blocks}/mlp_norm", f"{name}.norm3", layer)
         table.dense(f"{blocks}/mlp_in", f"{name}.ff.net.0.proj", layer)

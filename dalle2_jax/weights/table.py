@@ -65,16 +65,23 @@ class Table:
         self.fused(target, [source], layer, bias, places)
 
     def fused(
-        self, target: str, sources: Sequence[str], layer: int | None = None, bias: bool = True, places: int = 0
+        self,
+        target: str,
+        sources: Sequence[str],
+        layer: int | None = None,
+        bias: bool = True,
+        places: int = 0,
+        heads: int = 1,
     ) -> None:
-        """Several Linear layers of one input as one, side by side."""
+        """Several Linear layers of one input as one: side by side, or each head's features side by side."""
         count, ones = len(sources), (1,) * places
 
         def kernels(shape: Shape) -> list[Shape]:
             return [(prod(shape[1:]) // count, shape[0], *ones)] * count
 
         def kernel(*weights: np.ndarray) -> np.ndarray:
-            return np.concatenate([weight.reshape(weight.shape[:2]).T for weight in weights], axis=-1)
+            split = [weight.reshape(weight.shape[:2]).T.reshape(weight.shape[1], heads, -1) for weight in weights]
+            return np.concatenate(split, axis=-1)
 
         self.add(f"{target}/kernel", [f"{source}.weight" for source in sources], kernels, kernel, layer)
         if bias:
@@ -83,7 +90,7 @@ class Table:
                 f"{target}/bias",
                 names,
                 lambda shape: [(prod(shape) // count,)] * count,
-                lambda *biases: np.concatenate(biases),
+                lambda *biases: np.concatenate([each.reshape(heads, -1) for each in biases], axis=-1),
                 layer,
             )
 

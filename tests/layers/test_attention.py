@@ -107,9 +107,9 @@ def test_layout_of_the_fused_projection():
     module = MultiHeadAttention(heads=2)
     x = _random(2, 5, 8)
     params = jax.tree.map(np.asarray, jax.jit(module.init)(jax.random.key(0), x)["params"])
-    params["qkv"]["bias"] = _random(3, 2, 4)
-    qkv = np.einsum("bnd,dckh->bnckh", x, params["qkv"]["kernel"]) + params["qkv"]["bias"]
-    y = _expected(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], np.ones((2, 2, 5, 5), bool)).reshape(2, 5, 8)
+    params["qkv"]["bias"] = _random(2, 3, 4)
+    qkv = np.einsum("bnd,dkch->bnkch", x, params["qkv"]["kernel"]) + params["qkv"]["bias"]
+    y = _expected(qkv[:, :, :, 0], qkv[:, :, :, 1], qkv[:, :, :, 2], np.ones((2, 2, 5, 5), bool)).reshape(2, 5, 8)
     expected = y @ params["out"]["kernel"] + params["out"]["bias"]
     np.testing.assert_allclose(jax.jit(module.apply)({"params": params}, x), expected, atol=1e-5)
 

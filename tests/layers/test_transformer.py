@@ -39,13 +39,13 @@ def _expected(x, blocks, depth, heads, causal):
     for layer in range(depth):
         block = jax.tree.map(lambda leaf, layer=layer: np.asarray(leaf[layer], np.float64), blocks)
         qkv = block["attention"]["qkv"]
-        qkv = np.einsum("bnd,dckh->bnckh", _norm(x, block["attention_norm"]), qkv["kernel"]) + qkv["bias"]
-        logits = np.einsum("bqhd,bkhd->bhqk", qkv[:, :, 0], qkv[:, :, 1]) / np.sqrt(width // heads)
+        qkv = np.einsum("bnd,dkch->bnkch", _norm(x, block["attention_norm"]), qkv["kernel"]) + qkv["bias"]
+        logits = np.einsum("bqhd,bkhd->bhqk", qkv[:, :, :, 0], qkv[:, :, :, 1]) / np.sqrt(width // heads)
         if causal:
             logits = np.where(np.tril(np.ones((tokens, tokens), bool)), logits, -np.inf)
         weights = np.exp(logits)
         weights /= weights.sum(-1, keepdims=True)
-        y = np.einsum("bhqk,bkhd->bqhd", weights, qkv[:, :, 2]).reshape(x.shape)
+        y = np.einsum("bhqk,bkhd->bqhd", weights, qkv[:, :, :, 2]).reshape(x.shape)
         x = x + _dense(y, block["attention"]["out"])
         y = _dense(_norm(x, block["mlp_norm"]), block["mlp_in"])
         y = y / (1 + np.exp(-1.702 * y))
