@@ -27,6 +27,7 @@ from typing import Any
 
 from benchmarks.cases import CASES, OF_DEVICE
 from benchmarks.table import markdown
+from dalle2_jax.checkpoint.files import write_atomically
 from dalle2_jax.sharding import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,8 +138,16 @@ def run_side(side: Side, case: str, asked: argparse.Namespace, python: Path, scr
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(asked: argparse.Namespace, run: Callable[[Side, str], Result], log: Callable[[str], None]) -> list[Result]:
-    """Every case on every side, round after round; a side that failed once is not asked for that case again."""
+def compare(
+    asked: argparse.Namespace,
+    run: Callable[[Side, str], Result],
+    log: Callable[[str], None],
+    save: Callable[[list[Result]], None] = lambda results: None,
+) -> list[Result]:
+    """Every case on every side, round after round; a side that failed once is not asked for that case again.
+
+    save: is given what there is after every process, so that little is lost by who stops it.
+    """
     sides = [side for side in SIDES if side.name in asked.sides]
     results: list[Result] = []
     failed: set[tuple[str, str]] = set()
@@ -152,6 +161,7 @@ def compare(asked: argparse.Namespace, run: Callable[[Side, str], Result], log: 
                 results.append(result)
                 if "error" in result:
                     failed.add((case, side.name))
+                save(results)
                 log(said(result))
     return results
 
@@ -182,17 +192,21 @@ def main(words: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"benchmarks.compare: {error}", file=sys.stderr)
         return 2
+    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "peers")}
+    settings["machine"] = machine(asked)
+
+    def save(results: list[Result]) -> None:
+        if asked.out is not None:
+            write_atomically(asked.out, json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory() as scratch:
         results = compare(
             asked,
             lambda side, case: run_side(side, case, asked, python, Path(scratch)),
             lambda line: print(line, file=sys.stderr, flush=True),
+            save,
         )
-    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "peers")}
-    settings["machine"] = machine(asked)
     print(markdown(settings, results))
-    if asked.out is not None:
-        asked.out.write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
     return 0
 
 
