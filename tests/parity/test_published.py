@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.decoder import CaptionEncoder, Decoder, Upsampler
+from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights import glide, karlo, karlo_original, open_clip
@@ -31,6 +32,9 @@ def weights(reference: dict, part: str) -> dict[str, np.ndarray]:
     return {f"weights/{name.removeprefix(f'{part}/')}": value for name, value in draw(shapes).items()}
 
 
+in_both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+
+
 @pytest.fixture(scope="module")
 def karlo_files():
     return read("karlo_original")
@@ -49,32 +53,34 @@ def pictures(name: str) -> np.ndarray:
     return original(name, 3, 3, 16, 16).transpose(0, 2, 3, 1)
 
 
-@pytest.mark.parametrize("kind", ["padded", "unpadded"])
-def test_karlo_prior(karlo_files, kind):
+@pytest.mark.parametrize(("kind", "dtype"), [("padded", "float32"), ("padded", "bfloat16"), ("unpadded", "float32")])
+def test_karlo_prior(karlo_files, kind, dtype):
     module = DiffusionPrior(
         embedding_size=16, width=24, depth=2, heads=2, context_length=9, embedding_scale=1.0, learned_null=False
     )
+    module = with_dtype(module, dtype)
     inputs = (original("z", 3, 16), KARLO_TIMESTEPS)
     table = karlo_original.prior_table(module)
     params = convert(table, module, weights(karlo_files, "prior"), *inputs, **caption(karlo_files, kind))
     ours = jax.jit(module.apply)({"params": params}, *inputs, **caption(karlo_files, kind))
-    close(ours, karlo_files[f"prior_{kind}"])
+    close(ours, karlo_files[f"prior_{kind}"], dtype=dtype)
 
 
-@pytest.mark.parametrize("kind", ["padded", "unpadded"])
-def test_karlo_decoder(karlo_files, kind):
+@pytest.mark.parametrize(("kind", "dtype"), [("padded", "float32"), ("padded", "bfloat16"), ("unpadded", "float32")])
+def test_karlo_decoder(karlo_files, kind, dtype):
     unet = UNet(
         image_size=16, channels=32, channel_multipliers=(1, 2), depth=1, attention_resolutions=(8,), head_channels=8
     )
-    module = karlo.decoder_module(unet, {"cross_attention_dim": 20})
+    module = with_dtype(karlo.decoder_module(unet, {"cross_attention_dim": 20}), dtype)
     inputs = (pictures("x"), KARLO_TIMESTEPS, original("z", 3, 16))
     table = karlo_original.decoder_table(module)
     params = convert(table, module, weights(karlo_files, "decoder"), *inputs, **caption(karlo_files, kind))
     ours = jax.jit(module.apply)({"params": params}, *inputs, **caption(karlo_files, kind))
-    close(ours, karlo_files[f"decoder_{kind}"])
+    close(ours, karlo_files[f"decoder_{kind}"], dtype=dtype)
 
 
-def test_karlo_upsampler(karlo_files):
+@in_both_dtypes
+def test_karlo_upsampler(karlo_files, dtype):
     unet = UNet(
         image_size=16,
         out_channels=3,
@@ -85,17 +91,18 @@ def test_karlo_upsampler(karlo_files):
         middle_attention=False,
         scale_shift=False,
     )
-    module = karlo.upsampler_module(unet, unet)
+    module = with_dtype(karlo.upsampler_module(unet, unet), dtype)
     inputs = (pictures("x"), KARLO_TIMESTEPS, pictures("low"))
     params = convert(karlo_original.upsampler_table(module), module, weights(karlo_files, "upsampler"), *inputs)
     for place, timestep in enumerate(KARLO_TIMESTEPS):
         ours = jax.jit(module.apply)({"params": params}, pictures("x"), np.full(3, timestep), pictures("low"))
-        close(ours[place], karlo_files["last_step" if timestep == 0 else "first_steps"][place])
+        close(ours[place], karlo_files["last_step" if timestep == 0 else "first_steps"][place], dtype=dtype)
 
 
-def test_open_clip():
+@in_both_dtypes
+def test_open_clip(dtype):
     reference = read("open_clip")
-    module = open_clip.clip_module(json.loads(str(reference["config"])), "the reference")
+    module = with_dtype(open_clip.clip_module(json.loads(str(reference["config"])), "the reference"), dtype)
     drawn = {f"weights/{name}": value for name, value in draw(json.loads(str(reference["shapes"]))).items()}
     pixels = noise("open_clip/pixels", (3, 3, 16, 16)).transpose(0, 2, 3, 1)
     # Theirs is given normalised pixels.
@@ -103,12 +110,16 @@ def test_open_clip():
     inputs = (shown.astype(np.float32), reference["tokens"], reference["mask"])
     params = {"params": convert(open_clip.clip_table(module), module, drawn, *inputs)}
     image, text, _ = jax.jit(module.apply)(params, *inputs)
-    close(image, reference["image_embedding"])
-    close(text, reference["text_embedding"])
+    close(image, reference["image_embedding"], dtype=dtype)
+    close(text, reference["text_embedding"], dtype=dtype)
 
 
-@pytest.mark.parametrize("name", ["base", "upsample", "base_inpaint", "upsample_inpaint"])
-def test_glide(name):
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in ("base", "upsample", "base_inpaint", "upsample_inpaint")]
+    + [(name, "bfloat16") for name in ("base", "upsample_inpaint")],
+)
+def test_glide(name, dtype):
     reference = read("glide")
     unet = UNet(
         image_size=16, channels=32, channel_multipliers=(1, 2), depth=1, attention_resolutions=(8,), head_channels=16
@@ -126,5 +137,6 @@ def test_glide(name):
     else:
         module = Upsampler(unet, text=text, inpainting=painting)
         inputs["low_resolution"] = drawn["low"][:, ::4, ::4]
+    module = with_dtype(module, dtype)
     params = convert(glide.glide_table(module), module, weights(reference, name), **inputs)
-    close(jax.jit(module.apply)({"params": params}, **inputs), reference[name])
+    close(jax.jit(module.apply)({"params": params}, **inputs), reference[name], dtype=dtype)
