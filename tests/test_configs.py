@@ -112,10 +112,9 @@ def lower(name: str, stage: str) -> jax.stages.Lowered:
     return lower_step(system(name), recipe, abstract, frozen, make_mesh(fsdp=8))
 
 
-LARGE = [("paper", "decoder"), ("paper", "upsampler"), ("paper", "upsampler_1024")]
-LARGE += [(name, stage) for name in ("emoji-cpu", "emoji-accelerator") for stage in system(name).stages]
+SLOW = ("emoji-cpu", "emoji-accelerator", "shapes-accelerator")
 CASES = [
-    pytest.param(name, stage, marks=[pytest.mark.slow] if (name, stage) in LARGE else [])
+    pytest.param(name, stage, marks=[pytest.mark.slow] if name in SLOW else [])
     for name in SYSTEMS
     for stage in system(name).stages
     # What an accelerator does not change need not be lowered twice.
