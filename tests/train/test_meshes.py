@@ -89,7 +89,16 @@ def alone(trained) -> list[float]:
     return trained.steps("one device", trained.start("one device"), 0, STEPS)[1]
 
 
-@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "one device"])
+# The U-Nets themselves are not split over `tensor`.
+LOSSES = [
+    pytest.param(stage, mesh, marks=[pytest.mark.slow] if mesh == "all three" and stage in STAGES[2:] else [])
+    for stage in STAGES
+    for mesh in MESHES
+    if mesh != "one device"
+]
+
+
+@pytest.mark.parametrize(("trained", "mesh"), LOSSES, indirect=["trained"])
 def test_losses_on_a_mesh(trained, alone, mesh):
     state, losses = trained.steps(mesh, trained.start(mesh), 0, STEPS)
     np.testing.assert_allclose(losses, alone, rtol=BOUND)
