@@ -30,6 +30,7 @@ from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, replicate
 from train.backend import setup
+from train.compiler import compiler_options
 from train.decoder import DecoderRecipe
 from train.flops import count_flops
 from train.optimizer import decay_mask
@@ -163,7 +164,8 @@ def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Calla
         params = optax.apply_updates(state["params"], changes)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, value
 
-    return init, jax.jit(step, donate_argnums=0, out_shardings=replicate(mesh))
+    options = compiler_options(recipe.module, mesh.devices.flat[0].platform)
+    return init, jax.jit(step, donate_argnums=0, out_shardings=replicate(mesh), compiler_options=options)
 
 
 class Stepper:

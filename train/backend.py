@@ -1,9 +1,7 @@
 """Settings that must be made before jax's backend starts: quieter logs, compiled programs and freed memory kept, CPU
 cores as devices.
 
-The experimental CPU setting that sped up weight gradients of 3x3 convolutions at 16 px
-(`--xla_cpu_experimental_ynn_fusion_type`) was measured on the demo's networks, which fold pixels into channels: it made
-their steps about a tenth slower, so it is not set. XLA_FLAGS stays the user's.
+XLA_FLAGS stays the user's; what a single step is compiled with says compiler.py.
 """
 
 import contextlib

@@ -30,6 +30,7 @@ from dalle2_jax.sharding import (
     place,
     replicate,
 )
+from train.compiler import compiler_options
 from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
 from train.system import Recipe
 
@@ -133,4 +134,9 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         }
         return {**kept, **counters}, report
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings_of(abstract), replicate(mesh)))
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(shardings_of(abstract), replicate(mesh)),
+        compiler_options=compiler_options(recipe.module, mesh.devices.flat[0].platform),
+    )
