@@ -104,12 +104,14 @@ class MultiHeadAttention(nn.Module):
     Fields:
       heads: number of heads; must divide the width.
       is_causal: whether position `i` sees only positions up to `i`.
+      last_only: whether only the last position asks, which sees all of them.
       out_scale: factor on the initial output kernel (deep stacks shrink their residual branches).
       dtype: of the computation. param_dtype: of the parameters.
     """
 
     heads: int
     is_causal: bool = False
+    last_only: bool = False
     out_scale: float = 1.0
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -120,15 +122,16 @@ class MultiHeadAttention(nn.Module):
 
         Args:
           x: `[batch, tokens, width]`.
-          mask: bool, broadcastable to `[batch, heads, tokens, tokens]`; True means that the query sees the key.
+          mask: bool, broadcastable to `[batch, heads, tokens, tokens]`, or with `last_only` to
+            `[batch, heads, 1, tokens]`; True means that the query sees the key.
 
         Returns:
-          `[batch, tokens, width]`.
+          `[batch, tokens, width]`, or `[batch, 1, width]` with `last_only`.
 
         Raises:
           ValueError: if the width does not divide by `heads`.
         """
-        batch, tokens, width = x.shape
+        batch, _, width = x.shape
         if width % self.heads:
             raise ValueError(f"width {width} does not divide into {self.heads} heads; choose heads that divide it")
         scale, dtypes = width**-0.5, {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -140,6 +143,8 @@ class MultiHeadAttention(nn.Module):
             **dtypes,
         )(x)
         query, key, value = (part.squeeze(3) for part in jnp.split(qkv, 3, axis=3))
-        y = dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal)
-        y = y.reshape(batch, tokens, width)
+        if self.last_only:
+            query = query[:, -1:]
+        y = dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal and not self.last_only)
+        y = y.reshape(batch, -1, width)
         return nn.Dense(width, kernel_init=nn.initializers.normal(scale * self.out_scale), name="out", **dtypes)(y)

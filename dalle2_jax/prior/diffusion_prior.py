@@ -159,6 +159,7 @@ class DiffusionPrior(nn.Module):
             depth=self.depth,
             heads=self.heads,
             is_causal=True,
+            last_only=True,
             activation=self.activation,
             epsilon=self.epsilon,
             dropout=self.dropout,
@@ -166,7 +167,7 @@ class DiffusionPrior(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="transformer",
-        )(x, mask, deterministic)[:, -1]
+        )(x, mask, deterministic)[:, 0]
         if self.final_norm:
             x = LayerNorm(epsilon=self.epsilon, param_dtype=self.param_dtype, name="final_norm")(x)
         return nn.Dense(self.embedding_size, dtype="float32", param_dtype=self.param_dtype, name="out")(x)

@@ -16,7 +16,7 @@ from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.tokenizer import tokenizer_from_json
 from dalle2_jax.weights import karlo, pipeline
-from dalle2_jax.weights.prior import STATISTICS, read_statistic
+from dalle2_jax.weights.prior import STATISTICS, block_of, read_statistic
 from dalle2_jax.weights.run import Conversion
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError, open_tensors
@@ -115,13 +115,13 @@ def prior_table(module: DiffusionPrior) -> Table:
     table.dense("text_embedding_projection", f"{PRIOR}text_emb_proj")
     table.dense("text_projection", f"{PRIOR}text_enc_proj")
     for layer in range(module.depth):
-        name, blocks = f"{PRIOR}transformer.resblocks.{layer}", "transformer/blocks"
-        table.norm(f"{blocks}/attention_norm", f"{name}.ln_1", layer)
-        table.dense(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", layer)
-        table.dense(f"{blocks}/attention/out", f"{name}.attn.c_proj", layer)
-        table.norm(f"{blocks}/mlp_norm", f"{name}.ln_2", layer)
-        table.dense(f"{blocks}/mlp_in", f"{name}.mlp.c_fc", layer)
-        table.dense(f"{blocks}/mlp_out", f"{name}.mlp.c_proj", layer)
+        name, (block, place) = f"{PRIOR}transformer.resblocks.{layer}", block_of(module, layer)
+        table.norm(f"{block}/attention_norm", f"{name}.ln_1", place)
+        table.dense(f"{block}/attention/qkv", f"{name}.attn.c_qkv", place)
+        table.dense(f"{block}/attention/out", f"{name}.attn.c_proj", place)
+        table.norm(f"{block}/mlp_norm", f"{name}.ln_2", place)
+        table.dense(f"{block}/mlp_in", f"{name}.mlp.c_fc", place)
+        table.dense(f"{block}/mlp_out", f"{name}.mlp.c_proj", place)
     table.norm("final_norm", f"{PRIOR}final_ln")
     table.dense("out", f"{PRIOR}out_proj")
     return table

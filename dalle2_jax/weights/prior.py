@@ -57,6 +57,11 @@ def read_statistic(tensors: Tensors, name: str, size: int) -> tuple[float, ...]:
     return tuple(values.astype(np.float32).tolist())
 
 
+def block_of(module: DiffusionPrior, layer: int) -> tuple[str, int | None]:
+    """The path of a layer's parameters, and its place where they are stacked: the last one lies by itself."""
+    return ("transformer/last_block", None) if layer == module.depth - 1 else ("transformer/blocks", layer)
+
+
 def prior_table(module: DiffusionPrior) -> Table:
     """The table of a `PriorTransformer`; its clip_mean and clip_std are the module's own fields."""
     table = Table()
@@ -68,14 +73,14 @@ def prior_table(module: DiffusionPrior) -> Table:
     table.dense("text_embedding_projection", "embedding_proj")
     table.dense("text_projection", "encoder_hidden_states_proj")
     for layer in range(module.depth):
-        name, blocks = f"transformer_blocks.{layer}", "transformer/blocks"
-        table.norm(f"{blocks}/attention_norm", f"{name}.norm1", layer)
+        name, (block, place) = f"transformer_blocks.{layer}", block_of(module, layer)
+        table.norm(f"{block}/attention_norm", f"{name}.norm1", place)
         parts = [f"{name}.attn1.to_{part}" for part in "qkv"]
-        table.fused(f"{blocks}/attention/qkv", parts, layer, heads=module.heads)
-        table.dense(f"{blocks}/attention/out", f"{name}.attn1.to_out.0", layer)
-        table.norm(f"{blocks}/mlp_norm", f"{name}.norm3", layer)
-        table.dense(f"{blocks}/mlp_in", f"{name}.ff.net.0.proj", layer)
-        table.dense(f"{blocks}/mlp_out", f"{name}.ff.net.2", layer)
+        table.fused(f"{block}/attention/qkv", parts, place, heads=module.heads)
+        table.dense(f"{block}/attention/out", f"{name}.attn1.to_out.0", place)
+        table.norm(f"{block}/mlp_norm", f"{name}.norm3", place)
+        table.dense(f"{block}/mlp_in", f"{name}.ff.net.0.proj", place)
+        table.dense(f"{block}/mlp_out", f"{name}.ff.net.2", place)
     table.norm("final_norm", "norm_out")
     table.dense("out", "proj_to_clip_embeddings")
     return table

@@ -59,8 +59,48 @@ def test_against_numpy(x, params):
     np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_last_state_alone_is_that_of_the_whole_stack(x, params, padded):
+    """Values and gradients; the parameters are the same, the last layer's in a place of their own."""
+    mask = np.ones((2, 6), bool)
+    mask[0, 2] = not padded
+    alone = MODEL.clone(last_only=True)
+
+    def whole_loss(params):
+        return (MODEL.apply({"params": params}, x, mask)[:, -1:] ** 2).mean()
+
+    def loss(params):
+        state = alone.apply({"params": params}, x, mask)
+        assert state.shape == (2, 1, 16)
+        return (state**2).mean()
+
+    def apart(tree):
+        first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], tree["blocks"]) for part in (np.s_[:-1], -1))
+        return {"blocks": first, "last_block": last}
+
+    shapes = jax.eval_shape(alone.init, jax.random.key(0), x)["params"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, apart(params))
+    expected, expected_gradient = jax.jit(jax.value_and_grad(whole_loss))(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(apart(params))
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, apart(expected_gradient))
+
+
+def test_the_last_state_alone_of_one_layer(x, params):
+    first = jax.tree.map(lambda leaf: leaf[:1], params)
+    last = {"last_block": jax.tree.map(lambda leaf: leaf[0], params["blocks"])}
+    expected = MODEL.clone(depth=1).apply({"params": first}, x)[:, -1:]
+    state = MODEL.clone(depth=1, last_only=True).apply({"params": last}, x)
+    np.testing.assert_allclose(state, expected, atol=1e-5)
+
+
 def test_gelu_is_the_exact_one():
     assert ACTIVATIONS["gelu"](jnp.float32(1.0)) == pytest.approx(0.8413447, abs=1e-6)
+    x = np.linspace(-8, 8, 201, dtype=np.float32)
+    exact = np.asarray(jax.nn.gelu(x, approximate=False))
+    np.testing.assert_allclose(ACTIVATIONS["gelu"](x), exact, atol=1e-6)
+    low = ACTIVATIONS["gelu"](jnp.bfloat16(-2.0))
+    assert low.dtype == jnp.bfloat16 and low == pytest.approx(-0.0455003, rel=2**-8)
     assert ACTIVATIONS["quick_gelu"](jnp.float32(1.0)) == pytest.approx(0.8457958, abs=1e-6)
 
 
