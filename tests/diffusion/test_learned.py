@@ -57,7 +57,10 @@ def learned(process: Process, kind: str, weighting: str):
     [
         (Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0), "simple", "uniform"),
         (Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0), "simple", "min_snr_plus_one"),
-        (Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0), "simple", "uniform"),
+        pytest.param(
+            *(Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0), "simple", "uniform"),
+            marks=pytest.mark.slow,
+        ),
         (
             Process(schedule="linear", prediction="v", variance="learned_range", clip=1.0, zero_terminal_snr=True),
             "hybrid",

@@ -88,6 +88,7 @@ def test_the_config_is_that_of_the_run(place, system):
         assert network.remat and recipe.steps > 2 * system.stages["prior"].steps
 
 
+@pytest.mark.slow
 def test_a_tuned_run_draws_pictures(place, system, tuned):
     run, between = tuned
     theirs = {name: load_stage(place / "karlo" / name).version for name in karlo.STAGES}

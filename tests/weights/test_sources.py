@@ -171,7 +171,7 @@ def test_karlo_as_published(sources, tmp_path, monkeypatch, capsys):
     assert "has 0 files *_stats.*; Karlo's statistics is one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("inpainting", [False, True])
+@pytest.mark.parametrize("inpainting", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_glide(tmp_path, monkeypatch, capsys, inpainting):
     folders.small_glide(monkeypatch)
     folder = folders.glide_folder(tmp_path / "files", inpainting)
@@ -214,6 +214,7 @@ def test_bfloat16(sources, karlo_run, tmp_path):
         DALLE2.load(run, dtype="float16")
 
 
+@pytest.mark.slow
 def test_weights_shared_out_among_devices(karlo_run, monkeypatch):
     """The same pictures from parameters that no device holds whole."""
     monkeypatch.setattr("dalle2_jax.sharding.SMALLEST_SPLIT", 1)
