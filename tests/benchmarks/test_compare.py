@@ -47,8 +47,9 @@ def test_one_case_of_ours(tmp_path, capsys):
     assert "error" not in found, found
     batch, text, width = 2, 4, 16
     tokens = text + 4
-    dense = (text + 4) * width**2 + 12 * tokens * width**2 + width**2  # inputs, block, output
-    attention = 2 * tokens**2 * width
+    block = 3 * tokens + 9  # queries, keys and values of every token; the rest of the only layer for the last one
+    dense = (text + 4) * width**2 + block * width**2 + width**2  # inputs, block, output
+    attention = 2 * tokens * width
     assert found["forward"]["flops"] == 2 * batch * (dense + attention)
     assert found["train_step"]["seconds"] > 0 and found["train_step"]["peak_bytes"] > 2**20
     assert found["devices"] == 1 and found["dtype"] == "float32"

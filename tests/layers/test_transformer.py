@@ -100,7 +100,7 @@ def test_gelu_is_the_exact_one():
     exact = np.asarray(jax.nn.gelu(x, approximate=False))
     np.testing.assert_allclose(ACTIVATIONS["gelu"](x), exact, atol=1e-6)
     low = ACTIVATIONS["gelu"](jnp.bfloat16(-2.0))
-    assert low.dtype == jnp.bfloat16 and low == pytest.approx(-0.0455003, rel=2**-8)
+    assert low.dtype == jnp.bfloat16 and float(low) == pytest.approx(-0.0455003, rel=2**-8)
     assert ACTIVATIONS["quick_gelu"](jnp.float32(1.0)) == pytest.approx(0.8457958, abs=1e-6)
 
 

@@ -120,7 +120,8 @@ def test_the_paper_prior_takes_the_expected_operations():
     stages, refused = examine(only(paper.system(False), "clip", "prior"), make_mesh())
     prior = stages[1]
     assert not refused and prior.frozen == stages[0].parameters
-    blocks, tokens = 12 * 24 * 2048**2, 256 + 4
+    # Of the last layer, queries, keys and values alone are those of every token.
+    blocks, tokens = (12 * 23 + 3) * 2048**2, 256 + 4
     # Six operations a parameter and token, and four thirds for what remat computes again: a block's last product, a
     # third of its weights, is not needed again. Two a parameter and token for the frozen CLIP.
     own = (6 + 4 / 3) * blocks * tokens
