@@ -122,6 +122,16 @@ def upsampler_module(inpainting: bool = False) -> Upsampler:
     return Upsampler(UPSAMPLER, text=CAPTIONS, inpainting=inpainting)
 
 
+def block_entries(table: Table, target: str, source: str, layer: int | None) -> None:
+    """Adds a transformer's layer, of which Karlo's own code has the names too."""
+    table.norm(f"{target}/attention_norm", f"{source}.ln_1", layer)
+    table.dense(f"{target}/attention/qkv", f"{source}.attn.c_qkv", layer)
+    table.dense(f"{target}/attention/out", f"{source}.attn.c_proj", layer)
+    table.norm(f"{target}/mlp_norm", f"{source}.ln_2", layer)
+    table.dense(f"{target}/mlp_in", f"{source}.mlp.c_fc", layer)
+    table.dense(f"{target}/mlp_out", f"{source}.mlp.c_proj", layer)
+
+
 def glide_table(module: Decoder | Upsampler) -> Table:
     """The table of either network: they share the names, and the caption encoder is of the same kind."""
     table, text = Table(), module.text
@@ -130,13 +140,7 @@ def glide_table(module: Decoder | Upsampler) -> Table:
     table.plain("text/positions", "positional_embedding")
     table.plain("text/padding", "padding_embedding")
     for layer in range(text.depth):
-        name, blocks = f"transformer.resblocks.{layer}", "text/transformer/blocks"
-        table.norm(f"{blocks}/attention_norm", f"{name}.ln_1", layer)
-        table.dense(f"{blocks}/attention/qkv", f"{name}.attn.c_qkv", layer)
-        table.dense(f"{blocks}/attention/out", f"{name}.attn.c_proj", layer)
-        table.norm(f"{blocks}/mlp_norm", f"{name}.ln_2", layer)
-        table.dense(f"{blocks}/mlp_in", f"{name}.mlp.c_fc", layer)
-        table.dense(f"{blocks}/mlp_out", f"{name}.mlp.c_proj", layer)
+        block_entries(table, "text/transformer/blocks", f"transformer.resblocks.{layer}", layer)
     table.norm("text/final_norm", "final_ln")
     table.dense("text_time", "transformer_proj")
     return table

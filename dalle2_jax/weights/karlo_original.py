@@ -16,6 +16,7 @@ from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.tokenizer import tokenizer_from_json
 from dalle2_jax.weights import karlo, pipeline
+from dalle2_jax.weights.glide import block_entries
 from dalle2_jax.weights.prior import STATISTICS, block_of, read_statistic
 from dalle2_jax.weights.run import Conversion
 from dalle2_jax.weights.table import Table
@@ -115,13 +116,8 @@ def prior_table(module: DiffusionPrior) -> Table:
     table.dense("text_embedding_projection", f"{PRIOR}text_emb_proj")
     table.dense("text_projection", f"{PRIOR}text_enc_proj")
     for layer in range(module.depth):
-        name, (block, place) = f"{PRIOR}transformer.resblocks.{layer}", block_of(module, layer)
-        table.norm(f"{block}/attention_norm", f"{name}.ln_1", place)
-        table.dense(f"{block}/attention/qkv", f"{name}.attn.c_qkv", place)
-        table.dense(f"{block}/attention/out", f"{name}.attn.c_proj", place)
-        table.norm(f"{block}/mlp_norm", f"{name}.ln_2", place)
-        table.dense(f"{block}/mlp_in", f"{name}.mlp.c_fc", place)
-        table.dense(f"{block}/mlp_out", f"{name}.mlp.c_proj", place)
+        block, place = block_of(module, layer)
+        block_entries(table, block, f"{PRIOR}transformer.resblocks.{layer}", place)
     table.norm("final_norm", f"{PRIOR}final_ln")
     table.dense("out", f"{PRIOR}out_proj")
     return table
