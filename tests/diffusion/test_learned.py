@@ -58,7 +58,9 @@ def learned(process: Process, kind: str, weighting: str):
         (Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0), "simple", "uniform"),
         (Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0), "simple", "min_snr_plus_one"),
         pytest.param(
-            *(Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0), "simple", "uniform"),
+            Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0),
+            "simple",
+            "uniform",
             marks=pytest.mark.slow,
         ),
         (
