@@ -4,12 +4,15 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from configs import shapes
 from dalle2_jax.sharding import make_mesh
-from train import cascade
+from train import cascade, loop
+from train.loop import jitted
 from train.system import Optimizer, Recipe, System
 
 STEPS = 4
@@ -77,14 +80,27 @@ def _short(recipe: Recipe, **changes) -> Recipe:
 
 
 def train(system: System, run_dir: Path, names: Sequence[str] | None = None, **settings) -> tuple[object, list[str]]:
-    """Trains stages (all by default) on one device; `settings` go to the loop. Returns the result and the log."""
+    """Trains stages (all by default) on one device; `settings` go to the loop. Returns the result and the log.
+
+    What a stage compiles is kept for others that are the same, which would else be traced anew each time.
+    """
     lines: list[str] = []
     run, mesh = cascade.run, make_mesh(devices=jax.devices()[:1])
-    cascade.run = functools.partial(run, **settings)
+    cascade.run, loop.jitted = functools.partial(run, **settings), _jitted_once
     try:
         result = cascade.train_stages(
             system, names or list(system.stages), run_dir, mesh, command=COMMAND, log=lines.append
         )
     finally:
-        cascade.run = run
+        cascade.run, loop.jitted = run, jitted
     return result, lines
+
+
+def _jitted_once(recipe: Recipe, mesh: Mesh, abstract: Any) -> Any:
+    key = repr((type(recipe), recipe, mesh, abstract))
+    if key not in _jitted:
+        _jitted[key] = jitted(recipe, mesh, abstract)
+    return _jitted[key]
+
+
+_jitted: dict[str, Any] = {}

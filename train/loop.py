@@ -150,6 +150,12 @@ def stage_record(recipe: Recipe, stage_name: str, info: Mapping[str, Any] | None
     }
 
 
+def jitted(recipe: Recipe, mesh: Mesh, abstract: Any) -> tuple[Callable, Callable, Callable, Callable]:
+    """What a stage compiles: its step, and the recipe's `validate`, `preview` and `measure`."""
+    others = (recipe.validate, recipe.preview, recipe.measure)
+    return make_step(recipe, mesh, abstract), *(jax.jit(f, out_shardings=replicate(mesh)) for f in others)
+
+
 class _Stage:
     """The parts of one run that its steps share."""
 
@@ -159,15 +165,12 @@ class _Stage:
         self.abstract = abstract_state(recipe, mesh, rules, smallest)
         frozen = {} if frozen is None else frozen
         self.frozen = place(frozen, partition(frozen, mesh, rules, smallest))
-        self.step = make_step(recipe, mesh, self.abstract)
+        self.step, self.validate, self.preview, self.measure = jitted(recipe, mesh, self.abstract)
         self.validation = [self._to_devices(batch) for batch in validation]
         self.preview_batch = dict(validation[0]) if validation else None
         self.clock, self.history = Clock(), History()
         self.progress = Progress(name, recipe.steps, log)
         self.busy_seconds: float | None = None
-        whole = replicate(mesh)
-        self._validate = jax.jit(recipe.validate, out_shardings=whole)
-        self._preview = jax.jit(recipe.preview, out_shardings=whole)
 
     def _to_devices(self, batch: HostBatch, sharding: Any = None) -> dict[str, jax.Array]:
         sharding = batch_sharding(self.mesh) if sharding is None else sharding
@@ -359,7 +362,7 @@ class _Stage:
     def _run_validation(self, step: int, ema: Any, metrics: MetricsWriter) -> None:
         key = jax.random.key(VALIDATION_SEED)
         found = [
-            self._validate(ema, batch, jax.random.fold_in(key, index), self.frozen)
+            self.validate(ema, batch, jax.random.fold_in(key, index), self.frozen)
             for index, batch in enumerate(self.validation)
         ]
         if not found:
@@ -373,9 +376,9 @@ class _Stage:
 
     def _measure(self, ema: Any) -> dict[str, Any]:
         """The means over the validation batches of what the recipe measures in the end."""
-        measure, key = jax.jit(self.recipe.measure, out_shardings=replicate(self.mesh)), jax.random.key(MEASURE_SEED)
+        key = jax.random.key(MEASURE_SEED)
         found = [
-            jax.device_get(measure(ema, batch, jax.random.fold_in(key, index), self.frozen))
+            jax.device_get(self.measure(ema, batch, jax.random.fold_in(key, index), self.frozen))
             for index, batch in enumerate(self.validation)
         ]
         means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found) if found else {}
@@ -392,7 +395,7 @@ class _Stage:
             rows, batch = self._shared_rows()
         count = min(len(rows["image"]), self.recipe.preview_count)
         key = jax.random.key(PREVIEW_SEED)
-        drawn = {name: self._preview(state[part], batch, key, self.frozen) for name, part in PREVIEW_COLUMNS.items()}
+        drawn = {name: self.preview(state[part], batch, key, self.frozen) for name, part in PREVIEW_COLUMNS.items()}
         if any(pictures is None for pictures in drawn.values()) or jax.process_index() != 0:
             return
         pictures = [rows["image"][:count], *(np.asarray(made)[:count] for made in drawn.values())]

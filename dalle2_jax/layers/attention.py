@@ -2,11 +2,12 @@
 
 import functools
 import logging
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dalle2_jax.layers.product import product
 
 logger = logging.getLogger(__name__)
 
@@ -87,14 +88,6 @@ def _on_cuda() -> bool:
     return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
 
 
-def flat_product(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, **__: Any) -> jax.Array:
-    """`[..., width]` times `[width, ...]`, as `flax.linen.DenseGeneral` asks for it, by a kernel of two axes: without
-    the copies, transposed, of a larger kernel that XLA makes on a CPU for the gradient (a twentieth of a prior's step).
-    """
-    y = jnp.tensordot(x, kernel.reshape(kernel.shape[0], -1), 1, precision=precision)
-    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
-
-
 class MultiHeadAttention(nn.Module):
     """Self-attention with one fused projection for queries, keys and values.
 
@@ -138,7 +131,7 @@ class MultiHeadAttention(nn.Module):
         qkv = nn.DenseGeneral(
             (self.heads, 3, width // self.heads),
             kernel_init=nn.initializers.normal(scale),
-            dot_general=flat_product,
+            dot_general=product,
             name="qkv",
             **dtypes,
         )(x)
@@ -147,4 +140,5 @@ class MultiHeadAttention(nn.Module):
             query = query[:, -1:]
         y = dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal and not self.last_only)
         y = y.reshape(batch, -1, width)
-        return nn.Dense(width, kernel_init=nn.initializers.normal(scale * self.out_scale), name="out", **dtypes)(y)
+        init = nn.initializers.normal(scale * self.out_scale)
+        return nn.Dense(width, kernel_init=init, dot_general=product, name="out", **dtypes)(y)

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from dalle2_jax.layers.attention import MultiHeadAttention
+from dalle2_jax.layers.product import product
 from dalle2_jax.layers.remat import Remat, rematerialised
 
 
@@ -71,6 +72,7 @@ class Block(nn.Module):
         width = x.shape[-1]
         hidden = round(width * self.mlp_ratio)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = functools.partial(nn.Dense, dot_general=product, **dtypes)
         norm = functools.partial(LayerNorm, epsilon=self.epsilon, param_dtype=self.param_dtype)
         drop = functools.partial(nn.Dropout, rate=self.dropout, deterministic=self.deterministic)
         init = nn.initializers.normal
@@ -89,9 +91,9 @@ class Block(nn.Module):
         x = x + drop(name="attention_dropout")(y)
 
         y = norm(name="mlp_norm")(x).astype(self.dtype)
-        y = nn.Dense(hidden, kernel_init=init((2 * width) ** -0.5), name="mlp_in", **dtypes)(y)
+        y = dense(hidden, kernel_init=init((2 * width) ** -0.5), name="mlp_in")(y)
         y = ACTIVATIONS[self.activation](y)
-        y = nn.Dense(width, kernel_init=init(width**-0.5 * self.residual_scale), name="mlp_out", **dtypes)(y)
+        y = dense(width, kernel_init=init(width**-0.5 * self.residual_scale), name="mlp_out")(y)
         x = x + drop(name="mlp_dropout")(y)
         return x, None
 
