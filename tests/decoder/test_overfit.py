@@ -21,7 +21,7 @@ from train.decoder import DecoderRecipe
 from train.state import abstract_state, create_state, make_step
 from train.system import Optimizer
 
-SIZE, PICTURES, COPIES, STEPS = 16, 8, 2, 320
+SIZE, PICTURES, COPIES, STEPS = 16, 8, 1, 320
 # What the tests' settings save in compilation, four hundred steps would cost here.
 OPTIMISED = {"xla_backend_optimization_level": 3}
 

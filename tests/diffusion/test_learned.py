@@ -56,7 +56,12 @@ def learned(process: Process, kind: str, weighting: str):
     ("process", "kind", "weighting"),
     [
         (Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0), "simple", "uniform"),
-        (Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0), "simple", "min_snr_plus_one"),
+        pytest.param(
+            Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=1.0),
+            "simple",
+            "min_snr_plus_one",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             Process(schedule="cosine", prediction="v", variance="fixed_small", clip=1.0),
             "simple",

@@ -32,7 +32,7 @@ def weights(reference: dict, part: str) -> dict[str, np.ndarray]:
     return {f"weights/{name.removeprefix(f'{part}/')}": value for name, value in draw(shapes).items()}
 
 
-in_both_dtypes = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+BFLOAT16 = pytest.param("bfloat16", marks=pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_karlo_decoder(karlo_files, kind, dtype):
     close(ours, karlo_files[f"decoder_{kind}"], dtype=dtype)
 
 
-@in_both_dtypes
+@pytest.mark.parametrize("dtype", ["float32", BFLOAT16])
 def test_karlo_upsampler(karlo_files, dtype):
     unet = UNet(
         image_size=16,
@@ -99,7 +99,7 @@ def test_karlo_upsampler(karlo_files, dtype):
         close(ours[place], karlo_files["last_step" if timestep == 0 else "first_steps"][place], dtype=dtype)
 
 
-@in_both_dtypes
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_open_clip(dtype):
     reference = read("open_clip")
     module = with_dtype(open_clip.clip_module(json.loads(str(reference["config"])), "the reference"), dtype)
@@ -117,7 +117,7 @@ def test_open_clip(dtype):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [(name, "float32") for name in ("base", "upsample", "base_inpaint", "upsample_inpaint")]
-    + [(name, "bfloat16") for name in ("base", "upsample_inpaint")],
+    + [pytest.param(name, "bfloat16", marks=pytest.mark.slow) for name in ("base", "upsample_inpaint")],
 )
 def test_glide(name, dtype):
     reference = read("glide")

@@ -10,6 +10,7 @@ import pytest
 from configs import paper, shapes
 from dalle2_jax.data.pipeline import Data
 from dalle2_jax.sharding import make_mesh
+from tests.cascade import tiny_system
 from tests.train.toy import SIZE, ToyNet, toy_recipe
 from train import __main__ as command
 from train import backend
@@ -70,7 +71,7 @@ def test_activations_are_what_the_backward_pass_needs():
 
 
 def test_one_stage_alone(capsys):
-    assert describe(paper.system(False), ["prior"], mesh={"fsdp": 4, "tensor": 2}) == 0
+    assert describe(tiny_system("unused"), ["prior"], mesh={"fsdp": 4, "tensor": 2}) == 0
     output = capsys.readouterr().out
     assert [row[0] for row in _table_rows(output)] == ["prior"]
     assert "8 x cpu: 1 copy of the state, split over 8 devices, 2 of which share each example" in output

@@ -101,18 +101,17 @@ def test_nothing_half_written_is_left(system, tmp_path, monkeypatch):
 
 def test_a_dry_run_and_a_description_write_nothing(tiny, system, tmp_path, capsys):
     lines, mesh = [], make_mesh(devices=jax.devices()[:1])
-    plan_stages(system, ["decoder"], tmp_path / "run", mesh, lines.append)
-    assert f"clip: that of {tiny.run_dir / 'clip'}" in lines and not any(
-        line.startswith("decoder: that") for line in lines
-    )
+    plan_stages(system, ["prior"], tmp_path / "run", mesh, lines.append)
+    assert f"clip: that of {tiny.run_dir / 'clip'}" in lines
+    assert not any(line.startswith("prior: that") for line in lines)
     assert not list(tmp_path.iterdir())
     given.place_given(system, [], tmp_path / "run", lines.append)
-    plan_stages(system, ["decoder"], tmp_path / "run", mesh, lines.append)
-    assert any(line.startswith("decoder: ") and line.endswith("(in place of the given one)") for line in lines)
-    assert describe(system) == 0
+    plan_stages(system, ["prior"], tmp_path / "run", mesh, lines.append)
+    assert any(line.startswith("prior: ") and line.endswith("(in place of the given one)") for line in lines)
+    assert describe(system, ["prior"]) == 0
     shown = capsys.readouterr().out
     assert f"given: clip, that of {tiny.run_dir / 'clip'}" in shown
-    assert f"given until it is trained: decoder, that of {tiny.run_dir / 'decoder'}" in shown
+    assert f"given until it is trained: prior, that of {tiny.run_dir / 'prior'}" in shown
 
 
 def test_refusals(tiny, system, tmp_path):

@@ -138,7 +138,7 @@ def test_bfloat16_weights_are_trained_in_float32(tmp_path, place):
     )
 
 
-@pytest.mark.parametrize("name", TUNED)
+@pytest.mark.parametrize("name", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_dropped_caption_is_the_empty_one(place, system, name):
     """The loss of dropped captions is that of empty ones, whatever they said."""
     recipe, frozen = attached(system, place, name)

@@ -152,6 +152,7 @@ def test_dry_run_lowers_and_writes_nothing(config, tmp_path, capsys):
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.slow
 def test_the_shapes_config_lowers(config, capsys, tmp_path):
     assert call("shapes", "upsampler", "--dry-run", "--runs-dir", tmp_path / "runs") == 0
     assert "upsampler: " in capsys.readouterr().out

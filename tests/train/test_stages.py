@@ -78,7 +78,7 @@ def test_clips_temperature_is_recorded(tiny):
 
 # The loop is one for all of them, and the others are with the slow tests.
 @pytest.mark.parametrize(
-    "name", [name if name in ("prior", "decoder") else pytest.param(name, marks=pytest.mark.slow) for name in STAGES]
+    "name", [name if name == "prior" else pytest.param(name, marks=pytest.mark.slow) for name in STAGES]
 )
 def test_a_stopped_stage_goes_on_bit_equal(tiny, tmp_path, name):
     for needed in NEEDS[name]:
