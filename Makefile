@@ -4,7 +4,7 @@
 # make parity      the comparisons with the peers' own code, run anew: an environment with torch, diffusers, ...
 #                  (CHECKOUTS=DIR: also GLIDE, guided-diffusion and Karlo, from glide-text2im, ... in that folder)
 # make benchmark   ours against diffusers and dalle2-pytorch, in turn, on the GPU if there is one: .cache/benchmark.json
-#                  (COMPARE="--cases prior-2,prior-8 --rounds 5": python -m benchmarks.compare --help); use a quiet machine
+#                  (COMPARE="--cases prior-2,prior-8 --reps 25": python -m benchmarks.compare --help); use a quiet machine
 # make lint        ruff
 # make clean       remove the virtual environment and the caches (runs/ stays)
 

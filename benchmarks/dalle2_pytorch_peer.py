@@ -128,7 +128,7 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         pictures.cpu()
         wait(orders)
 
-    found = with_memory(timed(draw, orders.reps), orders)
+    found = with_memory(timed(draw, orders), orders)
     return {"parameters": count([prior, *cascade.unets]), "generate": found}
 
 

@@ -227,7 +227,7 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         )
         wait(orders)
 
-    found = with_memory(timed(draw, orders.reps), orders)
+    found = with_memory(timed(draw, orders), orders)
     return {"parameters": count(networks.values()), "generate": found}
 
 

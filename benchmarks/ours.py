@@ -205,7 +205,7 @@ def measure_training(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"parameters": size_of(params), "devices": mesh.devices.size}
     if "forward" in orders.measure:
         call = jax.jit(lambda params, inputs: recipe.module.apply({"params": params}, **inputs))
-        found["forward"] = with_memory(timed(lambda: jax.block_until_ready(call(params, inputs)), orders.reps))
+        found["forward"] = with_memory(timed(lambda: jax.block_until_ready(call(params, inputs)), orders))
         found["forward"]["flops"] = count_flops(call.trace(params, inputs).jaxpr)
     if "train_step" in orders.measure:
         init, step = plain_step(recipe, mesh)
@@ -213,14 +213,14 @@ def measure_training(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         flops = count_flops(step.trace(state, batch).jaxpr)
         stepper = Stepper(step, state, batch)
         del state, params
-        found["train_step"] = with_memory(timed(stepper, orders.reps)) | {"flops": flops}
+        found["train_step"] = with_memory(timed(stepper, orders)) | {"flops": flops}
         del stepper
     if "full_step" in orders.measure:
         abstract = abstract_state(recipe, mesh)
         state = create_state(recipe, abstract)
         stepper = Stepper(make_step(recipe, mesh, abstract), state, batch, {})
         del state
-        found["full_step"] = with_memory(timed(stepper, orders.reps))
+        found["full_step"] = with_memory(timed(stepper, orders))
     return found
 
 
@@ -288,7 +288,7 @@ def measure_generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         )
         np.asarray(to_uint8(pictures))
 
-    found = with_memory(timed(generate, orders.reps))
+    found = with_memory(timed(generate, orders))
     return {"parameters": size_of(params), "devices": 1, "generate": found}
 
 

@@ -12,19 +12,22 @@ from train.peaks import PEAKS
 Result = Mapping[str, Any]
 MEASURES = {"forward": "forward", "train_step": "train step", "full_step": "full step", "generate": "whole path"}
 NOTE = (
-    "Seconds are the median over the rounds (least to most), without the first call. A train step is loss, gradients "
-    "and AdamW, on embeddings that are given; a full step also clips the gradient and keeps a moving average. Against "
-    "ours: how many times as long as the best of ours; above 1, ours is faster. Memory is the process's peak, on a GPU "
-    "the device's. Compile is what the first call took beyond a later one, in the first round."
+    "Seconds are the median over the rounds, without the first call; in brackets the rounds' least and most, of a "
+    "single round the middle half of its steps. A train step is loss, gradients and AdamW, on embeddings that are "
+    "given; a full step also clips the gradient and keeps a moving average. Against ours: how many times as long as "
+    "the best of ours; above 1, ours is faster. Memory is the process's peak, on a GPU the device's. Compile is what "
+    "the first call took beyond a later one, in the first round."
 )
 
 
 def markdown(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
     """All cases; `settings` says on what (`machine`), in which dtype, and how often."""
     head = f"{settings['machine']}, {settings['dtype']}, rounds: {settings['rounds']}, repetitions: {settings['reps']}"
+    if settings.get("turns") == "step":
+        head += ", the sides in turn step by step"
     loads = [result["load"] for result in results if result.get("load") is not None]
     if loads:
-        head += f"; load before a process {min(loads):.1f} to {max(loads):.1f}"
+        head += f"; load before a round {min(loads):.1f} to {max(loads):.1f}"
     parts = [head + _versions(results)]
     for case in dict.fromkeys(result["case"] for result in results):
         parts.append(case_table(case, [result for result in results if result["case"] == case]))
@@ -79,10 +82,19 @@ def _time(name: str, rounds: Mapping[str, Sequence[Result]], side: str) -> list[
     if not seconds:
         return ["", ""]
     median = statistics.median(seconds)
-    spread = f" ({min(seconds):.3g} to {max(seconds):.3g})" if len(seconds) > 1 else ""
+    ends = (min(seconds), max(seconds)) if len(seconds) > 1 else _middle_half(rounds[side][0][name]["steps"])
+    spread = f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
     ours = [seconds_of(found, name) for other, found in rounds.items() if other.startswith("ours")]
     best = min((statistics.median(found) for found in ours if found), default=None)
     return [f"{median:.3g}{spread}", "" if best is None else f"{median / best:.2f}"]
+
+
+def _middle_half(steps: Sequence[float]) -> tuple[float, float] | None:
+    """The quartiles of a round's steps; None of too few."""
+    if len(steps) < 4:
+        return None
+    first, _, third = statistics.quantiles(steps, n=4)
+    return first, third
 
 
 def _memory(results: Sequence[Result], measures: Sequence[str]) -> str:

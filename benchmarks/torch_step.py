@@ -75,7 +75,7 @@ def measure_training(
     if "forward" in orders.measure:
         for module in modules:
             module.eval()
-        found["forward"] = with_memory(timed(evaluate, orders.reps), orders)
+        found["forward"] = with_memory(timed(evaluate, orders), orders)
     for module in modules:
         module.train()
     adam = torch.optim.AdamW(params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
@@ -95,10 +95,10 @@ def measure_training(
         wait(orders)
 
     if "train_step" in orders.measure:
-        found["train_step"] = with_memory(timed(train, orders.reps), orders)
+        found["train_step"] = with_memory(timed(train, orders), orders)
     if "full_step" in orders.measure:
         average = [p.detach().clone() for p in params]
-        found["full_step"] = with_memory(timed(train, orders.reps), orders)
+        found["full_step"] = with_memory(timed(train, orders), orders)
     return found
 
 

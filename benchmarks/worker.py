@@ -19,6 +19,8 @@ from typing import Any
 from benchmarks.cases import CASES
 
 MEASURES = ("forward", "train_step", "full_step")
+# What a process prints when it waits for its turn to take a measured step.
+TURN = "turn"
 # Beyond the first one, which compiles.
 WARM_UP = 1
 
@@ -33,6 +35,7 @@ def start() -> argparse.Namespace:
     parser.add_argument("--reps", type=int, default=5)
     parser.add_argument("--batch", type=int, help="another one than the case's")
     parser.add_argument("--measure", default="forward,train_step")
+    parser.add_argument("--in-turn", action="store_true", help=f"before each step print {TURN!r} and await a line")
     parser.add_argument("--compile", action="store_true", help="torch.compile")
     parser.add_argument("--one-device", action="store_true", help="one jax device for all cores")
     orders = parser.parse_args()
@@ -60,11 +63,11 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def timed(step: Callable[[], Any], reps: int) -> dict[str, Any]:
+def timed(step: Callable[[], Any], orders: argparse.Namespace) -> dict[str, Any]:
     """Runs a step that ends when its result is there; returns its seconds and what the first call took beyond them.
 
-    seconds: the median of `reps` calls after the warm-up; steps: all of them; cpu_seconds: the median of what all of
-    the process's threads worked in a call, which other programs on the machine hardly change.
+    seconds: the median of `orders.reps` calls after the warm-up; steps: all of them; cpu_seconds: the median of what
+    all of the process's threads worked in a call, which other programs on the machine hardly change.
     """
 
     def seconds() -> tuple[float, float]:
@@ -75,7 +78,12 @@ def timed(step: Callable[[], Any], reps: int) -> dict[str, Any]:
     first, _ = seconds()
     for _ in range(WARM_UP):
         seconds()
-    steps, worked = zip(*(seconds() for _ in range(reps)), strict=True)
+    measured = []
+    for _ in range(orders.reps):
+        if orders.in_turn:
+            await_turn()
+        measured.append(seconds())
+    steps, worked = zip(*measured, strict=True)
     median = statistics.median(steps)
     return {
         "seconds": median,
@@ -83,6 +91,13 @@ def timed(step: Callable[[], Any], reps: int) -> dict[str, Any]:
         "compile_seconds": max(0.0, first - median),
         "steps": steps,
     }
+
+
+def await_turn() -> None:
+    """Says that a step may come and waits until it is called for; ends the process if nobody is left to call."""
+    print(TURN, flush=True)
+    if not sys.stdin.readline():
+        sys.exit("nobody calls for a step any more")
 
 
 def report(side: str, orders: argparse.Namespace, **found: Any) -> None:

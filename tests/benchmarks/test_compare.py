@@ -2,6 +2,9 @@
 
 import json
 import math
+import os
+import sys
+import time
 
 import jax
 import pytest
@@ -60,14 +63,48 @@ def test_sides_take_turns_and_one_that_fails_is_left_out():
     asked = compare.arguments(["--cases", "prior-2,prior-8", "--sides", "diffusers,ours", "--rounds", "2"])
     turns = []
 
-    def run(side, case):
-        turns.append((case, side.name))
-        return {"case": case, "error": "no luck"} if turns[-1] == ("prior-2", "diffusers") else measured("", 1.0)
+    def run(sides, case):
+        for side in sides:
+            turns.append((case, side.name))
+            yield {"case": case, "error": "no luck"} if turns[-1] == ("prior-2", "diffusers") else measured("", 1.0)
 
     results = compare.compare(asked, run, lambda line: None)
     first = [("prior-2", "ours"), ("prior-2", "diffusers"), ("prior-2", "ours")]
     assert turns == [*first, *[("prior-8", "ours"), ("prior-8", "diffusers")] * 2]
     assert [result["round"] for result in results] == [0, 0, 1, 0, 0, 1, 1]
+
+
+WORKER = """
+import json, sys
+name, turns = sys.argv[1], int(sys.argv[2])
+for number in range(turns):
+    print("turn", flush=True)
+    assert sys.stdin.readline()
+    with open("%s", "a") as said:
+        said.write(name)
+print("a word of a library")
+if name == "b":
+    sys.exit("b has no more memory")
+print(json.dumps({"name": name}))
+"""
+
+
+def test_steps_are_taken_in_turn_and_a_process_that_dies_holds_nobody_up(tmp_path):
+    order = tmp_path / "order"
+
+    def call(name: str, turns: int) -> compare.Call:
+        return compare.Call([sys.executable, "-c", WORKER % order, name, str(turns)], dict(os.environ))
+
+    found = compare.run_in_turn([call("a", 4), call("b", 2), call("c", 4)])
+    assert found == [{"name": "a"}, {"error": "exit 1: b has no more memory"}, {"name": "c"}]
+    assert order.read_text() == "abcabcacac"
+
+
+def test_a_process_that_is_silent_too_long_is_stopped():
+    calls = [compare.Call([sys.executable, "-c", text], dict(os.environ)) for text in ("import time; time.sleep(60)",)]
+    started = time.monotonic()
+    assert compare.run_in_turn(calls, longest=0.5) == [{"error": "not done after 0.5 s"}]
+    assert time.monotonic() - started < 20
 
 
 def test_table():
@@ -81,12 +118,20 @@ def test_table():
     assert lines[-1] == "dalle2-pytorch was not run: exit 1: no module"
 
 
+def test_a_single_round_shows_the_middle_half_of_its_steps():
+    found = measured("ours", 3.0)
+    found["train_step"]["steps"] = [5.0, 1.0, 3.0, 2.0, 4.0]
+    assert "| 3 (1.5 to 4.5) | 1.00 |" in case_table("prior-2", [found])
+    text = markdown({"machine": "2 CPU cores", "dtype": "float32", "rounds": 1, "reps": 5, "turns": "step"}, [found])
+    assert "repetitions: 5, the sides in turn step by step; load" in text
+
+
 def test_share_of_the_peak():
     found = measured("ours", 0.5, device_kind="NVIDIA H100 80GB HBM3", dtype="bfloat16", versions={"jax": "0.10.2"})
     found["train_step"]["flops"] = 989e12 / 4
     text = markdown({"machine": "one GPU", "dtype": "bfloat16", "rounds": 1, "reps": 5}, [found])
     assert "| 494,500G (50% of the peak) |" in text
-    assert text.startswith("one GPU, bfloat16, rounds: 1, repetitions: 5; load before a process 0.5 to 0.5, jax 0.10.2")
+    assert text.startswith("one GPU, bfloat16, rounds: 1, repetitions: 5; load before a round 0.5 to 0.5, jax 0.10.2")
 
 
 @pytest.mark.parametrize(
