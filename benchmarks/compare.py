@@ -83,13 +83,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--measure", default="forward,train_step", help="forward, train_step, full_step")
     parser.add_argument("--turns", choices=("step", "process"), help="step on a CPU, process on a GPU")
     parser.add_argument("--reps", type=int, help="steps, whose median is a round's figure; 15 in turn, else 5")
-    parser.add_argument("--rounds", type=int, help="1 where steps take turns, else 3")
+    parser.add_argument("--rounds", type=int, help="2 where steps take turns, else 3")
     parser.add_argument("--peers", type=Path, help=f"the Python that has the peers; by default {PEERS}")
     parser.add_argument("--out", type=Path, help="write all figures here, as JSON")
     asked = parser.parse_args(words)
     asked.dtype = asked.dtype or {"cpu": "float32", "cuda": "bfloat16"}[asked.device]
     asked.turns = asked.turns or {"cpu": "step", "cuda": "process"}[asked.device]
-    reps, rounds = {"step": (15, 1), "process": (5, 3)}[asked.turns]
+    reps, rounds = {"step": (15, 2), "process": (5, 3)}[asked.turns]
     asked.reps, asked.rounds = asked.reps or reps, asked.rounds or rounds
     asked.cases = chosen("case", asked.cases, OF_DEVICE[asked.device], CASES)
     asked.sides = chosen("side", asked.sides, USUAL[asked.device], [side.name for side in SIDES])
@@ -225,6 +225,9 @@ def compare(
 ) -> list[Result]:
     """Every case on every side, round after round; a side that failed once is not asked for that case again.
 
+    Every second round starts the sides in the opposite order: of equal processes the first was seen to be slower by a
+    twentieth.
+
     run: measures a case on sides; gives a result for each of them, as soon as it is there.
     save: is given what there is after every result, so that little is lost by who stops it.
     """
@@ -233,7 +236,7 @@ def compare(
     failed: set[tuple[str, str]] = set()
     for case in asked.cases:
         for number in range(asked.rounds):
-            able = [side for side in sides if (case, side.name) not in failed]
+            able = [side for side in sides[:: -1 if number % 2 else 1] if (case, side.name) not in failed]
             load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
             for side, found in zip(able, run(able, case), strict=True):
                 result = {"case": case, **found, "side": side.name, "round": number, "load": load}
