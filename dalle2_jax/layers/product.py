@@ -16,7 +16,7 @@ def product(x: jax.Array, kernel: jax.Array, *_: Any, precision: Any = None, **_
     larger kernel, and a library that is half as fast. The backward pass transposes; nothing more is kept for it. Both
     together are a tenth of a prior's step.
     """
-    y = _transposing(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1), precision)
+    y = _transposing(x, kernel.reshape(kernel.shape[0], -1), precision)
     return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
@@ -28,9 +28,15 @@ def _product(x: jax.Array, kernel: jax.Array, precision: Any) -> jax.Array:
 @_product.defjvp
 def _product_derivative(precision: Any, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-    columns = jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.optimization_barrier(x.T), default=jnp.transpose)
-    of_kernel = jax.lax.dot_general(columns, kernel_tangent, (((0,), (0,)), ((), ())), precision=precision)
-    return jnp.matmul(x, kernel, precision=precision), jnp.matmul(x_tangent, kernel, precision=precision) + of_kernel
+    plain = functools.partial(jnp.matmul, precision=precision)
+
+    def by_columns(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+        y = jax.lax.dot_general(columns, kernel, (((0,), (0,)), ((), ())), precision=precision)
+        return y.reshape(*x.shape[:-1], -1)
+
+    of_kernel = jax.lax.platform_dependent(x, kernel_tangent, cpu=by_columns, default=plain)
+    return plain(x, kernel), plain(x_tangent, kernel) + of_kernel
 
 
 # So that `x` is kept for the backward pass, as it would be anyway, and not its transposed copy.
