@@ -17,12 +17,15 @@ each other by spinning (a step of dalle2-pytorch's prior was seen to take 0.4 s 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,23 +159,31 @@ class Worker:
         self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.words}
         self.process = subprocess.Popen(call.command, cwd=ROOT, env=call.environment, text=True, **pipes)
+        # Read by a thread, since a process that this one started may hold its stdout open after it has been killed.
+        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        """Hands on the process's lines, and None after the last."""
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.put(line)
+        self.lines.put(None)
 
     def advance(self) -> bool:
         """Waits until the process wants a turn; False once it has ended, and `result` is there."""
-        self.last, hung = "", threading.Event()
-        timer = threading.Timer(self.longest, lambda: (hung.set(), self.process.kill()))
-        timer.start()
+        self.last, deadline = "", time.monotonic() + self.longest
         try:
-            for line in self.process.stdout:
+            while (line := self.lines.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
                 self.last = line.strip() or self.last
                 if self.last == TURN:
                     return True
-            code = self.process.wait()
-        finally:
-            timer.cancel()
-        if hung.is_set():
+            code = self.process.wait(max(0.0, deadline - time.monotonic()))
+        except (queue.Empty, subprocess.TimeoutExpired):
+            self.process.kill()
             self.result = {"error": f"not done after {self.longest:g} s"}
-        elif code:
+            return False
+        if code:
             self.words.seek(0)
             lines = self.words.read().strip().splitlines() or ["no word"]
             self.result = {"error": f"exit {code}: {lines[-1]}"}
@@ -192,7 +203,9 @@ class Worker:
     def close(self) -> None:
         """Ends the process, whatever it does."""
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        with contextlib.suppress(BrokenPipeError):  # a turn that it died before reading
+            self.process.stdin.close()
         self.words.close()
 
 

@@ -101,10 +101,13 @@ def test_steps_are_taken_in_turn_and_a_process_that_dies_holds_nobody_up(tmp_pat
     assert order.read_text() == "abcabcacac"
 
 
-def test_a_process_that_is_silent_too_long_is_stopped():
-    calls = [compare.Call([sys.executable, "-c", text], dict(os.environ)) for text in ("import time; time.sleep(60)",)]
+@pytest.mark.parametrize("child", ["pass", "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])"])
+def test_a_process_that_is_silent_too_long_is_stopped(child):
+    """Even where a process that it started still holds its stdout."""
+    text = f"import subprocess, sys, time; {child}; time.sleep(60)"
     started = time.monotonic()
-    assert compare.run_in_turn(calls, longest=0.5) == [{"error": "not done after 0.5 s"}]
+    calls = [compare.Call([sys.executable, "-c", text], dict(os.environ))]
+    assert compare.run_in_turn(calls, longest=1) == [{"error": "not done after 1 s"}]
     assert time.monotonic() - started < 20
 
 
