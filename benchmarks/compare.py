@@ -193,11 +193,9 @@ class Worker:
 
     def step(self) -> bool:
         """Lets it take a step, and waits as `advance` does."""
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died: `advance` says of what
             self.process.stdin.write("\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died: `advance` says of what
         return self.advance()
 
     def close(self) -> None:

@@ -104,8 +104,7 @@ def alone(request, trained) -> list[float]:
 
 # Compiling a step for eight devices takes long: the other ways to split each stage are with the slow tests.
 # (U-Nets themselves are not split over `tensor`.)
-SOON = {"clip": ("all three",), "prior": ("fsdp", "all three")}
-SOON |= {"decoder": ("fsdp",), "upsampler": ("data",)}
+SOON = {"clip": ("all three",), "prior": ("fsdp", "all three"), "decoder": ("fsdp",), "upsampler": ("data",)}
 LOSSES = [
     pytest.param(stage, mesh, marks=[] if mesh in SOON[stage] else [pytest.mark.slow])
     for stage in STAGES
