@@ -9,12 +9,22 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Tests compile far longer than they compute; without LLVM's optimisations they compile in half the time.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# Tests compile far longer than they compute: these make the programs slower and compile them in half the time or less.
+QUICK = {
+    "xla_backend_optimization_level": "0",
+    "xla_llvm_disable_expensive_passes": "true",
+    "xla_cpu_use_fusion_emitters": "false",
+    "xla_cpu_parallel_codegen_split_count": "1",
+}
 
 import jax
 import pytest
+
+from train.compiler import jaxlib_knows
+
+given = os.environ.get("XLA_FLAGS", "")
+quick = (f"--{name}={value}" for name, value in QUICK.items() if name not in given and jaxlib_knows(name))
+os.environ["XLA_FLAGS"] = " ".join((given, *quick)).strip()
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

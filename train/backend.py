@@ -1,7 +1,7 @@
 """Settings that must be made before jax's backend starts: quieter logs, compiled programs and freed memory kept, CPU
-cores as devices.
+cores as devices, loops joined.
 
-XLA_FLAGS stays the user's; what a single step is compiled with says compiler.py.
+What the user says in XLA_FLAGS stays; what a single step is compiled with says compiler.py.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 CACHE = Path(".cache") / "jax"
+# Settings of XLA that no `compiler_options` of a program can make.
+EXTRA, JOINED = "xla_backend_extra_options", "xla_cpu_use_multi_output_fusion"
 
 
 def setup(several: bool = False, cache: Path = CACHE) -> None:
@@ -30,6 +32,7 @@ def setup(several: bool = False, cache: Path = CACHE) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     if on_cpu():
         keep_freed_memory()
+        join_loops()
     if not several:
         use_cpu_cores()
 
@@ -39,6 +42,21 @@ def on_cpu() -> bool:
     chosen = os.environ.get("JAX_PLATFORMS")
     plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
     return chosen == "cpu" if chosen else not any(importlib.util.find_spec(name) for name in plugins)
+
+
+def join_loops() -> bool:
+    """Lets XLA for a CPU join loops over the same arrays, unless XLA_FLAGS has such options already.
+
+    AdamW's moments and parameters are the gain: three loops over arrays of their size become one, for which the memory
+    is the limit. Returns whether it was done.
+    """
+    from train.compiler import jaxlib_knows
+
+    flags = os.environ.get("XLA_FLAGS", "")
+    if EXTRA in flags or not (jaxlib_knows(EXTRA) and jaxlib_knows(JOINED)):
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} --{EXTRA}={JOINED}=true".strip()
+    return True
 
 
 def keep_freed_memory() -> bool:

@@ -1,7 +1,10 @@
 """What XLA is told when it compiles a step, beside the program."""
 
 import functools
+import importlib.util
+import mmap
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +27,22 @@ def compiler_options(module: Any, platform: str) -> dict[str, str] | None:
         return None
     options = {KERNELS: "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
     return options if _known(**options) else None
+
+
+@functools.cache
+def jaxlib_knows(flag: str) -> bool:
+    """Whether the name of an XLA flag stands in the installed jaxlib's libraries.
+
+    XLA ends the process at a flag it does not know, so that trying is no way to find out.
+    """
+    package = importlib.util.find_spec("jaxlib")
+    folder = Path(package.origin).parent if package and package.origin else Path()
+    word = b"\0" + flag.encode() + b"\0"
+    for library in sorted(folder.glob("*.so"), key=lambda path: -path.stat().st_size):
+        with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(word) >= 0:
+                return True
+    return False
 
 
 @functools.cache

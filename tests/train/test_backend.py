@@ -14,6 +14,7 @@ def test_compiled_programs_are_kept_unless_the_user_says_where(tmp_path, monkeyp
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XLA_FLAGS", "")
     try:
         backend.setup(cache=tmp_path / "kept")
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "kept")
@@ -52,6 +53,41 @@ def test_freed_memory_is_kept():
 def test_the_users_malloc_stays(monkeypatch):
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
     assert backend.keep_freed_memory() is False
+
+
+ADAM = """
+import sys
+from train import backend
+if "join" in sys.argv: assert backend.join_loops()
+import jax, jax.numpy as jnp
+
+def adam(p, m, v, g):
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    return p - m / (jnp.sqrt(v) + 1e-8), m, v
+
+x = jnp.ones((256, 256))
+print(jax.jit(adam).lower(x, x, x, x).compile().as_text().count(" fusion("))
+"""
+
+
+def test_loops_over_the_same_arrays_are_joined():
+    loops = []
+    for word in ("join", "plain"):
+        command = [sys.executable, "-c", ADAM, word]
+        loops.append(int(subprocess.run(command, capture_output=True, check=True).stdout))
+    assert loops[0] < loops[1] == 3
+
+
+def test_the_users_options_and_another_jaxlib_are_heeded(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--{backend.EXTRA}=xla_of_the_user=1")
+    assert not backend.join_loops()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_of_the_user=1")
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "JOINED", "xla_cpu_joins_of_another_day")
+        assert not backend.join_loops()
+    assert os.environ["XLA_FLAGS"] == "--xla_of_the_user=1"
+    assert backend.join_loops()
+    assert os.environ["XLA_FLAGS"] == f"--xla_of_the_user=1 --{backend.EXTRA}={backend.JOINED}=true"
 
 
 def test_jax_will_compute_on_the_cpu(monkeypatch):
