@@ -17,18 +17,12 @@ from dalle2_jax.evaluation.suite import psnr
 from dalle2_jax.layers.pictures import to_uint8
 from dalle2_jax.sharding import make_mesh
 from dalle2_jax.tokenizer import Tokenizer
-from train.compiler import jaxlib_knows
+from tests.optimised import OPTIMISED
 from train.decoder import DecoderRecipe
 from train.state import abstract_state, create_state, make_step
 from train.system import Optimizer
 
 SIZE, PICTURES, COPIES, STEPS = 16, 8, 1, 320
-# What the tests' settings save in compilation, three hundred steps would cost here.
-OPTIMISED = {
-    "xla_backend_optimization_level": 1,
-    "xla_llvm_disable_expensive_passes": False,
-    "xla_cpu_use_fusion_emitters": True,
-}
 
 
 class Projection:
@@ -92,8 +86,7 @@ def test_overfitting_eight_captioned_pictures():
     state = create_state(recipe, abstract)
     copies = jax.device_put(jax.tree.map(lambda x: np.repeat(x, COPIES, axis=0), batch), device)
     frozen = jax.device_put(frozen, device)
-    options = {name: value for name, value in OPTIMISED.items() if jaxlib_knows(name)}
-    step = make_step(recipe, mesh, abstract).lower(state, copies, frozen).compile(options)
+    step = make_step(recipe, mesh, abstract).lower(state, copies, frozen).compile(OPTIMISED)
     for _ in range(STEPS):
         state, report = step(state, copies, frozen)
         jax.block_until_ready(report)

@@ -42,12 +42,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's memory")
 def test_freed_memory_is_kept():
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    changing = ("MALLOC_", "XLA_FLAGS")  # the tests' flags ask for other temporaries
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(changing)}
     faults = []
     for word in ("keep", "plain"):
         command = [sys.executable, "-c", FAULTS, word]
         faults.append(int(subprocess.run(command, env=environment, capture_output=True, check=True).stdout))
-    assert faults[0] < faults[1] / 3
+    assert faults[0] < faults[1] / 2
 
 
 def test_the_users_malloc_stays(monkeypatch):

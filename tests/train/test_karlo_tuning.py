@@ -161,7 +161,7 @@ def test_a_dropped_caption_is_the_empty_one(place, system, name):
 def test_the_command(place, system, monkeypatch, capsys):
     monkeypatch.setattr(backend, "setup", lambda *_: None)
     arguments = ["configs/karlo.py", str(place / "karlo"), str(place / "pictures")]
-    assert command.main(["describe", *arguments, "decoder.batch_size=8", "prior.process.clip=10"]) == 0
+    assert command.main(["describe", *arguments, "prior", "decoder.batch_size=8", "prior.process.clip=10"]) == 0
     shown = capsys.readouterr().out
     assert "pictures: 2 stages on folder, a vocabulary of 600, captions of up to 9 tokens" in shown
     assert f"given: upsampler, that of {place / 'karlo' / 'upsampler'}" in shown
