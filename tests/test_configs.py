@@ -103,7 +103,7 @@ def lower(name: str, stage: str) -> jax.stages.Lowered:
     return lower_step(system(name), recipe, abstract, frozen, make_mesh(fsdp=8))
 
 
-SLOW = ("emoji-cpu", "emoji-accelerator", "shapes-accelerator")
+SLOW = ("emoji-cpu", "emoji-accelerator", "shapes-cpu", "shapes-accelerator")
 CASES = [
     pytest.param(name, stage, marks=[pytest.mark.slow] if name in SLOW else [])
     for name in SYSTEMS
