@@ -72,6 +72,7 @@ def prior_module(case: Case, dtype: str) -> DiffusionPrior:
         depth=case["depth"],
         heads=case["heads"],
         context_length=case["text_length"],
+        scan_layers=case["scan_layers"],
         dtype=dtype,
     )
 

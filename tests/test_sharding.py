@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dalle2_jax.layers.transformer import Transformer
+from dalle2_jax.layers.transformer import Transformer, written_out
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import (
     batch_parts,
@@ -77,6 +77,14 @@ def test_a_transformer_is_split_by_heads_and_hidden_units():
     assert parts["attention"]["out"]["kernel"] == (3, 32, 32) and parts["attention"]["out"]["bias"] == (3, 32)
     assert parts["mlp_in"]["kernel"] == (3, 32, 128) and parts["mlp_in"]["bias"] == (3, 128)
     assert parts["mlp_out"]["kernel"] == (3, 128, 32)
+    # Layers that lie by themselves are split in the same way.
+    apart = jax.eval_shape(written_out, tree)
+    of_layer = jax.tree.map(
+        lambda leaf, sharding: sharding.shard_shape(leaf.shape), apart, partition(apart, mesh, smallest=64)
+    )
+    assert sorted(of_layer) == ["block_0", "block_1", "block_2"]
+    for layer in of_layer.values():
+        assert layer == jax.tree.map(lambda shape: shape[1:], parts, is_leaf=lambda shape: isinstance(shape, tuple))
     # Without a tensor axis these rules are those of any other parameter.
     alone = make_mesh(data=4, fsdp=2)
     assert partition(tree, alone) == partition(tree, alone, ((".*", "fsdp"),))

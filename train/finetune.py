@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage, to_json
+from dalle2_jax.layers.transformer import stacked, written_out
 from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 from train.resume import first_difference
 from train.system import Recipe, System
@@ -22,7 +23,16 @@ TOKENS = {
     type(None): "those of no tokenizer",
 }
 # What may differ: shapes tell where it matters, tables of tokens are fitted, and the rest is how it is computed.
-ADAPTED = ("vocabulary_size", "image_size", "attention_resolutions", "dropout", "remat", "dtype", "param_dtype")
+ADAPTED = (
+    "vocabulary_size",
+    "image_size",
+    "attention_resolutions",
+    "dropout",
+    "scan_layers",
+    "remat",
+    "dtype",
+    "param_dtype",
+)
 # What a network's numbers mean.
 PROCESS = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
 
@@ -68,7 +78,8 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: 
     except CheckpointError as error:
         raise ValueError(f"{name} cannot start from {recipe.init_from}: {error}") from error
     shapes = jax.eval_shape(recipe.init, jax.random.key(recipe.seed))
-    theirs, ours = _by_path(other.params), _by_path(shapes)
+    ours = _by_path(shapes)
+    theirs = _laid_out(other.params, ours)
     for path in [*ours, *theirs]:
         if (path in ours) != (path in theirs):
             where = "this one" if path in ours else "that one"
@@ -145,6 +156,12 @@ def _read(name: str, recipe: Recipe) -> dict[str, Any]:
         raise ValueError(
             f"{name}.init_from: {error}; name the folder of a trained stage, such as runs/emoji/{name}"
         ) from error
+
+
+def _laid_out(params: Any, ours: dict[str, Any]) -> dict[str, Any]:
+    """{path: parameter}, with layers stacked or each by itself if ours are so then."""
+    forms = (_by_path(form(params)) for form in (lambda params: params, stacked, written_out))
+    return next((form for form in forms if form.keys() == ours.keys()), _by_path(params))
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

@@ -16,7 +16,8 @@ class TextTransformer(nn.Module):
 
     Fields:
       vocabulary_size, context_length: number of tokens, and of positions.
-      width, depth, heads, mlp_ratio, activation, epsilon, remat, dtype, param_dtype: as in `Transformer`.
+      width, depth, heads, mlp_ratio, activation, epsilon, scan_layers, remat, dtype, param_dtype: as in
+        `Transformer`.
     """
 
     vocabulary_size: int
@@ -27,6 +28,7 @@ class TextTransformer(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     epsilon: float = 1e-5
+    scan_layers: bool = True
     remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -66,6 +68,7 @@ class TextTransformer(nn.Module):
             mlp_ratio=self.mlp_ratio,
             activation=self.activation,
             epsilon=self.epsilon,
+            scan_layers=self.scan_layers,
             remat=self.remat,
             name="transformer",
             **dtypes,

@@ -14,7 +14,8 @@ class VisionTransformer(nn.Module):
     Fields:
       image_size: height and width of the pictures.
       patch_size: height and width of a patch; must divide `image_size`.
-      width, depth, heads, mlp_ratio, activation, epsilon, remat, dtype, param_dtype: as in `Transformer`.
+      width, depth, heads, mlp_ratio, activation, epsilon, scan_layers, remat, dtype, param_dtype: as in
+        `Transformer`.
       mean, std: per channel, for pictures in [0, 1]; public CLIPs have their own, the default leaves [-1, 1] as it is.
     """
 
@@ -28,6 +29,7 @@ class VisionTransformer(nn.Module):
     epsilon: float = 1e-5
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    scan_layers: bool = True
     remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -65,6 +67,7 @@ class VisionTransformer(nn.Module):
             mlp_ratio=self.mlp_ratio,
             activation=self.activation,
             epsilon=self.epsilon,
+            scan_layers=self.scan_layers,
             remat=self.remat,
             name="transformer",
             **dtypes,

@@ -28,6 +28,7 @@ class CaptionEncoder(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-5
     dropout: float = 0.0
+    scan_layers: bool = True
     remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -76,6 +77,7 @@ class CaptionEncoder(nn.Module):
             activation=self.activation,
             epsilon=self.epsilon,
             dropout=self.dropout,
+            scan_layers=self.scan_layers,
             remat=self.remat,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

@@ -1,9 +1,14 @@
 """The pre-norm transformer that CLIP, the prior and the decoder's caption encoder share."""
 
 import functools
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dalle2_jax.layers.attention import MultiHeadAttention
 from dalle2_jax.layers.product import product
@@ -50,7 +55,7 @@ class LayerNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + MLP(norm(x)). Fields are those of `Transformer`, which scans it;
+    """One layer: x + attention(norm(x)), then x + MLP(norm(x)). Fields are those of `Transformer`, which stacks it;
     with `last_only` all positions are attended to and the last one alone goes on."""
 
     heads: int
@@ -99,11 +104,12 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of pre-norm blocks without a final norm, scanned over the layers so that it compiles once.
+    """A stack of pre-norm blocks without a final norm.
 
-    The parameters lie stacked under `blocks` with a leading axis of `depth`, with and without `remat`; with `last_only`
-    the last layer's lie under `last_block`. Initial weights are those of CLIP's code: attention width^-1/2, MLP
-    (2 width)^-1/2, and the outputs of both branches width^-1/2 (2 depth)^-1/2.
+    With `scan_layers` the parameters lie stacked under `blocks` with a leading axis of `depth`, and without under
+    `block_0`, `block_1` and so on; `written_out` and `stacked` make the one of the other. With `last_only` the last
+    layer's lie under `last_block`. Initial weights are those of CLIP's code: attention width^-1/2, MLP (2 width)^-1/2,
+    and the outputs of both branches width^-1/2 (2 depth)^-1/2.
 
     Fields:
       width, depth, heads: size of the states, number of layers, heads a layer.
@@ -114,6 +120,9 @@ class Transformer(nn.Module):
       activation: "gelu" (exact) or "quick_gelu" (OpenAI's CLIP).
       epsilon: of the layer norms.
       dropout: rate on the output of both branches.
+      scan_layers: whether one layer is compiled and run over the stacked parameters of all. False, and each one is
+        compiled: no layer's parameters, gradients and states are copied from and to stacks, which is a tenth of the
+        step of a prior of 40 million parameters on a CPU, and compiling takes longer with every layer.
       remat: which activations the backward pass computes again: False, none; True, all within a layer; "products", all
         but what matrix products give (`layers.remat`).
       dtype: of the computation. param_dtype: of the parameters. Norms and softmax are float32.
@@ -128,6 +137,7 @@ class Transformer(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-5
     dropout: float = 0.0
+    scan_layers: bool = True
     remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -151,7 +161,6 @@ class Transformer(nn.Module):
             raise ValueError(f"a transformer of width {self.width} got states of width {x.shape[-1]}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-        block = rematerialised(Block, self.remat, prevent_cse=False)
         fields = {
             "heads": self.heads,
             "is_causal": self.is_causal,
@@ -165,16 +174,52 @@ class Transformer(nn.Module):
             "param_dtype": self.param_dtype,
         }
         x, mask = x.astype(self.dtype), None if mask is None else mask[:, None, None, :]
-        scanned = self.depth - 1 if self.last_only else self.depth
-        if scanned:
+        block = rematerialised(Block, self.remat, prevent_cse=False)
+        # Outside of a scan XLA would take what is to be computed again from the forward pass, and keep it: which suits
+        # the last layer, whose backward pass comes at once.
+        block_by_itself = rematerialised(Block, self.remat)
+        full_layers = self.depth - 1 if self.last_only else self.depth
+        if self.scan_layers and full_layers:
             blocks = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=nn.broadcast,
-                length=scanned,
+                length=full_layers,
             )(last_only=False, name="blocks", **fields)
             x, _ = blocks(x, mask)
+        for layer in range(0 if self.scan_layers else full_layers):
+            x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask)
         if self.last_only:
             x, _ = block(last_only=True, name="last_block", **fields)(x, mask)
         return x
+
+
+def written_out(params: Any) -> Any:
+    """Parameters with each layer's by themselves, as without `scan_layers`, for every transformer in the tree."""
+    if not isinstance(params, Mapping):
+        return params
+    result = {}
+    for name, value in params.items():
+        if name == "blocks":
+            for layer in range(len(jax.tree.leaves(value)[0])):
+                result[f"block_{layer}"] = jax.tree.map(lambda leaf, layer=layer: leaf[layer], value)
+        else:
+            result[name] = written_out(value)
+    return result
+
+
+def stacked(params: Any) -> Any:
+    """The reverse of `written_out`: parameters with all layers' stacked, as with `scan_layers`."""
+    if not isinstance(params, Mapping):
+        return params
+    layers = {int(match[1]): name for name in params if (match := re.fullmatch(r"block_(\d+)", name))}
+    result = {name: stacked(value) for name, value in params.items() if name not in layers.values()}
+    if layers:
+        trees = (params[layers[layer]] for layer in sorted(layers))
+        result["blocks"] = jax.tree.map(_stack, *trees)
+    return result
+
+
+def _stack(*leaves: Any) -> Any:
+    return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)

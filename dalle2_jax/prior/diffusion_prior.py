@@ -20,7 +20,8 @@ class DiffusionPrior(nn.Module):
 
     Fields:
       embedding_size: of CLIP's image embedding.
-      width, depth, heads, activation, epsilon, dropout, remat, dtype, param_dtype: as in `Transformer`.
+      width, depth, heads, activation, epsilon, dropout, scan_layers, remat, dtype, param_dtype: as in
+        `Transformer`.
       context_length: most caption tokens.
       vocabulary_size: set, the caption is given as tokens and has its own embedding table; None, it is given as the
         states of CLIP's text transformer and is projected.
@@ -50,6 +51,7 @@ class DiffusionPrior(nn.Module):
     activation: str = "gelu"
     epsilon: float = 1e-5
     dropout: float = 0.0
+    scan_layers: bool = True
     remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -163,6 +165,7 @@ class DiffusionPrior(nn.Module):
             activation=self.activation,
             epsilon=self.epsilon,
             dropout=self.dropout,
+            scan_layers=self.scan_layers,
             remat=self.remat,
             dtype=self.dtype,
             param_dtype=self.param_dtype,

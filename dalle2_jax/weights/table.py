@@ -8,7 +8,7 @@ used exactly once, every parameter is made exactly once, every shape and dtype i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -37,7 +37,11 @@ class Entry:
 
 
 class Table:
-    """Entries, and short ways to write them. `layer` picks a layer of parameters that are stacked over layers."""
+    """Entries, and short ways to write them.
+
+    `layer` picks a layer of a transformer's parameters, whose target is written as if they were stacked; where they are
+    not (`Transformer.scan_layers`), the layer's own are meant.
+    """
 
     def __init__(self):
         self.entries: list[Entry] = []
@@ -132,7 +136,7 @@ class Table:
         """
         shapes = self.check(tensors, parameters)
         made = {target: np.empty(shape, jax.numpy.dtype(dtype)) for target, shape in shapes.items()}
-        for entry in self.entries:
+        for entry in self._placed(shapes):
             value = entry.make(*(self._read(tensors, source) for source in entry.sources))
             value = value.reshape(_shape(entry, shapes))
             if entry.layer is None:
@@ -156,12 +160,22 @@ class Table:
         self._check(tensors, shapes)
         return shapes
 
+    def _placed(self, shapes: dict[str, Shape]) -> list[Entry]:
+        """The entries, with those of layers that lie by themselves naming them so."""
+
+        def place(entry: Entry) -> Entry:
+            if entry.layer is None or entry.target in shapes:
+                return entry
+            return replace(entry, target=entry.target.replace("/blocks/", f"/block_{entry.layer}/"), layer=None)
+
+        return [place(entry) for entry in self.entries]
+
     def _check_itself(self, shapes: dict[str, Shape]) -> None:
         """The table makes every number of every parameter once and uses no tensor twice: our own mistake if not."""
         sources = [source for entry in self.entries for source in entry.sources]
         assert len(sources) == len(set(sources)), "a tensor stands twice in the table"
         numbers = dict.fromkeys(shapes, 0)
-        for entry in self.entries:
+        for entry in self._placed(shapes):
             numbers[entry.target] += prod(_shape(entry, shapes))
         wrong = [target for target, shape in shapes.items() if numbers[target] != prod(shape)]
         assert not wrong, f"the table does not make these parameters once: {wrong}"
@@ -174,7 +188,7 @@ class Table:
             raise WeightsError(
                 f"{tensors.where} is not what it was taken for: {' and '.join(parts)}; is it another model's?"
             )
-        for entry in self.entries:
+        for entry in self._placed(shapes):
             for source, shape in zip(entry.sources, entry.shapes(_shape(entry, shapes)), strict=True):
                 if tensors.shapes[source] != shape:
                     raise WeightsError(

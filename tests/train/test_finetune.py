@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import load_params, load_stage, read_stage
+from dalle2_jax.layers.transformer import stacked
 from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer
 from tests import cascade
 from train import __main__ as command
@@ -53,6 +54,15 @@ def test_every_stage_fits_itself(tiny, tokenizer, name):
     chex.assert_trees_all_equal(
         initial_parameters(name, recipe, tokenizer, lambda line: None), load_params(tiny.run_dir / name)
     )
+
+
+def test_layers_may_lie_otherwise(tiny, tokenizer):
+    clip = tiny.system.stages["clip"].module
+    apart = clip.clone(text=clip.text.clone(scan_layers=False), vision=clip.vision.clone(scan_layers=False))
+    found = initial_parameters("clip", started(tiny, "clip", module=apart), tokenizer, lambda line: None)
+    theirs = load_params(tiny.run_dir / "clip")
+    assert "block_0" in found["text"]["transformer"] and "blocks" in theirs["text"]["transformer"]
+    chex.assert_trees_all_equal(stacked(found), theirs)
 
 
 def test_a_new_tokenizer_keeps_the_rows_of_the_tokens_it_shares(tiny, tokenizer):
