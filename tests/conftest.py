@@ -1,6 +1,7 @@
 """Shared test settings: 8 simulated CPU devices, no silent broadcasting, a compilation cache shared by all tests."""
 
 import functools
+import gc
 import os
 import re
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(Path(__file__).resolve().parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+# Tracing makes many objects and few cycles, and by itself Python spends a seventh of it on looking for those.
+gc.set_threshold(20_000, 20, 20)
 
 
 @dataclass(frozen=True)
