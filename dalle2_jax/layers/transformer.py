@@ -179,7 +179,10 @@ class Transformer(nn.Module):
         # the last layer, whose backward pass comes at once.
         block_by_itself = rematerialised(Block, self.remat)
         full_layers = self.depth - 1 if self.last_only else self.depth
-        if self.scan_layers and full_layers:
+        if not self.scan_layers:
+            for layer in range(full_layers):
+                x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask)
+        elif full_layers:
             blocks = nn.scan(
                 block,
                 variable_axes={"params": 0},
@@ -188,8 +191,6 @@ class Transformer(nn.Module):
                 length=full_layers,
             )(last_only=False, name="blocks", **fields)
             x, _ = blocks(x, mask)
-        for layer in range(0 if self.scan_layers else full_layers):
-            x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask)
         if self.last_only:
             x, _ = block(last_only=True, name="last_block", **fields)(x, mask)
         return x

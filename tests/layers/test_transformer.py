@@ -59,6 +59,12 @@ def test_against_numpy(x, params):
     np.testing.assert_allclose(jax.jit(model.apply)({"params": params}, x), expected, atol=1e-4)
 
 
+def _last_apart(tree):
+    """A whole stack's tree as `last_only` has it."""
+    first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], tree["blocks"]) for part in (np.s_[:-1], -1))
+    return {"blocks": first, "last_block": last}
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_last_state_alone_is_that_of_the_whole_stack(x, params, padded):
     """Values and gradients; the parameters are the same, the last layer's in a place of their own."""
@@ -74,16 +80,12 @@ def test_the_last_state_alone_is_that_of_the_whole_stack(x, params, padded):
         assert state.shape == (2, 1, 16)
         return (state**2).mean()
 
-    def apart(tree):
-        first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], tree["blocks"]) for part in (np.s_[:-1], -1))
-        return {"blocks": first, "last_block": last}
-
     shapes = jax.eval_shape(alone.init, jax.random.key(0), x)["params"]
-    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, apart(params))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, _last_apart(params))
     expected, expected_gradient = jax.jit(jax.value_and_grad(whole_loss))(params)
-    value, gradient = jax.jit(jax.value_and_grad(loss))(apart(params))
+    value, gradient = jax.jit(jax.value_and_grad(loss))(_last_apart(params))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, apart(expected_gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, _last_apart(expected_gradient))
 
 
 def test_the_last_state_alone_of_one_layer(x, params):
@@ -123,8 +125,7 @@ def test_remat_keeps_tree_values_and_gradients(x, params, remat):
 @pytest.mark.parametrize(("last_only", "remat"), [(False, False), (True, "products"), (False, True)])
 def test_layers_written_out_compute_the_same(x, params, last_only, remat):
     if last_only:
-        first, last = (jax.tree.map(lambda leaf, part=part: leaf[part], params["blocks"]) for part in (np.s_[:-1], -1))
-        params = {"blocks": first, "last_block": last}
+        params = _last_apart(params)
     scanned = MODEL.clone(last_only=last_only)
     written = scanned.clone(scan_layers=False, remat=remat)
     apart = written_out({"text": params})["text"]
