@@ -3,8 +3,10 @@
 A case's own fields describe our network and diffusers', which have the same layers and so the same parameters.
 dalle2-pytorch's networks are of another kind: its field of a case says at which of its own sizes it comes nearest to
 the same number of parameters, within 2%. `scan_layers` is ours alone: a CPU is faster without, a deep stack compiles
-faster with it.
+faster with it. Which sides have networks of which kind says `benchmarks.compare`.
 
+clip        a vision transformer on images of `size` pixels in patches of `patch`, a causal transformer on captions
+            (`text_width`, `text_depth`, `text_heads`), and the contrastive loss over the batch
 prior       a transformer over the caption's states `[text_length, embedding]`, its embedding, time, noised image
             embedding and query
 decoder     a U-Net on `size` pixels that attends at `attends` (and in the middle), told the caption's states and the
@@ -15,6 +17,22 @@ generate    the caption's states -> prior -> decoder -> upsampler -> picture; `s
 
 TEXT_LENGTH = 77
 
+CLIP_B16 = {
+    "kind": "clip",
+    "size": 224,
+    "patch": 16,
+    "width": 768,
+    "depth": 12,
+    "heads": 12,
+    "text_width": 512,
+    "text_depth": 12,
+    "text_heads": 8,
+    "text_length": TEXT_LENGTH,
+    "vocabulary": 49_408,
+    "embedding": 512,
+    "activation": "quick_gelu",
+    "scan_layers": False,
+}
 PRIOR_40M = {
     "kind": "prior",
     "embedding": 512,
@@ -61,7 +79,6 @@ PRIOR_1B = {
     "depth": 24,
     "heads": 32,
     "text_length": 256,
-    "scan_layers": True,
     # Its prior is as wide as its embeddings.
     "dalle2_pytorch": {"ff_mult": 3.25, "dim": 2048},
 }
@@ -90,6 +107,20 @@ KARLO_UPSAMPLER = {
     "dalle2_pytorch": {"dim": 344, "cond_dim": 320, "num_resnet_blocks": 3},
 }
 
+TINY_CLIP = {
+    **CLIP_B16,
+    "size": 16,
+    "patch": 8,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "text_width": 16,
+    "text_depth": 1,
+    "text_heads": 2,
+    "text_length": 4,
+    "vocabulary": 32,
+    "embedding": 16,
+}
 TINY_PRIOR = {
     **PRIOR_40M,
     "embedding": 16,
@@ -145,6 +176,7 @@ CASES = {
         "guidance": (4.0, 8.0),
         "batch": 1,
     },
+    "clip-b16": {"title": "CLIP ViT-B/16, 224 px, captions of 77 tokens", **CLIP_B16, "batch": 128},
     "prior-1b": {"title": "prior of the paper, 24 layers of 2048, 260 positions", **PRIOR_1B, "batch": 32},
     "decoder-1b": {"title": "Karlo's decoder, 64 px", **KARLO_DECODER, "batch": 16},
     "upsampler-1b": {"title": "Karlo's super-resolution, 64 to 256 px", **KARLO_UPSAMPLER, "batch": 4},
@@ -158,6 +190,7 @@ CASES = {
         "guidance": (4.0, 8.0),
         "batch": 1,
     },
+    "tiny-clip": {"title": "to try whether it runs", **TINY_CLIP, "batch": 2},
     "tiny-prior": {"title": "to try whether it runs", **TINY_PRIOR, "batch": 2},
     "tiny-decoder": {"title": "to try whether it runs", **TINY_DECODER, "batch": 2},
     "tiny-upsampler": {"title": "to try whether it runs", **TINY_UPSAMPLER, "batch": 2},
@@ -176,5 +209,5 @@ CASES = {
 # What is run where nothing else is asked for.
 OF_DEVICE = {
     "cpu": ("prior-2", "prior-8", "decoder", "decoder-plain", "upsampler", "generate"),
-    "cuda": ("prior-1b", "decoder-1b", "upsampler-1b", "generate-karlo"),
+    "cuda": ("clip-b16", "prior-1b", "decoder-1b", "upsampler-1b", "generate-karlo"),
 }

@@ -1,4 +1,4 @@
-"""Ours against diffusers and dalle2-pytorch: the same work, parameters, batch, dtype and threads, in turn in one run.
+"""Ours against the peers: the same work, parameters, batch, dtype and threads, in turn in one run.
 
     make benchmark                                                # sets up .venv-benchmark with the peers, and runs it
     python -m benchmarks.compare --cases prior-2,prior-8 --reps 25
@@ -8,7 +8,11 @@ Each side measures a case in a process of its own. On a CPU all of a case's proc
 step by step, so that what else the machine does strikes all of them alike; while one steps or compiles, the others
 wait. On a GPU, whose memory holds one of them, a side is measured after the other. All of this may be repeated
 (`--rounds`): a figure is the median over the rounds, each of which is the median of its steps. Prints a Markdown table;
-`--out` writes all of it as JSON.
+`--out` writes all of it as JSON, after every result.
+
+A side that fails, that has not compiled after `--compile-limit` or is not done with its steps after `--step-limit`
+leaves what it has measured until then, and the others go on. What `--time-limit` cuts off or leaves undone is taken up
+by the same command with `--resume`.
 
 Use a quiet machine: with other programs on it all sides slow down, and the peers more, since torch's threads wait for
 each other by spinning (a step of dalle2-pytorch's prior was seen to take 0.4 s and 26 s). The table says the load.
@@ -17,51 +21,59 @@ each other by spinning (a step of dalle2-pytorch's prior was seen to take 0.4 s 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import math
 import os
-import queue
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, OF_DEVICE
+from benchmarks.processes import ROOT, Call, Limits, Result, environment_of, run_in_turn
 from benchmarks.table import markdown
-from benchmarks.worker import TURN
 from dalle2_jax.checkpoint.files import write_atomically
 from dalle2_jax.sharding import available_cores
 
-ROOT = Path(__file__).resolve().parents[1]
 PEERS = Path(".venv-benchmark") / "bin" / "python"
-# A process that takes longer than this over all its work, or in turn over a step, has hung; in seconds.
-LONGEST = 3600
-
-Result = dict[str, Any]
+# Seconds until a side's first call is done, imports and weights included; and for its measured steps.
+LIMITS = {"cpu": Limits(compile=600, steps=600), "cuda": Limits(compile=240, steps=120)}
+DIFFUSION = ("prior", "decoder", "upsampler", "generate")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing the work: the module that measures it and what else it is told. peer: in the peers' Python."""
+    """One way of doing the work: the module that measures it and what else it is told.
+
+    peer: in the peers' Python. kinds: of the cases that it has networks for. sizes: the field of a case that says at
+    which of its own sizes, without which it has none.
+    """
 
     name: str
     module: str
     options: tuple[str, ...] = ()
     peer: bool = True
+    kinds: tuple[str, ...] = DIFFUSION
+    sizes: str | None = None
+
+    def has(self, case: Mapping[str, Any]) -> bool:
+        """Whether it has such networks."""
+        parts = [case[name] for name in ("prior", "decoder", "upsampler")] if case["kind"] == "generate" else [case]
+        return case["kind"] in self.kinds and all(self.sizes is None or part.get(self.sizes) for part in parts)
 
 
 SIDES = (
-    Side("ours", "benchmarks.ours", peer=False),
-    Side("ours-one-device", "benchmarks.ours", ("--one-device",), peer=False),
+    Side("ours", "benchmarks.ours", peer=False, kinds=("clip", *DIFFUSION)),
+    Side("ours-one-device", "benchmarks.ours", ("--one-device",), peer=False, kinds=("clip", *DIFFUSION)),
     Side("diffusers", "benchmarks.diffusers_peer"),
     Side("diffusers-compiled", "benchmarks.diffusers_peer", ("--compile",)),
-    Side("dalle2-pytorch", "benchmarks.dalle2_pytorch_peer"),
-    Side("dalle2-pytorch-compiled", "benchmarks.dalle2_pytorch_peer", ("--compile",)),
+    Side("dalle2-pytorch", "benchmarks.dalle2_pytorch_peer", sizes="dalle2_pytorch"),
+    Side("dalle2-pytorch-compiled", "benchmarks.dalle2_pytorch_peer", ("--compile",), sizes="dalle2_pytorch"),
+    Side("transformers", "benchmarks.transformers_peer", kinds=("clip",)),
+    Side("transformers-compiled", "benchmarks.transformers_peer", ("--compile",), kinds=("clip",)),
 )
 # A GPU is one device anyway.
 USUAL = {
@@ -89,6 +101,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="2 where steps take turns, else 3")
     parser.add_argument("--peers", type=Path, help=f"the Python that has the peers; by default {PEERS}")
     parser.add_argument("--out", type=Path, help="write all figures here, as JSON")
+    parser.add_argument("--resume", action="store_true", help="keep what --out has, and measure what it lacks")
+    parser.add_argument("--cache", type=Path, help="keep compiled programs here; else none outlasts the run")
+    parser.add_argument(
+        "--compile-limit", type=float, help="seconds until a side's first call is done; CPU 600, GPU 240"
+    )
+    parser.add_argument("--step-limit", type=float, help="seconds for a side's measured steps; CPU 600, GPU 120")
+    parser.add_argument("--time-limit", type=float, help="seconds for all of it")
     asked = parser.parse_args(words)
     asked.dtype = asked.dtype or {"cpu": "float32", "cuda": "bfloat16"}[asked.device]
     asked.turns = asked.turns or {"cpu": "step", "cuda": "process"}[asked.device]
@@ -96,6 +115,11 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     asked.reps, asked.rounds = asked.reps or reps, asked.rounds or rounds
     asked.cases = chosen("case", asked.cases, OF_DEVICE[asked.device], CASES)
     asked.sides = chosen("side", asked.sides, USUAL[asked.device], [side.name for side in SIDES])
+    usual = LIMITS[asked.device]
+    asked.compile_limit = asked.compile_limit or usual.compile
+    asked.step_limit = asked.step_limit or usual.steps
+    if asked.resume and asked.out is None:
+        raise ValueError("--resume goes on with the file that --out names: name one")
     return asked
 
 
@@ -123,16 +147,8 @@ def find_peers(asked: Path | None, sides: Sequence[Side]) -> Path:
     return python
 
 
-@dataclass(frozen=True)
-class Call:
-    """How a side's process is started for a case."""
-
-    command: list[str]
-    environment: dict[str, str]
-
-
-def call_of(side: Side, case: str, asked: argparse.Namespace, python: Path, scratch: Path) -> Call:
-    """The process that measures `case` on `side`. scratch: where compiled programs are kept from round to round."""
+def call_of(side: Side, case: str, asked: argparse.Namespace, python: Path, cache: Path) -> Call:
+    """The process that measures `case` on `side`. cache: where compiled programs are kept from round to round."""
     command = [
         *(str(python if side.peer else sys.executable), "-m", side.module, "--case", case),
         *("--device", asked.device, "--dtype", asked.dtype, "--threads", str(asked.threads)),
@@ -142,90 +158,26 @@ def call_of(side: Side, case: str, asked: argparse.Namespace, python: Path, scra
         command += ["--batch", str(asked.batch)]
     if asked.turns == "step":
         command.append("--in-turn")
-    # What was compiled in the first round, which is where compiling is timed, is there in the later ones.
-    caches = {"JAX_COMPILATION_CACHE_DIR": scratch / "jax", "TORCHINDUCTOR_CACHE_DIR": scratch / "torch"}
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
-    threads = {"OMP_NUM_THREADS": str(asked.threads)} if asked.device == "cpu" else {}
-    if asked.device == "cuda":  # of the device's memory, which each process has to itself
-        quiet["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.95"
-    return Call(command, {**os.environ, **{name: str(path) for name, path in caches.items()}, **quiet, **threads})
+    return Call(command, environment_of(cache, asked.device, asked.threads))
 
 
-class Worker:
-    """A started process that steps when it is told to. result: what it found, or `error`, once it has ended."""
+def missing(asked: argparse.Namespace, results: Sequence[Result]) -> Iterator[tuple[str, int, list[Side]]]:
+    """(case, round, sides) of what is still to be measured, in its order; looks at `results` as it goes along.
 
-    def __init__(self, call: Call, longest: float = LONGEST) -> None:
-        self.longest, self.result, self.last = longest, None, ""
-        self.words = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.words}
-        self.process = subprocess.Popen(call.command, cwd=ROOT, env=call.environment, text=True, **pipes)
-        # Read by a thread, since a process that this one started may hold its stdout open after it has been killed.
-        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        """Hands on the process's lines, and None after the last."""
-        with self.process.stdout as lines:
-            for line in lines:
-                self.lines.put(line)
-        self.lines.put(None)
-
-    def advance(self) -> bool:
-        """Waits until the process wants a turn; False once it has ended, and `result` is there."""
-        self.last, deadline = "", time.monotonic() + self.longest
-        try:
-            while (line := self.lines.get(timeout=max(0.0, deadline - time.monotonic()))) is not None:
-                self.last = line.strip() or self.last
-                if self.last == TURN:
-                    return True
-            code = self.process.wait(max(0.0, deadline - time.monotonic()))
-        except (queue.Empty, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.result = {"error": f"not done after {self.longest:g} s"}
-            return False
-        if code:
-            self.words.seek(0)
-            lines = self.words.read().strip().splitlines() or ["no word"]
-            self.result = {"error": f"exit {code}: {lines[-1]}"}
-        else:
-            self.result = json.loads(self.last or '{"error": "it ended without a report"}')
-        return False
-
-    def step(self) -> bool:
-        """Lets it take a step, and waits as `advance` does."""
-        with contextlib.suppress(BrokenPipeError):  # it has died: `advance` says of what
-            self.process.stdin.write("\n")
-            self.process.stdin.flush()
-        return self.advance()
-
-    def close(self) -> None:
-        """Ends the process, whatever it does."""
-        self.process.kill()
-        self.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # a turn that it died before reading
-            self.process.stdin.close()
-        self.words.close()
-
-
-def run_in_turn(calls: Iterable[Call], longest: float = LONGEST) -> list[Result]:
-    """Starts the processes one after the other, and has each take a step in turn until all have ended.
-
-    A process ends by itself where it measures without turns. One that fails gives its last line as `error`, one that is
-    silent for `longest` seconds is stopped.
+    Every second round has the sides in the opposite order: of equal processes the first was seen to be slower by a
+    twentieth. A side that failed once is not asked for that case again, one that was cut off is.
     """
-    workers: list[Worker] = []
-    try:
-        waiting = []
-        for call in calls:
-            workers.append(Worker(call, longest))
-            if workers[-1].advance():
-                waiting.append(workers[-1])
-        while waiting:
-            waiting = [worker for worker in waiting if worker.step()]
-        return [worker.result for worker in workers]
-    finally:
-        for worker in workers:
-            worker.close()
+    sides = [side for side in SIDES if side.name in asked.sides]
+    for case in asked.cases:
+        for number in range(asked.rounds):
+            there = [result for result in results if result["case"] == case and "cut_off" not in result]
+            done = {result["side"] for result in there if result["round"] == number or "error" in result}
+            able = [side for side in sides[:: -1 if number % 2 else 1] if side.has(CASES[case])]
+            left = [side for side in able if side.name not in done]
+            # Where they take turns they run together, else one by one.
+            for group in [left] if asked.turns == "step" else [[side] for side in left]:
+                if group:
+                    yield case, number, group
 
 
 def compare(
@@ -233,38 +185,33 @@ def compare(
     run: Callable[[list[Side], str], Iterable[Result]],
     log: Callable[[str], None],
     save: Callable[[list[Result]], None] = lambda results: None,
+    earlier: Sequence[Result] = (),
+    over: Callable[[], bool] = lambda: False,
 ) -> list[Result]:
-    """Every case on every side, round after round; a side that failed once is not asked for that case again.
-
-    Every second round starts the sides in the opposite order: of equal processes the first was seen to be slower by a
-    twentieth.
+    """Every case on every side, round after round.
 
     run: measures a case on sides; gives a result for each of them, as soon as it is there.
     save: is given what there is after every result, so that little is lost by who stops it.
+    earlier: the results of a run that was stopped. over: whether no further process may be started.
     """
-    sides = [side for side in SIDES if side.name in asked.sides]
-    results: list[Result] = []
-    failed: set[tuple[str, str]] = set()
-    for case in asked.cases:
-        for number in range(asked.rounds):
-            able = [side for side in sides[:: -1 if number % 2 else 1] if (case, side.name) not in failed]
-            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-            for side, found in zip(able, run(able, case), strict=True):
-                result = {"case": case, **found, "side": side.name, "round": number, "load": load}
-                results.append(result)
-                if "error" in result:
-                    failed.add((case, side.name))
-                save(results)
-                log(said(result))
+    results = [result for result in earlier if "cut_off" not in result]
+    for case, number, group in missing(asked, results):
+        if over():
+            break
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        for side, found in zip(group, run(group, case), strict=True):
+            results.append({"case": case, **found, "side": side.name, "round": number, "load": load})
+            save(results)
+            log(said(results[-1]))
     return results
 
 
 def said(result: Result) -> str:
     """A line of progress."""
     name = f"{result['case']} | round {result['round'] + 1} | {result['side']}"
+    measured = [f"{key} {value['seconds']:.4g} s" for key, value in result.items() if _is_measure(value)]
     if "error" in result:
-        return f"{name} | not run: {result['error']}"
-    measured = (f"{key} {value['seconds']:.4g} s" for key, value in result.items() if _is_measure(value))
+        measured.append(f"{'stopped' if measured else 'not run'}: {result['error']}")
     return " | ".join([name, *measured])
 
 
@@ -277,30 +224,57 @@ def machine(asked: argparse.Namespace) -> str:
     return f"{available_cores()} CPU cores, {asked.threads} threads a side" if asked.device == "cpu" else "one GPU"
 
 
+def earlier_results(asked: argparse.Namespace) -> list[Result]:
+    """What `--resume` goes on with.
+
+    Raises:
+        ValueError: if it was measured otherwise than is asked now.
+    """
+    if not asked.resume or not asked.out.exists():
+        return []
+    told = json.loads(asked.out.read_text(encoding="utf-8"))
+    for name in ("device", "dtype", "threads", "batch", "measure", "turns", "reps"):
+        then, now = told["settings"].get(name), getattr(asked, name)
+        if then != now:
+            raise ValueError(f"{asked.out} was measured with {name} {then}, not {now}: leave --resume out")
+    return told["results"]
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the comparison; returns the exit code, 2 for a wrong command line."""
     try:
         asked = arguments(words)
         python = find_peers(asked.peers, [side for side in SIDES if side.name in asked.sides])
+        earlier = earlier_results(asked)
     except ValueError as error:
         print(f"benchmarks.compare: {error}", file=sys.stderr)
         return 2
-    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "peers")}
+    settings = {name: value for name, value in vars(asked).items() if name not in ("out", "peers", "cache", "resume")}
     settings["machine"] = machine(asked)
+    settings["lacking"] = {
+        case: [side.name for side in SIDES if side.name in asked.sides and not side.has(CASES[case])]
+        for case in asked.cases
+    }
+    end = math.inf if asked.time_limit is None else time.monotonic() + asked.time_limit
+    limits = Limits(asked.compile_limit, asked.step_limit, end)
 
     def save(results: list[Result]) -> None:
         if asked.out is not None:
-            write_atomically(asked.out, json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+            told = {"settings": settings, "finished": not list(missing(asked, results)), "results": results}
+            write_atomically(asked.out, json.dumps(told, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as scratch:
 
-        def run(sides: list[Side], case: str) -> Iterator[Result]:
-            calls = [call_of(side, case, asked, python, Path(scratch)) for side in sides]
-            together = [calls] if asked.turns == "step" else [[call] for call in calls]
-            for group in together:
-                yield from run_in_turn(group)
+        def run(sides: list[Side], case: str) -> list[Result]:
+            return run_in_turn(
+                [call_of(side, case, asked, python, asked.cache or Path(scratch)) for side in sides], limits
+            )
 
-        results = compare(asked, run, lambda line: print(line, file=sys.stderr, flush=True), save)
+        def log(line: str) -> None:
+            print(line, file=sys.stderr, flush=True)
+
+        results = compare(asked, run, log, save, earlier, over=lambda: time.monotonic() >= end)
+    save(results)
     print(markdown(settings, results))
     return 0
 

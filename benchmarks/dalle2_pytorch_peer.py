@@ -6,7 +6,6 @@ given, as it allows.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from importlib.metadata import version
@@ -14,8 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.torch_step import count, measure_training, precision, report_torch, start_torch, wait, with_memory
-from benchmarks.worker import ordered_case, timed
+from benchmarks.torch_step import count, measure_training, precision, start_report, start_torch, wait
+from benchmarks.worker import Report, ordered_case
 
 from dalle2_pytorch import Decoder, DiffusionPrior, DiffusionPriorNetwork, Unet  # isort: skip
 
@@ -58,8 +57,9 @@ def small_unet(case: Case) -> Unet:
     return Unet(dim=8, dim_mults=(1,), image_embed_dim=case["embedding"], cond_dim=8, attn_heads=1, attn_dim_head=8)
 
 
-def train(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+def train(case: Case, report: Report) -> None:
     """Forward and training of one network."""
+    orders = report.orders
     batch, device = case["batch"], orders.device
 
     def random(*shape: int) -> torch.Tensor:
@@ -73,12 +73,13 @@ def train(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         if orders.compile:
             prior.net.forward = torch.compile(prior.net.forward)
         # It scales the embeddings where they stand.
-        return measure_training(
-            orders,
+        measure_training(
+            report,
             [prior],
             lambda: prior.net(image, timesteps, **told),
             lambda: prior(image_embed=image.clone(), **told),
         )
+        return
     image = random(case["embedding"])
     pictures = torch.rand(batch, 3, case["size"], case["size"], device=device)
     if case["kind"] == "decoder":
@@ -93,16 +94,17 @@ def train(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
     if orders.compile:
         network.forward = torch.compile(network.forward)
     x_t = random(3, case["size"], case["size"])
-    return measure_training(
-        orders,
+    measure_training(
+        report,
         [network],
         lambda: network(x_t, timesteps, image_embed=image, **given, **seen),
         lambda: cascade(pictures, image_embed=image, unet_number=number, **given),
     )
 
 
-def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+def generate(case: Case, report: Report) -> None:
     """Prior and cascade from the caption's states to a picture, with as many steps of its own sampler (DDIM)."""
+    orders = report.orders
     batch, device, steps, scales = case["batch"], orders.device, case["steps"], case["guidance"]
     prior = prior_network(case["prior"]).to(device).eval()
     cascade = Decoder(
@@ -128,23 +130,23 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         pictures.cpu()
         wait(orders)
 
-    found = with_memory(timed(draw, orders), orders)
-    return {"parameters": count([prior, *cascade.unets]), "generate": found}
+    report.add(parameters=count([prior, *cascade.unets]))
+    report.measure("generate", draw)
 
 
 def main() -> None:
     """Measures what the orders say and prints it."""
     orders = start_torch()
     case = ordered_case(orders)
-    if case["kind"] != "generate" and case["dalle2_pytorch"] is None:
+    if case["kind"] == "clip" or (case["kind"] != "generate" and case["dalle2_pytorch"] is None):
         sys.exit(f"dalle2-pytorch has no network of the shape of {orders.case}")
     if case["kind"] == "generate" and case["prior"]["dalle2_pytorch"] is None:
         sys.exit(
             f"dalle2-pytorch has no networks of the shape of {orders.case}: its prior is as wide as its embeddings"
         )
     os.environ.setdefault("TQDM_DISABLE", "1")
-    found = generate(case, orders) if case["kind"] == "generate" else train(case, orders)
-    report_torch("dalle2-pytorch", orders, {"dalle2-pytorch": version("dalle2-pytorch")}, found)
+    report = start_report("dalle2-pytorch", orders, {"dalle2-pytorch": version("dalle2-pytorch")})
+    (generate if case["kind"] == "generate" else train)(case, report)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ mean squared error of the prediction is taken, on pictures and embeddings that i
 
 from __future__ import annotations
 
-import argparse
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from benchmarks.torch_step import compiled, count, measure_training, report_torch, start_torch, wait, with_memory
-from benchmarks.worker import ordered_case, timed
+from benchmarks.torch_step import compiled, count, measure_training, start_report, start_torch, wait
+from benchmarks.worker import Report, ordered_case
 
 import diffusers  # isort: skip
 from diffusers import PriorTransformer, UnCLIPPipeline, UnCLIPScheduler, UNet2DConditionModel, UNet2DModel  # isort: skip
@@ -88,8 +87,9 @@ def schedulers() -> tuple[UnCLIPScheduler, UnCLIPScheduler, UnCLIPScheduler]:
     )
 
 
-def train(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+def train(case: Case, report: Report) -> None:
     """Forward and training of one network."""
+    orders = report.orders
     batch, device, scheduler = case["batch"], orders.device, schedulers()[0]
 
     def random(*shape: int) -> torch.Tensor:
@@ -150,7 +150,7 @@ def train(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         return torch.nn.functional.mse_loss(predict(x_t, timesteps).float(), noise if of_noise else x_0)
 
     middle = torch.full((batch,), 500, device=device)
-    return measure_training(orders, modules, lambda: predict(x_0, middle), loss)
+    measure_training(report, modules, lambda: predict(x_0, middle), loss)
 
 
 class Captions(torch.nn.Module):
@@ -185,8 +185,9 @@ class Tokens:
         return SimpleNamespace(input_ids=tokens, attention_mask=tokens)
 
 
-def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+def generate(case: Case, report: Report) -> None:
     """The whole pipeline from the caption's states to a picture, weights in the dtype of the computation."""
+    orders = report.orders
     decoder, projections = decoder_networks(case["decoder"])
     first = upsampler_network(case["upsampler"])
     # Karlo's last step has a network of its own.
@@ -227,16 +228,16 @@ def generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         )
         wait(orders)
 
-    found = with_memory(timed(draw, orders), orders)
-    return {"parameters": count(networks.values()), "generate": found}
+    report.add(parameters=count(networks.values()))
+    report.measure("generate", draw)
 
 
 def main() -> None:
     """Measures what the orders say and prints it."""
     orders = start_torch()
     case = ordered_case(orders)
-    found = generate(case, orders) if case["kind"] == "generate" else train(case, orders)
-    report_torch("diffusers", orders, {"diffusers": diffusers.__version__}, found)
+    report = start_report("diffusers", orders, {"diffusers": diffusers.__version__})
+    (generate if case["kind"] == "generate" else train)(case, report)
 
 
 if __name__ == "__main__":

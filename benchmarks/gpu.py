@@ -1,18 +1,25 @@
-"""Everything that one GPU is asked for, in one go and within a time limit, as a page with its figures and pictures.
+"""Everything that one GPU is asked for, in one go and within a time limit, as a page with its figures and images.
 
-    python -m benchmarks.gpu docs/results/gpu                                # within 25 minutes
-    python -m benchmarks.gpu OUT --parts benchmark --minutes 9               # a part at a time
-    python -m benchmarks.gpu OUT --parts emoji --minutes 120                 # the emoji in all their steps
+    python -m benchmarks.gpu docs/results/gpu                    # within 25 minutes
+    python -m benchmarks.gpu OUT --minutes 9                     # again and again, until all of it is done
+    python -m benchmarks.gpu OUT --parts emoji --minutes 120     # the emoji in all their steps
+    python -m benchmarks.gpu OUT --parts parity --fresh          # a part anew
 
-benchmark   ours against diffusers, compiled and not, in bfloat16: the train steps of the paper's prior and of Karlo's
-            decoder, and the whole path from caption to 256 px
-parity      the networks against the peers' own outputs, on this GPU, in float32 and bfloat16
+train-steps ours against the peers, compiled and not, in bfloat16: the train steps of CLIP, of the paper's prior and of
+            Karlo's decoder
+generation  the whole path from caption to 256 px at Karlo's sizes, against diffusers
+parity      the networks against the peers' own outputs, on this GPU, in bfloat16 and float32
+demo        what `make demo` trains and evaluates, at the sizes for an accelerator
 emoji       configs/emoji.py from nothing to its report: all stages, each with the same share of its steps, as many as
             the time allows
 
-A part that its share of the time cuts off leaves what it has so far; what a part leaves over, later ones may use. The
-page, OUT/gpu.md, says versions and commands. It needs torch and diffusers beside jax (or in another Python: --peers),
-pytest, and for the emoji what that config asks for.
+The page, OUT/gpu.md, says versions and commands. Each part's section is kept in OUT/PART.json: a call skips what is
+done there and takes up what was cut off or failed, sides of a comparison and stages of a training that are done not
+again. What a part leaves over of its time, later ones may use; with less time than the parts are meant for, the last
+ones wait for another call. Compiled programs are kept too (`benchmarks.gpu_cache`).
+
+It needs torch, diffusers and transformers beside jax (or in another Python: --peers), pytest, and for the emoji what
+that config asks for.
 """
 
 from __future__ import annotations
@@ -20,151 +27,24 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
-import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from benchmarks.compare import ROOT
-from benchmarks.table import markdown
+from benchmarks import gpu_cache
+from benchmarks.gpu_parts import SECTIONS, SHARES, Part, read_record
+from benchmarks.processes import ROOT
 
-# Of the time, as parts; a later part has the leftovers of those before it as well.
-SHARES = {"benchmark": 11, "parity": 3, "emoji": 11}
-CASES, PEER_SIDES = "prior-1b,decoder-1b,generate-karlo", "ours,diffusers,diffusers-compiled"
-# Steps by which a stage's speed is told; the first of their intervals compiles.
-PROBE_STEPS, PROBE_INTERVAL = 60, 20
-# Beside a stage's steps: to read the data, compile, validate and save, in seconds; and to evaluate the run.
-STAGE_OVERHEAD, EVALUATION = 25.0, 60.0
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "torch", "diffusers", "transformers")
-
-
-class Part:
-    """Runs the commands of one part until its deadline, keeps what they print, and lists them for the page."""
-
-    def __init__(self, out: Path, name: str, deadline: float) -> None:
-        self.out, self.name, self.deadline = out, name, deadline
-        self.commands: list[str] = []
-        self.log = open(out / f"{name}.log", "w", encoding="utf-8")
-
-    def left(self) -> float:
-        """Seconds until the deadline."""
-        return max(0.0, self.deadline - time.monotonic())
-
-    def run(self, *words: str, env: Mapping[str, str] | None = None) -> int | None:
-        """A command's exit status; None if the deadline came first: it is then told to stop, or killed."""
-        before = " ".join(f"{name}={value}" for name, value in (env or {}).items())
-        self.commands.append(f"{before} {' '.join(['python', *words])}".strip())
-        self.log.write(f"$ {self.commands[-1]}\n")
-        self.log.flush()
-        process = subprocess.Popen(
-            [sys.executable, *words],
-            cwd=ROOT,
-            env={**os.environ, **(env or {})},
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            return process.wait(self.left())
-        except subprocess.TimeoutExpired:
-            for number, patience in ((signal.SIGTERM, 20), (signal.SIGKILL, None)):
-                os.killpg(process.pid, number)
-                try:
-                    process.wait(patience)
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
-            return None
-
-
-def said(status: int | None) -> str:
-    """How a command ended, for the page; empty if well."""
-    if status is None:
-        return "**Cut off by the time limit.**"
-    return f"**Failed with exit status {status}.**" if status else ""
-
-
-def benchmark(part: Part, peers: str) -> list[str]:
-    """The comparison's table, of as many sides and cases as there was time for."""
-    found = part.out / "benchmark.json"
-    found.unlink(missing_ok=True)
-    status = part.run(
-        *("-m", "benchmarks.compare", "--device", "cuda", "--cases", CASES, "--sides", PEER_SIDES),
-        *("--measure", "train_step", "--rounds", "1", "--reps", "10", "--peers", peers, "--out", str(found)),
-    )
-    lines = [said(status)]
-    if found.exists():
-        told = json.loads(found.read_text())
-        lines.append(markdown(told["settings"], told["results"]))
-    return lines
-
-
-def parity(part: Part) -> list[str]:
-    """The differences that the parity tests print."""
-    status = part.run(
-        *("-m", "pytest", "tests/parity", "-m", "not slow and not live", "-q", "-s", "-p", "no:cacheprovider"),
-        env={
-            "JAX_PLATFORMS": "cuda,cpu",
-            # Float32 is compared with float32: not with the TF32 that a GPU would take for it.
-            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-            # Else the tests turn the compiler's optimisation off.
-            "XLA_FLAGS": "--xla_backend_optimization_level=3",
-        },
-    )
-    printed = (part.out / f"{part.name}.log").read_text(encoding="utf-8").splitlines()
-    lines = [line.lstrip(".") for line in printed if line.startswith(("FAILED", "ERROR")) or ": " in line]
-    return [said(status), "```", *lines[-80:], *printed[-1:], "```"]
-
-
-def emoji(part: Part) -> list[str]:
-    """Trains and evaluates the emoji, and puts their pictures beside the page."""
-    from configs.emoji import system
-
-    whole = {name: recipe.steps for name, recipe in system(accelerator=True).stages.items()}
-    for name in ("gpu-probe", "gpu-emoji"):
-        shutil.rmtree(ROOT / "runs" / name, ignore_errors=True)
-    fields = {"steps": PROBE_STEPS, "log_every": PROBE_INTERVAL, "preview_every": 0}
-    probe = [f"{stage}.{field}={value}" for stage in whole for field, value in fields.items()]
-    status = part.run("-m", "train", "configs/emoji.py", "all", "--run", "gpu-probe", *probe)
-    if status != 0:
-        return [said(status)]
-    speeds = {stage: _seconds_a_step(ROOT / "runs" / "gpu-probe" / stage / "speed.jsonl") for stage in whole}
-    share = share_of_steps(whole, speeds, part.left() - EVALUATION)
-    steps = [f"{stage}.steps={max(PROBE_STEPS, round(share * count))}" for stage, count in whole.items()]
-    status = part.run("-m", "train", "configs/emoji.py", "all", "--run", "gpu-emoji", *(steps if share < 1 else ()))
-    lines = [f"Each stage was given {share:.0%} of its steps.", said(status)]
-    lines += ["", "| stage | ms a step |", "| --- | ---: |"]
-    lines += [f"| {stage} | {1000 * seconds:.1f} |" for stage, seconds in speeds.items()]
-    if status == 0:
-        status = part.run("-m", "dalle2_jax.cli", "evaluate", "runs/gpu-emoji")
-        lines += ["", said(status), "", "![drawn from captions that no stage has seen](emoji_samples.png)"]
-    for name in ("samples.png", "report.json"):
-        if (path := ROOT / "runs" / "gpu-emoji" / name).exists():
-            shutil.copy(path, part.out / f"emoji_{name}")
-    return lines
-
-
-def run_part(part: Part, peers: str) -> list[str]:
-    """A part's section of the page."""
-    if part.name == "benchmark":
-        return benchmark(part, peers)
-    return parity(part) if part.name == "parity" else emoji(part)
-
-
-def _seconds_a_step(path: Path) -> float:
-    """Of a stage's last interval."""
-    return json.loads(path.read_text().splitlines()[-1])["seconds_per_step"]
-
-
-def share_of_steps(steps: Mapping[str, int], seconds_a_step: Mapping[str, float], seconds: float) -> float:
-    """The share of all stages' steps, 0 to 1, that can be trained within `seconds`."""
-    needed = sum(count * seconds_a_step[stage] for stage, count in steps.items())
-    return max(0.0, min(1.0, (seconds - STAGE_OVERHEAD * len(steps)) / needed))
+RUNS = {"demo": ("gpu-demo",), "emoji": ("gpu-probe", "gpu-emoji")}
+# With fewer seconds than this, no part is begun.
+LEAST = 45.0
 
 
 def versions() -> str:
@@ -184,13 +64,43 @@ def device() -> str | None:
     return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
 
 
-def page(kind: str, sections: Mapping[str, Sequence[str]], commands: Mapping[str, Sequence[str]]) -> str:
-    """The page, in Markdown."""
-    lines = [f"# On one {kind}", "", f"{datetime.date.today()}. {versions()}.", ""]
-    lines += ["```", "python -m benchmarks.gpu OUT", "```"]
-    for name, section in sections.items():
-        lines += ["", f"## {name.capitalize()}", "", "```", *commands[name], "```", "", *section]
+def page(records: Mapping[str, Mapping[str, Any]], cache: str = "") -> str:
+    """The page, in Markdown, from the parts' records."""
+    kinds = list(dict.fromkeys(record["device"] for record in records.values()))
+    dates = sorted({record["date"] for record in records.values()})
+    lines = [f"# On one {', and one '.join(kinds)}", "", " to ".join(dict.fromkeys((dates[0], dates[-1]))) + "."]
+    for told in dict.fromkeys(record["versions"] for record in records.values()):
+        lines.append(f"{told}.")
+    lines += ["", "```", "python -m benchmarks.gpu OUT", "```"]
+    if cache:
+        lines += ["", cache]
+    for name, record in records.items():
+        state = f"{record['date']}, {record['state']}, {record['seconds'] / 60:.1f} minutes."
+        title = name.replace("-", " ").capitalize()
+        lines += ["", f"## {title}", "", state, "", "```", *record["commands"], "```", "", *record["section"]]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def forget(out: Path, parts: Sequence[str]) -> None:
+    """Removes what OUT and runs/ have of these parts; compiled programs stay."""
+    for name in parts:
+        for path in out.glob(f"{name}[._-]*"):
+            path.unlink()
+        for run in RUNS.get(name, ()):
+            shutil.rmtree(ROOT / "runs" / run, ignore_errors=True)
+
+
+def deadlines(parts: Sequence[str], now: float, minutes: float) -> dict[str, float]:
+    """When each of these parts must end. With more time than they are meant for, all have more.
+
+    With less, each has what those before it left, so that nothing is cut off that another call would have to do again.
+    """
+    whole = sum(SHARES[name] for name in parts)
+    ends, end = {}, now
+    for name in parts:
+        end += 60 * minutes * SHARES[name] / whole
+        ends[name] = end if minutes >= whole else now + 60 * minutes
+    return ends
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -199,8 +109,13 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="the folder of the page")
     parser.add_argument("--parts", default=",".join(SHARES), help=f"of {', '.join(SHARES)}")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all of them")
-    parser.add_argument("--peers", default=sys.executable, help="the Python that has torch and diffusers")
+    parser.add_argument("--peers", default=sys.executable, help="the Python that has torch, diffusers, transformers")
+    parser.add_argument("--fresh", action="store_true", help="forget what OUT and runs/ have of the parts")
+    parser.add_argument(
+        "--cache-mib", type=float, default=14.0, help="the most that cache.tar.gz holds; 0: no such file"
+    )
     asked = parser.parse_args(words)
+    started = time.monotonic()
     parts = asked.parts.split(",")
     if unknown := [name for name in parts if name not in SHARES]:
         print(f"benchmarks.gpu: there is no part {unknown[0]!r}; there are {', '.join(SHARES)}", file=sys.stderr)
@@ -211,20 +126,50 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     asked.out.mkdir(parents=True, exist_ok=True)
     out = asked.out.resolve()
-    deadline, total = time.monotonic(), sum(SHARES[name] for name in parts)
-    sections: dict[str, list[str]] = {}
-    commands: dict[str, list[str]] = {}
-    for name in parts:
-        deadline += 60 * asked.minutes * SHARES[name] / total
-        part = Part(out, name, deadline)
+    if asked.fresh:
+        forget(out, parts)
+    gpu_cache.unpack(out)
+    left = [name for name in SHARES if name in parts and read_record(out, name).get("state") != "done"]
+    ends = deadlines(left, started, asked.minutes)
+    about = {"date": str(datetime.date.today()), "versions": versions(), "device": kind}
+    for name in left:
+        if ends[name] - time.monotonic() < LEAST:
+            continue
+        minutes = max(SHARES[name], asked.minutes * SHARES[name] / sum(SHARES[name] for name in left))
+        part = Part(out, name, ends[name], about, minutes)
         print(f"{name}: {part.left() / 60:.1f} minutes", flush=True)
         with part.log:
-            sections[name] = run_part(part, asked.peers)
-        commands[name] = part.commands
-        (out / "gpu.md").write_text(page(kind, sections, commands), encoding="utf-8")
-    print((out / "gpu.md").read_text(encoding="utf-8"))
+            part.save(section_of(part, asked.peers), part.state)
+        print(f"{name}: {part.state}", flush=True)
+        gpu_cache.pack(out, int(asked.cache_mib * 2**20))
+        write_page(out)
+    if any(read_record(out, name) for name in SHARES):
+        print(write_page(out))
+    if undone := [name for name in parts if read_record(out, name).get("state") != "done"]:
+        print(f"for another call: {', '.join(undone)}")
     return 0
 
 
+def section_of(part: Part, peers: str) -> list[str]:
+    """A part's section of the page; one that raises has failed, and the others go on."""
+    part.save()
+    try:
+        return SECTIONS[part.name](part, peers)
+    except Exception as error:
+        part.state = "failed"
+        part.log.write(traceback.format_exc())
+        return [f"**Failed:** {type(error).__name__}: {error}"]
+
+
+def write_page(out: Path) -> str:
+    """Writes OUT/gpu.md from the records that are there, and returns it."""
+    records = {name: record for name in SHARES if (record := read_record(out, name))}
+    text = page(records, gpu_cache.sizes(out))
+    (out / "gpu.md").write_text(text, encoding="utf-8")
+    return text
+
+
 if __name__ == "__main__":
+    # So that the commands under way are stopped too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -3,14 +3,16 @@
 The networks, losses, timesteps, dropped captions and the sharding over devices are training's own recipes; only the
 frozen CLIP is left out, whose embeddings stand in the batch. `train_step` is loss, gradients and AdamW, which is what
 the peers are asked for; `full_step` is the loop's own step, with clipping, the moving average and the check for
-numbers that are not finite.
+numbers that are not finite. Weights are drawn on the host: a program that draws all of a large network's takes minutes
+to compile.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import flax
@@ -19,17 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.worker import ordered_case, peak_memory, report, start, timed
+from benchmarks.worker import Report, ordered_case, peak_memory, start
 from dalle2_jax import stages
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.decoder import Caption, Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.pictures import to_uint8
-from dalle2_jax.layers.precision import cast, with_dtype
+from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, replicate
 from train.backend import setup
+from train.clip import ClipRecipe
 from train.compiler import compiler_options
 from train.decoder import DecoderRecipe
 from train.flops import count_flops
@@ -63,6 +67,27 @@ def clip_sizes(case: Case) -> CLIP:
     size, length = case["embedding"], case["text_length"]
     text = TextTransformer(vocabulary_size=1, context_length=length, width=size, depth=1, heads=1)
     return CLIP(VisionTransformer(image_size=1, patch_size=1, width=1, depth=1, heads=1), text, embedding_size=size)
+
+
+def clip_module(case: Case, dtype: str) -> CLIP:
+    common = {"activation": case["activation"], "scan_layers": case["scan_layers"], "dtype": dtype}
+    vision = VisionTransformer(
+        image_size=case["size"],
+        patch_size=case["patch"],
+        width=case["width"],
+        depth=case["depth"],
+        heads=case["heads"],
+        **common,
+    )
+    text = TextTransformer(
+        vocabulary_size=case["vocabulary"],
+        context_length=case["text_length"],
+        width=case["text_width"],
+        depth=case["text_depth"],
+        heads=case["text_heads"],
+        **common,
+    )
+    return CLIP(vision, text, embedding_size=case["embedding"], dtype=dtype)
 
 
 def prior_module(case: Case, dtype: str) -> DiffusionPrior:
@@ -103,6 +128,8 @@ def upsampler_module(case: Case, dtype: str) -> Upsampler:
 def make_recipe(case: Case, dtype: str) -> Recipe:
     """The recipe of a case, as training would attach it."""
     common = {"steps": 1000, "batch_size": case["batch"]}
+    if case["kind"] == "clip":
+        return ClipRecipe(module=clip_module(case, dtype), **common)
     if case["kind"] == "prior":
         return EmbeddedPrior(module=prior_module(case, dtype), clip=clip_sizes(case), **common)
     if case["kind"] == "decoder":
@@ -117,7 +144,10 @@ def make_batch(case: Case) -> dict[str, np.ndarray]:
     batch = {}
     if "size" in case:
         batch["image"] = rng.integers(0, 256, (count, case["size"], case["size"], 3), dtype=np.uint8)
-    if "text_length" in case:
+    if case["kind"] == "clip":
+        batch["tokens"] = rng.integers(0, case["vocabulary"], (count, case["text_length"]), dtype=np.int32)
+        batch["mask"] = np.ones((count, case["text_length"]), bool)
+    elif "text_length" in case:
         length = case["text_length"]
         shapes = {"image_embedding": (), "text_embedding": (), "states": (length,)}
         for name, shape in shapes.items():
@@ -129,16 +159,18 @@ def make_batch(case: Case) -> dict[str, np.ndarray]:
 def make_inputs(case: Case, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arguments of one evaluation of the network, all arrays, so that nothing is computed while compiling."""
     rng, count = np.random.default_rng(1), case["batch"]
+
+    def pictures(size: int) -> np.ndarray:
+        return rng.standard_normal((count, size, size, 3), dtype=np.float32)
+
+    if case["kind"] == "clip":
+        return {"pictures": pictures(case["size"]), "tokens": batch["tokens"], "mask": batch["mask"]}
     timesteps = np.full(count, 500, np.int32)
     told = {name: batch[name] for name in ("text_embedding",) if name in batch}
     if case["kind"] != "upsampler":
         told |= {"text": batch["states"], "text_mask": batch["mask"]}
     if case["kind"] == "prior":
         return {"noised_image_embedding": batch["image_embedding"], "timesteps": timesteps, **told}
-
-    def pictures(size: int) -> np.ndarray:
-        return rng.standard_normal((count, size, size, 3), dtype=np.float32)
-
     if case["kind"] == "upsampler":
         told["low_resolution"] = pictures(case["low_size"])
     else:
@@ -161,6 +193,7 @@ def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Calla
             return recipe.loss(params, batch, key, {})[0]
 
         value, gradient = jax.value_and_grad(loss)(state["params"])
+        gradient = jax.tree.map(lambda g: row_major(g) if g.ndim == 4 else g, gradient)
         changes, optimizer = adam.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], changes)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, value
@@ -189,47 +222,63 @@ def size_of(params: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def with_memory(found: dict[str, Any]) -> dict[str, Any]:
-    return found | {"peak_bytes": device_memory() or peak_memory()}
+def draw(shapes: Any, put: Callable[[np.ndarray], Any] = jax.device_put, dtype: str | None = None) -> Any:
+    """Random parameters of these shapes, from the host; those too that a training starts at zero.
+
+    put: what is done with each array. dtype: in place of the shapes' own.
+    """
+    leaves, tree = jax.tree.flatten(shapes)
+
+    def one(number: int) -> Any:
+        leaf = leaves[number]
+        values = np.random.default_rng((0, number)).standard_normal(leaf.shape, dtype=np.float32)
+        values *= np.float32(0.02)
+        return put(values.astype(jnp.dtype(dtype or leaf.dtype), copy=False))
+
+    with ThreadPoolExecutor() as threads:  # numpy and jax let go of Python's lock
+        return jax.tree.unflatten(tree, threads.map(one, range(len(leaves))))
 
 
-def measure_training(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+def measure_training(case: Case, report: Report) -> None:
     """forward, train_step and full_step of one network, in this order, so that each one's peak of memory is its own."""
+    orders = report.orders
     recipe = make_recipe(case, orders.dtype)
     mesh = make_mesh()
     if case["batch"] % batch_parts(mesh):
         mesh = make_mesh(devices=jax.devices()[:1])
     batch = make_batch(case)
     batch, inputs = jax.device_put((batch, make_inputs(case, batch)), batch_sharding(mesh))
-    params = jax.jit(recipe.init, out_shardings=replicate(mesh))(jax.random.key(0))
+    shapes = jax.eval_shape(recipe.init, jax.random.key(0))
+    params = draw(shapes, functools.partial(jax.device_put, device=replicate(mesh)))
     jax.block_until_ready((params, batch))
-    found: dict[str, Any] = {"parameters": size_of(params), "devices": mesh.devices.size}
+    report.add(parameters=size_of(params), devices=mesh.devices.size)
     if "forward" in orders.measure:
         call = jax.jit(lambda params, inputs: recipe.module.apply({"params": params}, **inputs))
-        found["forward"] = with_memory(timed(lambda: jax.block_until_ready(call(params, inputs)), orders))
-        found["forward"]["flops"] = count_flops(call.trace(params, inputs).jaxpr)
+        report.measure("forward", lambda: jax.block_until_ready(call(params, inputs)))
+        report.add("forward", flops=count_flops(call.trace(params, inputs).jaxpr))
     if "train_step" in orders.measure:
         init, step = plain_step(recipe, mesh)
         state = jax.jit(init, donate_argnums=0, out_shardings=replicate(mesh))(params)
-        flops = count_flops(step.trace(state, batch).jaxpr)
+        abstract = jax.eval_shape(lambda state: state, state)
         stepper = Stepper(step, state, batch)
         del state, params
-        found["train_step"] = with_memory(timed(stepper, orders)) | {"flops": flops}
+        report.measure("train_step", stepper)
         del stepper
+        report.add("train_step", flops=count_flops(step.trace(abstract, batch).jaxpr))
     if "full_step" in orders.measure:
         abstract = abstract_state(recipe, mesh)
-        state = create_state(recipe, abstract)
+        state = create_state(recipe, abstract, initial=draw(shapes, np.asarray))
         stepper = Stepper(make_step(recipe, mesh, abstract), state, batch, {})
         del state
-        found["full_step"] = with_memory(timed(stepper, orders))
-    return found
+        report.measure("full_step", stepper)
 
 
-def measure_generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
+def measure_generate(case: Case, report: Report) -> None:
     """The caption's states to a picture, as `DALLE2.generate` does it, each stage compiled once.
 
     Parameters are in the dtype of the computation, as in a run that is loaded with one.
     """
+    orders = report.orders
     count, embedding = case["batch"], case["prior"]["embedding"]
     modules = {
         "prior": prior_module(case["prior"], orders.dtype),
@@ -289,22 +338,25 @@ def measure_generate(case: Case, orders: argparse.Namespace) -> dict[str, Any]:
         )
         np.asarray(to_uint8(pictures))
 
-    found = with_memory(timed(generate, orders))
-    return {"parameters": size_of(params), "devices": 1, "generate": found}
+    report.add(parameters=size_of(params), devices=1)
+    report.measure("generate", generate)
 
 
 def _random(module: Any, case: Case, dtype: str) -> Any:
     """Random parameters of a stage, in `dtype`; the last layers too, which start at zero."""
     recipe = make_recipe({**case, "batch": 1}, "float32")
-    shapes = jax.eval_shape(dataclasses.replace(recipe, module=module).init, jax.random.key(0))
+    return draw(jax.eval_shape(dataclasses.replace(recipe, module=module).init, jax.random.key(0)), dtype=dtype)
 
-    def draw(key: jax.Array) -> Any:
-        leaves, tree = jax.tree.flatten(shapes)
-        keys = jax.random.split(key, len(leaves))
-        drawn = [0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-        return cast(jax.tree.unflatten(tree, drawn), dtype)
 
-    return jax.jit(draw)(jax.random.key(0))
+class CacheHits:
+    """Counts the compiled programs that jax found in its cache on the disk, from now on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_listener(self._listen)
+
+    def _listen(self, event: str, **_: Any) -> None:
+        self.count += event == "/jax/compilation_cache/cache_hits"
 
 
 def main() -> None:
@@ -316,9 +368,14 @@ def main() -> None:
         jax.config.update("jax_num_cpu_devices", 1)
     setup()
     case = ordered_case(orders)
-    found = measure_generate(case, orders) if case["kind"] == "generate" else measure_training(case, orders)
-    versions = {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__}
-    report("ours", orders, versions=versions, device_kind=jax.devices()[0].device_kind, **found)
+    hits = CacheHits()
+    known = {
+        "versions": {"jax": jax.__version__, "flax": flax.__version__, "optax": optax.__version__},
+        "device_kind": jax.devices()[0].device_kind,
+    }
+    report = Report("ours", orders, lambda: device_memory() or peak_memory(), lambda: hits.count, **known)
+    (measure_generate if case["kind"] == "generate" else measure_training)(case, report)
+    report.print()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ NOTE = (
     "single round the middle half of its steps. A train step is loss, gradients and AdamW, on embeddings that are "
     "given; a full step also clips the gradient and keeps a moving average. Against ours: how many times as long as "
     "the best of ours; above 1, ours is faster. Memory is the process's peak, on a GPU the device's. Compile is what "
-    "the first call took beyond a later one, in the first round."
+    "the first call took beyond a later one, in the first round; cached: with programs that an earlier run had kept."
 )
 
 
@@ -29,8 +29,9 @@ def markdown(settings: Mapping[str, Any], results: Sequence[Result]) -> str:
     if loads:
         head += f"; load before a round {min(loads):.1f} to {max(loads):.1f}"
     parts = [head + _versions(results)]
-    for case in dict.fromkeys(result["case"] for result in results):
-        parts.append(case_table(case, [result for result in results if result["case"] == case]))
+    lacking = settings.get("lacking", {})
+    for case in dict.fromkeys([*(result["case"] for result in results), *(case for case in lacking if lacking[case])]):
+        parts.append(case_table(case, [result for result in results if result["case"] == case], lacking.get(case, ())))
     return "\n\n".join([*parts, NOTE])
 
 
@@ -41,11 +42,14 @@ def _versions(results: Sequence[Result]) -> str:
     return "".join(f", {name} {version}" for name, version in versions.items())
 
 
-def case_table(case: str, results: Sequence[Result]) -> str:
-    """One case: a row a side, in the order in which they ran."""
+def case_table(case: str, results: Sequence[Result], lacking: Sequence[str] = ()) -> str:
+    """One case: a row a side, in the order in which they ran.
+
+    A side that failed has a row of what it had measured until then. lacking: the sides without such a network.
+    """
     measures = [name for name in MEASURES if any(name in result for result in results)]
     sides = list(dict.fromkeys(result["side"] for result in results))
-    rounds = {side: [r for r in results if r["side"] == side and "error" not in r] for side in sides}
+    rounds = {side: [r for r in results if r["side"] == side and any(name in r for name in measures)] for side in sides}
     errors = {result["side"]: result["error"] for result in results if "error" in result}
     flops = any("flops" in result.get(name, {}) for result in results for name in measures)
     header = ["side", "parameters"]
@@ -68,8 +72,10 @@ def case_table(case: str, results: Sequence[Result]) -> str:
     lines = ["| " + " | ".join(row) + " |" for row in rows] if len(rows) > 2 else []
     batch = next((result["batch"] for result in results if "batch" in result), CASES[case]["batch"])
     title = f"### {case}: {CASES[case]['title']}, batch {batch}"
-    left_out = [f"{side} was not run: {error}" for side, error in errors.items()]
-    return "\n".join([title, "", *lines, *[""] * bool(lines and left_out), *left_out]).rstrip()
+    left_out = [f"{side} was {'stopped' if rounds[side] else 'not run'}: {error}" for side, error in errors.items()]
+    if lacking:
+        left_out.append(f"No such network: {', '.join(lacking)}")
+    return "\n".join([title, "", *lines, *[""] * bool(lines and left_out), "\n\n".join(left_out)]).rstrip()
 
 
 def seconds_of(results: Sequence[Result], name: str) -> list[float]:
@@ -82,7 +88,8 @@ def _time(name: str, rounds: Mapping[str, Sequence[Result]], side: str) -> list[
     if not seconds:
         return ["", ""]
     median = statistics.median(seconds)
-    ends = (min(seconds), max(seconds)) if len(seconds) > 1 else _middle_half(rounds[side][0][name]["steps"])
+    steps = next(found[name]["steps"] for found in rounds[side] if name in found)
+    ends = (min(seconds), max(seconds)) if len(seconds) > 1 else _middle_half(steps)
     spread = f" ({ends[0]:.3g} to {ends[1]:.3g})" if ends else ""
     ours = [seconds_of(found, name) for other, found in rounds.items() if other.startswith("ours")]
     best = min((statistics.median(found) for found in ours if found), default=None)
@@ -104,7 +111,9 @@ def _memory(results: Sequence[Result], measures: Sequence[str]) -> str:
 
 def _compile(results: Sequence[Result], measures: Sequence[str]) -> str:
     """Of the first round, since later ones find what was compiled."""
-    return " + ".join(f"{results[0][name]['compile_seconds']:.1f}" for name in measures if name in results[0])
+    first = [results[0][name] for name in measures if name in results[0]]
+    cached = any(measure.get("cache_hits") for measure in first)
+    return " + ".join(f"{measure['compile_seconds']:.1f}" for measure in first) + " (cached)" * cached
 
 
 def _speed(results: Sequence[Result], measures: Sequence[str]) -> str:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from benchmarks.worker import peak_memory, report, start, timed
+from benchmarks.torchvision_operators import declare
+from benchmarks.worker import Report, peak_memory, start
 
-# torchvision's wheels are for CUDA: with a torch for CPUs it misses two operators, and the peers, which are imported
-# after this file, import it.
-with contextlib.suppress(RuntimeError):
-    LIBRARY = torch.library.Library("torchvision", "DEF")
-    LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+declare()  # the peers, which are imported after this file, import torchvision
 
 LEARNING_RATE, WEIGHT_DECAY, AVERAGE = 1e-4, 1e-2, 0.9999
 
@@ -44,9 +39,24 @@ def wait(orders: argparse.Namespace) -> None:
         torch.cuda.synchronize()
 
 
-def with_memory(found: dict[str, Any], orders: argparse.Namespace) -> dict[str, Any]:
-    """Adds the most bytes held so far: the accelerator's, or the host's where there is none."""
-    return found | {"peak_bytes": torch.cuda.max_memory_allocated() if orders.device == "cuda" else peak_memory()}
+def peak_bytes(orders: argparse.Namespace) -> int:
+    """The most bytes held so far: the accelerator's, or the host's where there is none."""
+    return torch.cuda.max_memory_allocated() if orders.device == "cuda" else peak_memory()
+
+
+def cache_hits() -> int:
+    """How many compiled graphs were found in torch.compile's caches so far."""
+    from torch._dynamo.utils import counters
+
+    return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+
+
+def start_report(side: str, orders: argparse.Namespace, versions: dict[str, str]) -> Report:
+    """What a process of this side will have found."""
+    kind = torch.cuda.get_device_name() if orders.device == "cuda" else "cpu"
+    side = f"{side}, compiled" if orders.compile else side
+    known = {"versions": {"torch": torch.__version__, **versions}, "device_kind": kind}
+    return Report(side, orders, lambda: peak_bytes(orders), cache_hits if orders.compile else lambda: 0, **known)
 
 
 def count(modules: Iterable[torch.nn.Module]) -> int:
@@ -54,17 +64,18 @@ def count(modules: Iterable[torch.nn.Module]) -> int:
 
 
 def measure_training(
-    orders: argparse.Namespace,
+    report: Report,
     modules: list[torch.nn.Module],
     forward: Callable[[], Any],
     loss: Callable[[], torch.Tensor],
-) -> dict[str, Any]:
+) -> None:
     """forward, train_step and full_step, in this order, so that each one's peak of memory is its own.
 
     modules: what is trained. train_step: loss, gradients and AdamW, in one kernel a step ("fused"). full_step: also the
     gradient clipped to norm 1 and a moving average of the parameters.
     """
-    found: dict[str, Any] = {"parameters": count(modules)}
+    orders = report.orders
+    report.add(parameters=count(modules))
     params = [p for module in modules for p in module.parameters()]
 
     def evaluate() -> None:
@@ -75,7 +86,7 @@ def measure_training(
     if "forward" in orders.measure:
         for module in modules:
             module.eval()
-        found["forward"] = with_memory(timed(evaluate, orders), orders)
+        report.measure("forward", evaluate)
     for module in modules:
         module.train()
     adam = torch.optim.AdamW(params, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
@@ -95,11 +106,10 @@ def measure_training(
         wait(orders)
 
     if "train_step" in orders.measure:
-        found["train_step"] = with_memory(timed(train, orders), orders)
+        report.measure("train_step", train)
     if "full_step" in orders.measure:
         average = [p.detach().clone() for p in params]
-        found["full_step"] = with_memory(timed(train, orders), orders)
-    return found
+        report.measure("full_step", train)
 
 
 def compiled(module: Any, orders: argparse.Namespace) -> Any:
@@ -112,10 +122,3 @@ def compiled(module: Any, orders: argparse.Namespace) -> Any:
     if orders.device == "cuda" and isinstance(module, torch.nn.Module):
         module.to(memory_format=torch.channels_last)
     return torch.compile(module)
-
-
-def report_torch(side: str, orders: argparse.Namespace, versions: dict[str, str], found: dict[str, Any]) -> None:
-    """Prints what was found as the process's last line."""
-    kind = torch.cuda.get_device_name() if orders.device == "cuda" else "cpu"
-    side = f"{side}, compiled" if orders.compile else side
-    report(side, orders, versions={"torch": torch.__version__, **versions}, device_kind=kind, **found)

@@ -1,7 +1,13 @@
 """What every measured process does alike: read its orders, keep to its cores, time, report.
 
-A process measures one case on one side and prints one line of JSON. Nothing but the standard library is imported here,
-since the sides have different libraries.
+A process measures one case on one side. It says on stdout what it does, one line each:
+
+    compiling MEASURE       the measure's first call begins; before the first of them the process was set up
+    compiled SECONDS        that call is done
+    turn                    with --in-turn: it waits for a line before it takes a measured step
+    {...}                   a report: all that it has found so far, after every measured step; the last one counts
+
+Nothing but the standard library is imported here, since the sides have different libraries.
 """
 
 from __future__ import annotations
@@ -13,14 +19,16 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.cases import CASES
 
 MEASURES = ("forward", "train_step", "full_step")
-# What a process prints when it waits for its turn to take a measured step.
-TURN = "turn"
+COMPILING, COMPILED, TURN = "compiling", "compiled", "turn"
+# The environment variable that says when the process was started, in seconds since the epoch.
+STARTED = "BENCHMARK_STARTED"
+IMPORTED = time.time()
 # Beyond the first one, which compiles.
 WARM_UP = 1
 
@@ -63,26 +71,69 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def timed(step: Callable[[], Any], orders: argparse.Namespace) -> dict[str, Any]:
-    """Runs a step that ends when its result is there; returns its seconds and what the first call took beyond them.
+class Report:
+    """What a process finds; measures steps and prints a report after each of them.
 
-    seconds: the median of `orders.reps` calls after the warm-up; steps: all of them; cpu_seconds: the median of what
-    all of the process's threads worked in a call, which other programs on the machine hardly change.
+    peak_bytes: gives the most bytes held so far. cache_hits: counts the compiled programs that were found in a cache
+    on the disk so far.
     """
 
-    def seconds() -> tuple[float, float]:
-        began, worked = time.perf_counter(), time.process_time()
-        step()
-        return time.perf_counter() - began, time.process_time() - worked
+    def __init__(
+        self,
+        side: str,
+        orders: argparse.Namespace,
+        peak_bytes: Callable[[], int] = peak_memory,
+        cache_hits: Callable[[], int] = lambda: 0,
+        **found: Any,
+    ) -> None:
+        self.orders, self.peak_bytes, self.cache_hits = orders, peak_bytes, cache_hits
+        self.found = {"side": side, "case": orders.case, "device": orders.device, "dtype": orders.dtype, **found}
+        self.found |= {"threads": orders.threads, "batch": ordered_case(orders)["batch"]}
 
-    first, _ = seconds()
-    for _ in range(WARM_UP):
-        seconds()
-    measured = []
-    for _ in range(orders.reps):
-        if orders.in_turn:
-            await_turn()
-        measured.append(seconds())
+    def add(self, measure: str | None = None, **found: Any) -> None:
+        """Adds to the report, or to what it says of a measure."""
+        (self.found if measure is None else self.found[measure]).update(found)
+
+    def measure(self, name: str, step: Callable[[], Any]) -> None:
+        """Times a step that ends when its result is there: the first call, warm-ups, and `orders.reps` more.
+
+        `setup_seconds`, once a process: from its start until its first measure, with imports and weights.
+        """
+        self.found.setdefault("setup_seconds", time.time() - float(os.environ.get(STARTED, IMPORTED)))
+        print(f"{COMPILING} {name}", flush=True)
+        hits = self.cache_hits()
+        first, _ = seconds_of(step)
+        hits = self.cache_hits() - hits
+        print(f"{COMPILED} {first:.1f}", flush=True)
+        for _ in range(WARM_UP):
+            seconds_of(step)
+        measured = []
+        for _ in range(self.orders.reps):
+            if self.orders.in_turn:
+                await_turn()
+            measured.append(seconds_of(step))
+            self.found[name] = summary(first, measured) | {"peak_bytes": self.peak_bytes(), "cache_hits": hits}
+            self.print()
+
+    def print(self) -> None:
+        """Prints the report as one line."""
+        print(json.dumps(self.found), flush=True)
+
+
+def seconds_of(step: Callable[[], Any]) -> tuple[float, float]:
+    """The seconds of one call, and those that all of the process's threads worked in it."""
+    began, worked = time.perf_counter(), time.process_time()
+    step()
+    return time.perf_counter() - began, time.process_time() - worked
+
+
+def summary(first: float, measured: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What was measured, from the first call's seconds and from those of the calls after the warm-up.
+
+    seconds: the median of the steps; steps: all of them; cpu_seconds: the median of what all of the process's threads
+    worked in a step, which other programs on the machine hardly change; compile_seconds: what the first call took
+    beyond a step.
+    """
     steps, worked = zip(*measured, strict=True)
     median = statistics.median(steps)
     return {
@@ -98,9 +149,3 @@ def await_turn() -> None:
     print(TURN, flush=True)
     if not sys.stdin.readline():
         sys.exit("nobody calls for a step any more")
-
-
-def report(side: str, orders: argparse.Namespace, **found: Any) -> None:
-    """Prints what a process found as its last line."""
-    line = {"side": side, "case": orders.case, "device": orders.device, "dtype": orders.dtype, **found}
-    print(json.dumps(line | {"threads": orders.threads, "batch": ordered_case(orders)["batch"]}), flush=True)

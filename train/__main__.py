@@ -47,7 +47,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="AXIS=SIZE,...",
         help="how devices share the work: data=2,fsdp=4,tensor=1 (default: all of them data; with --topology all fsdp)",
     )
-    result.add_argument("--topology", metavar="NAME", help="with describe: compile for this accelerator, as v5e:4x4")
+    result.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="with describe: compile for accelerators: v5e:4x4 (TPUs, and their shape), h200:8 (NVIDIA GPUs of one "
+        "host), h200:2x8 (hosts x GPUs of each)",
+    )
     result.add_argument(
         "--profile",
         nargs="?",
@@ -127,9 +132,12 @@ def _run(options: argparse.Namespace) -> int:
     from dalle2_jax.sharding import make_mesh, mesh_sizes
     from train.hosts import only_first
     from train.overrides import apply_overrides
+    from train.topology import prepare
 
     if options.topology and not describing:
         raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
+    if options.topology:
+        prepare(options.topology)
     make_system = load_config(path)
     wanted = arguments_of(make_system)
     words = words[1 + describing :]
@@ -137,7 +145,7 @@ def _run(options: argparse.Namespace) -> int:
     if len(given) < len(wanted) or not (words or describing):
         usage = " ".join(["python -m train", config, *(name.upper() for name in wanted), "STAGE|all"])
         raise ValueError(f"{path} wants {'more arguments' if wanted else 'a stage'}: {usage}")
-    system = make_system(jax.default_backend() != "cpu", *given)
+    system = make_system(bool(options.topology) or jax.default_backend() != "cpu", *given)
     if options.seed is not None:
         system = with_seed(system, options.seed)
     if options.init_from is not None:

@@ -9,11 +9,16 @@ import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 CACHE = Path(".cache") / "jax"
 # Settings of XLA that no `compiler_options` of a program can make.
 EXTRA, JOINED = "xla_backend_extra_options", "xla_cpu_use_multi_output_fusion"
+CUDA_PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+OTHER_PLUGINS = ("libtpu", "jax_rocm7_plugin", "jax_rocm60_plugin")
+# Where jax looks for an NVIDIA GPU; the last is that of WSL.
+NVIDIA_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 
 
 def setup(several: bool = False, cache: Path = CACHE) -> None:
@@ -23,6 +28,8 @@ def setup(several: bool = False, cache: Path = CACHE) -> None:
         says otherwise: all must have as many, and their machines' cores may differ, or be the same ones.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if on_cpu() and _installed(CUDA_PLUGINS):
+        compute_on_cpu()
     import jax
 
     from dalle2_jax.sharding import use_cpu_cores
@@ -38,10 +45,36 @@ def setup(several: bool = False, cache: Path = CACHE) -> None:
 
 
 def on_cpu() -> bool:
-    """Whether jax will compute on the CPU, as far as that can be told before it starts."""
+    """Whether jax will compute on the CPU, as far as that can be told before it starts.
+
+    A CUDA plugin without an NVIDIA GPU is one to compile with.
+    """
     chosen = os.environ.get("JAX_PLATFORMS")
-    plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
-    return chosen == "cpu" if chosen else not any(importlib.util.find_spec(name) for name in plugins)
+    if chosen:
+        return chosen == "cpu"
+    return not (_installed(OTHER_PLUGINS) or (has_nvidia_gpu() and _installed(CUDA_PLUGINS)))
+
+
+def has_nvidia_gpu() -> bool:
+    """Whether this machine shows an NVIDIA GPU, by the same files by which jax tells."""
+    return any(os.path.exists(name) for name in NVIDIA_DEVICES)
+
+
+def _installed(packages: Iterable[str]) -> bool:
+    return any(importlib.util.find_spec(name) for name in packages)
+
+
+def compute_on_cpu() -> None:
+    """Has jax compute on the CPU, unless JAX_PLATFORMS says otherwise; call it before a backend starts.
+
+    Without a GPU and without this, jax's CUDA plugin misses CUDA's libraries and leaves, so that nothing can be
+    compiled for it either.
+    """
+    if not os.environ.get("JAX_PLATFORMS"):
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        import jax
+
+        jax.config.update("jax_platforms", "cpu")  # where jax has read the variable already
 
 
 def join_loops() -> bool:

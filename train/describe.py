@@ -36,7 +36,10 @@ NOTE = (
     "gradients; activations are what is kept for the backward pass. What a layer has in hand comes on top, so the\n"
     "largest batch that they leave room for is an estimate{}."
 )
-HOW_TO_COMPILE = "; `--topology v5e:4x4 --mesh data=4,fsdp=4`\nproves a fit by compiling for that many TPU chips"
+HOW_TO_COMPILE = (
+    "; `--topology v5e:4x4 --mesh data=4,fsdp=4`\n"
+    "proves a fit by compiling for that many TPU chips, `--topology h200:8` for NVIDIA GPUs"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Stage:
 def describe(
     system: System, names: Sequence[str] = (), topology: str | None = None, mesh: Mapping[str, int] | None = None
 ) -> int:
-    """Prints a table of the stages; with `topology` (as v5e:4x4) also compiles each one's training step for it.
+    """Prints a table of the stages; with `topology` (as v5e:4x4, h200:8) also compiles each one's training step for it.
 
     names: the stages to tell of; () all. mesh: sizes of its axes, as `sharding.mesh_sizes` gives them; by default all
     devices of a topology share the parameters, and those of this machine the batch alone.
@@ -137,7 +140,9 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
         "frozen": device_bytes(frozen, partition(frozen, mesh, DEFAULT_RULES)),
     }
     known = with_carry(frozen_shapes, state.get("carry"))
-    forward = jax.make_jaxpr(recipe.loss)(state["params"], batch, jax.random.key(0), known)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which says for what devices this is traced
+        forward = jax.make_jaxpr(recipe.loss)(state["params"], batch, jax.random.key(0), known)
+        activations = kept_bytes(system, recipe, state["params"], known)
     return Stage(
         name=name,
         recipe=recipe,
@@ -146,7 +151,7 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
         forward=count_flops(forward) / recipe.batch_size,
         training=count_flops(traced.jaxpr) / recipe.batch_size,
         memory=memory,
-        activations=kept_bytes(system, recipe, state["params"], known),
+        activations=activations,
         lowered=lowered,
     )
 
@@ -188,7 +193,8 @@ def _print_compiled(stage: Stage, mesh: Mesh, memory: int | None) -> bool:
         return False
     print(f"\n{stage.name}: compiling", flush=True)
     start = time.monotonic()
-    needs = compile_step(stage.lowered)
+    platform = mesh.devices.flat[0].platform
+    needs = compile_step(stage.lowered, platform)
     if isinstance(needs, str):
         print(f"  does not fit: {needs}")
         return False
@@ -196,16 +202,22 @@ def _print_compiled(stage: Stage, mesh: Mesh, memory: int | None) -> bool:
     share = stage.training * stage.recipe.batch_size / mesh.devices.size
     parts = ", ".join(f"{name} {_bytes(size)}" for name, size in needs.memory.items())
     of = f" of {_bytes(memory)}" if memory else ""
-    print(f"  fits: a device needs {_bytes(needs.needed)}{of} ({parts}); compiled in {took}")
-    print(
-        f"  a device computes {share:.2e} FLOPs a step; XLA's own count, which takes a loop's body once, is "
-        f"{needs.flops:.2e}, with {_bytes(needs.bytes_accessed)} read and written"
-    )
+    # A TPU's compiler has refused what does not.
+    fits = platform == "tpu" or memory is None or needs.needed <= memory
+    verdict = "fits" if fits else "does not fit"
+    print(f"  {verdict}: a device needs {_bytes(needs.needed)}{of} ({parts}); compiled in {took}")
+    counted = f"  a device computes {share:.2e} FLOPs a step"
+    if needs.flops is not None and needs.bytes_accessed is not None:
+        counted += (
+            f"; XLA's own count, which takes a loop's body once, is {needs.flops:.2e}, with "
+            f"{_bytes(needs.bytes_accessed)} read and written"
+        )
+    print(counted)
     print(
         f"  a step's program has {', '.join(f'{count} {name}' for name, count in needs.collectives.items()) or 'no'} "
         "operations between devices"
     )
-    return True
+    return fits
 
 
 def _title(system: System) -> str:

@@ -11,10 +11,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import flax.linen as nn
 import jax
 
-from dalle2_jax.checkpoint.rebuild import field_names
+from train.initial import without_remat
 from train.optimizer import accumulated_gradient
 from train.state import State, with_carry
 from train.system import Recipe
@@ -55,18 +54,6 @@ def model_flops(recipe: Recipe, step: Any, state: State, batch: Any, frozen: Any
         return accumulated_gradient(loss, state["params"], batch, state["key"], parts)
 
     return count_flops(jax.make_jaxpr(gradient)(state, batch, frozen))
-
-
-def without_remat(module: nn.Module) -> nn.Module:
-    """The network with the field `remat` False in itself and in the networks among its fields."""
-    changes: dict[str, Any] = {}
-    for name in field_names(type(module)):
-        value = getattr(module, name)
-        if isinstance(value, nn.Module):
-            changes[name] = without_remat(value)
-        elif name == "remat":
-            changes[name] = False
-    return module.clone(**changes)
 
 
 class _Counter:

@@ -11,6 +11,7 @@ The state is a plain dict, so that any tool can read it from a checkpoint:
     carry       what the recipe keeps from step to step (`Recipe.init_carry`), where it keeps anything
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.sharding import (
     DEFAULT_RULES,
     SMALLEST_SPLIT,
@@ -31,6 +33,7 @@ from dalle2_jax.sharding import (
     replicate,
 )
 from train.compiler import compiler_options
+from train.initial import by_leaf, without_remat
 from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
 from train.system import Recipe
 
@@ -41,7 +44,12 @@ Metrics = dict[str, jax.Array]
 def init_state(recipe: Recipe, key: jax.Array) -> State:
     """The state at step 0 (pure, jit-able)."""
     init_key, step_key = jax.random.split(key)
-    params, carry = recipe.init(init_key), recipe.init_carry()
+    return fresh_state(recipe, recipe.init(init_key), step_key)
+
+
+def fresh_state(recipe: Recipe, params: Any, step_key: jax.Array) -> State:
+    """The state at step 0 of these parameters (pure, jit-able)."""
+    carry = recipe.init_carry()
     return {
         "params": params,
         "ema": jax.tree.map(lambda p: p.astype(jnp.float32), params),
@@ -70,19 +78,18 @@ def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
 
     initial: parameters (a tree of arrays) that stand in place of the random ones, in their average too.
     """
-    state = jax.jit(lambda key: init_state(recipe, key), out_shardings=shardings_of(abstract))(
-        jax.random.key(recipe.seed)
-    )
+    init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
+    shardings = shardings_of(abstract)
     if initial is None:
-        return state
-    placed = {
-        name: place(
-            jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, abstract[name]),
-            shardings_of(abstract[name]),
+        plain = dataclasses.replace(recipe, module=without_remat(recipe.module))
+        params = by_leaf(plain.init, init_key, shardings["params"])
+    else:
+        shapes = abstract["params"]
+        params = place(
+            jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, shapes), shardings["params"]
         )
-        for name in ("params", "ema")
-    }
-    return {**state, **placed}
+    complete = jax.jit(lambda params, key: fresh_state(recipe, params, key), out_shardings=shardings, donate_argnums=0)
+    return complete(params, step_key)
 
 
 def with_carry(frozen: Any, carry: Any) -> Any:
@@ -114,6 +121,7 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         value, metrics, gradient = accumulated_gradient(loss, state["params"], batch, key, settings.accumulation)
         norm = optax.tree.norm(gradient).astype(jnp.float32)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        gradient = jax.tree.map(lambda g: row_major(g) if g.ndim == 4 else g, gradient)
         changes, optimizer_state = optimizer.update(gradient, state["optimizer"], state["params"])
         params = optax.apply_updates(state["params"], changes)
         updates = state["step"] - state["skipped"]
@@ -138,5 +146,5 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         step,
         donate_argnums=0,
         out_shardings=(shardings_of(abstract), replicate(mesh)),
-        compiler_options=compiler_options(recipe.module, mesh.devices.flat[0].platform),
+        compiler_options=compiler_options(recipe.module, mesh.abstract_mesh.abstract_device.platform),
     )

@@ -1,8 +1,11 @@
-"""A mesh of TPU chips that are not there, and what a program compiled for them needs of their memory.
+"""A mesh of chips that are not there, and what a program compiled for them needs of their memory.
 
-libtpu compiles on any machine for any topology, so the proof that a stage fits needs no TPU.
+libtpu compiles on any machine for any topology of TPUs, and jax's CUDA plugin for any number of GPUs (`train.nvidia`),
+so the proof that a stage fits needs neither.
 """
 
+import difflib
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -12,11 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import jax
+import jaxlib
 from jax.sharding import Mesh
 
 from dalle2_jax.sharding import make_mesh
+from train import backend
+from train.compiler import jaxlib_knows
+from train.nvidia import CHIPS
 
 NAME = re.compile(r"[a-z0-9]+:\d+(x\d+)+")
+# Of NVIDIA's chips, as theirs are named: h200:8, and h300 too; TPUs are called otherwise (v5e:4x4).
+NVIDIA_NAME = re.compile(r"([a-z]{1,2}\d{2,3}[a-z]*)(?::(.*))?", re.IGNORECASE)
 # libtpu asks the cloud for the machine it is on unless it is told, and locks itself against a second process.
 SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -26,7 +35,8 @@ SETTINGS = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
-# GiB that a program may use of a device's memory, by its kind: v5e as its compiler says, the others as they are sold.
+# GiB that a program may use of a device's memory, by its kind: v5e as its compiler says, the other TPUs as they are
+# sold, NVIDIA's as `train.nvidia` says.
 MEMORY = {
     "TPU v2": 8.0,
     "TPU v3": 16.0,
@@ -35,8 +45,16 @@ MEMORY = {
     "TPU v5": 95.0,
     "TPU v6 lite": 32.0,
     "TPU7x": 96.0,
-}
+} | {chip.device_kind: chip.usable for chip in CHIPS.values()}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# What XLA for a GPU tries out on the device where there is one. Left to guess, it finds no tiles for some products.
+UNTUNED = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}
+# What is compiled for GPUs that are not there is not kept: jax cannot read it back, and it would be untuned.
+UNCACHED = ("jax_persistent_cache_min_compile_time_secs", math.inf)
+# Compiles for a TPU three to four times faster; the memory hardly differs. For a GPU it is another program: loops are
+# unrolled and collectives overlap, which for the paper's prior takes a fifth more memory and half as much time again.
+QUICK = ("jax_optimization_level", "O1")
+INSTALL_CUDA = "pip install 'dalle2-jax[cuda-compile]'"
 
 
 def prepare_environment() -> None:
@@ -45,27 +63,96 @@ def prepare_environment() -> None:
         os.environ.setdefault(setting, value)
 
 
+def prepare(name: str) -> None:
+    """Sets what compiling for NVIDIA GPUs wants set before jax starts a backend; what the user has set stays."""
+    if NVIDIA_NAME.fullmatch(name) and not backend.has_nvidia_gpu():
+        backend.compute_on_cpu()
+
+
 def topology_mesh(name: str, mesh: Mapping[str, int] | None = None) -> Mesh:
-    """The mesh over the chips of `name`, as v5e:4x4, with axes of these sizes; by default all share the parameters.
+    """The mesh over the chips of `name` with axes of these sizes; by default all share the parameters.
+
+    name: v5e:4x4, a TPU's generation and shape; or h200:8, GPUs of one host; or h200:2x8, hosts and GPUs of each.
 
     Raises:
-        ValueError: if it is no name of a topology, libtpu is missing or does not know it, or the mesh does not fit it.
+        ValueError: if it is no name of a topology, what compiles for it is missing or does not know it, or the mesh
+            does not fit it.
     """
+    nvidia = NVIDIA_NAME.fullmatch(name)
+    devices = _tpus(name) if nvidia is None else _gpus(name, nvidia[1], nvidia[2])
+    return make_mesh(**(mesh or {"fsdp": len(devices)}), devices=devices)
+
+
+def _tpus(name: str) -> list[jax.Device]:
     if not NAME.fullmatch(name):
-        raise ValueError(f"the topology {name!r} is not of the form generation:shape; write it as v5e:4x4 or v5p:2x2x1")
+        raise ValueError(
+            f"the topology {name!r} is not of the form generation:shape; write it as v5e:4x4 or v5p:2x2x1, or as "
+            "h200:8 for GPUs"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(f'compiling for {name} needs libtpu, which is not installed; run: pip install "jax[tpu]"')
     prepare_environment()
     from jax.experimental import topologies
 
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"libtpu knows no topology {name!r}; some it knows are v5e:4x4 and v5p:2x2x1 ({reason})"
+            f"libtpu knows no topology {name!r}; some it knows are v5e:4x4 and v5p:2x2x1 ({_reason(error)})"
         ) from error
-    return make_mesh(**(mesh or {"fsdp": len(devices)}), devices=devices)
+
+
+def _gpus(name: str, chip: str, shape: str | None) -> list[jax.Device]:
+    if chip not in CHIPS:
+        near = difflib.get_close_matches(chip.lower(), CHIPS, n=1, cutoff=0)[0]
+        raise ValueError(
+            f"there is no chip {chip!r} to compile for: NVIDIA's are {', '.join(CHIPS)}; the nearest is {near!r}"
+        )
+    sizes = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", shape or "")
+    if sizes is None:
+        raise ValueError(
+            f"the topology {name!r} does not say how many GPUs; write {chip}:8 for one host's, {chip}:2x8 for hosts x "
+            "GPUs of each"
+        )
+    check_cuda_plugin(name)
+    prepare(name)
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            target_config=CHIPS[chip].target_config,
+            topology=f"1x{sizes[1] or 1}x{sizes[2]}",  # slices, hosts, devices
+        ).devices
+    except NotImplementedError as error:
+        raise ValueError(
+            f"jax started without its CUDA plugin and cannot compile for {name}; set JAX_PLATFORMS=cpu before it starts"
+        ) from error
+    except Exception as error:
+        raise ValueError(f"jax's CUDA plugin refuses the topology {name!r}: {_reason(error)}") from error
+
+
+def check_cuda_plugin(name: str) -> None:
+    """Checks that jax's CUDA plugin is there to compile for the topology `name`.
+
+    Raises:
+        ValueError: if it is not installed, or not of jaxlib's version.
+    """
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        raise ValueError(f"compiling for {name} needs jax's CUDA plugin, which is not installed; run: {INSTALL_CUDA}")
+    plugin = importlib.metadata.version("jax-cuda13-plugin")
+    numbers = [re.match(r"\d+(\.\d+)*", version)[0] for version in (plugin, jaxlib.__version__)]
+    if numbers[0] != numbers[1]:
+        raise ValueError(
+            f"compiling for {name} needs jax's CUDA plugin of jaxlib's version, which is {jaxlib.__version__}, but "
+            f"{plugin} is installed; run: {INSTALL_CUDA}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's words."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def device_memory(device: jax.Device) -> int | None:
@@ -82,14 +169,14 @@ def device_memory(device: jax.Device) -> int | None:
 class Needs:
     """What a compiled step takes of one device.
 
-    memory: bytes of its arguments, of the outputs beside the donated state's, of the temporaries. flops,
-    bytes_accessed: the compiler's count, which takes a loop's body once. collectives: operations between devices in the
-    program, by kind.
+    memory: bytes of its arguments, of the outputs beside the donated state's, of the temporaries, which are one piece;
+    all of them are held at once. flops, bytes_accessed: the compiler's count, which takes a loop's body once; None
+    where it does not count, as for GPUs. collectives: operations between devices in the program, by kind.
     """
 
     memory: Mapping[str, int]
-    flops: float
-    bytes_accessed: float
+    flops: float | None
+    bytes_accessed: float | None
     collectives: Mapping[str, int]
 
     @property
@@ -97,28 +184,40 @@ class Needs:
         return sum(self.memory.values())
 
 
-def compile_step(lowered: jax.stages.Lowered) -> Needs | str:
-    """Compiles; returns what a device needs, or what is too much, if it does not fit."""
+def compile_step(lowered: jax.stages.Lowered, platform: str) -> Needs | str:
+    """Compiles for the chips of a topology; returns what a device needs, or what is too much, if it is refused.
+
+    platform: of these chips, as jax names it: "tpu" or "gpu". XLA for a TPU refuses what does not fit; for a GPU it
+    does not, and what is needed has to be held against what there is.
+    """
+    gpu = platform == "gpu"
+    options = {name: value for name, value in UNTUNED.items() if gpu and jaxlib_knows(name)}
     try:
-        with _quick_compilation():
-            compiled = lowered.compile()
+        with _configured(*(UNCACHED if gpu else QUICK)):
+            compiled = lowered.compile(compiler_options=options or None)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # "Shared memory size limit exceeded" is about one kernel of a GPU, and no answer to whether the step fits.
+        if "RESOURCE_EXHAUSTED" not in str(error) or "Shared memory" in str(error):
             raise
         return what_is_too_much(str(error))
-    analysis, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    analysis, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
     memory = {
         "arguments": analysis.argument_size_in_bytes,
         "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
         "temporaries": analysis.temp_size_in_bytes,
     }
-    found = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
     return Needs(
         memory=memory,
-        flops=float(cost.get("flops", math.nan)),
-        bytes_accessed=float(cost.get("bytes accessed", math.nan)),
-        collectives={name: count for name, count in found.items() if count},
+        flops=cost.get("flops"),
+        bytes_accessed=cost.get("bytes accessed"),
+        collectives=count_collectives(text),
     )
+
+
+def count_collectives(text: str) -> dict[str, int]:
+    """How many operations between devices of each kind a compiled program has; a pair of start and done is one."""
+    found = {name: len(re.findall(rf"\b{name}(?:-start)?\(", text)) for name in COLLECTIVES}
+    return {name: count for name, count in found.items() if count}
 
 
 def what_is_too_much(message: str) -> str:
@@ -133,11 +232,11 @@ def what_is_too_much(message: str) -> str:
 
 
 @contextmanager
-def _quick_compilation() -> Iterator[None]:
-    """Optimisation level O1, which compiles for a TPU three to four times faster; the memory hardly differs."""
-    before = jax.config.jax_optimization_level
-    jax.config.update("jax_optimization_level", "O1")
+def _configured(name: str, value: object) -> Iterator[None]:
+    """A setting of jax's for as long as it lasts."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
     try:
         yield
     finally:
-        jax.config.update("jax_optimization_level", before)
+        jax.config.update(name, before)

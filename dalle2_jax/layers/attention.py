@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.layers.kernels.target import traced_for_nvidia
 from dalle2_jax.layers.product import product
 
 logger = logging.getLogger(__name__)
@@ -18,32 +19,90 @@ def dot_product_attention(
     value: jax.Array,
     *,
     mask: jax.Array | None = None,
+    key_lengths: jax.Array | None = None,
     is_causal: bool = False,
 ) -> jax.Array:
     """softmax(q k / sqrt(head_dim)) v, with the softmax in float32.
 
-    Uses cuDNN's flash attention for bfloat16 and float16 on CUDA where the shapes allow it, XLA's products and softmax
-    for them elsewhere, and `normalised_last` for float32; each choice is logged once.
+    Uses cuDNN's flash attention for bfloat16 and float16 on NVIDIA GPUs, XLA's products and softmax for them elsewhere,
+    and `normalised_last` for float32; each choice is logged once. `traced_for_nvidia` says which device it is for.
+
+    Say with `key_lengths` what can be said so: a mask costs cuDNN an array of all queries by all keys.
 
     Args:
-      query: `[batch, queries, heads, head_dim]`.
-      key: `[batch, keys, heads, head_dim]`.
-      value: `[batch, keys, heads, head_dim]`.
-      mask: bool, broadcastable to `[batch, heads, queries, keys]`; True means that the query sees the key.
-      is_causal: whether query `i` sees only keys up to `i`, on top of `mask`.
+      query: `[b, queries, heads, head_dim]`.
+      key: `[b, keys, heads, head_dim]`.
+      value: `[b, keys, heads, head_dim]`.
+      mask: bool, broadcastable to `[b, heads, queries, keys]`; True means that the query sees the key.
+      key_lengths: int32 `[b]`; the keys from there on are not seen. `pack` makes them of a mask. At least 1.
+      is_causal: whether query `i` sees only keys up to `i`, on top of the others.
 
     Returns:
-      `[batch, queries, heads, head_dim]` in the dtype of `value`.
+      `[b, queries, heads, head_dim]` in the dtype of `value`.
     """
-    masked = mask is not None
-    implementation = _implementation(str(query.dtype), query.shape[1], key.shape[1], query.shape[-1], masked)
-    if masked and implementation == "cudnn":
-        mask = jnp.broadcast_to(mask, (query.shape[0], mask.shape[1], query.shape[1], key.shape[1]))
+    shape = query.shape[1], key.shape[1], query.shape[-1]
+    implementation = _implementation(str(query.dtype), *shape, mask is not None, traced_for_nvidia())
+    if implementation == "cudnn":
+        return flash_attention(query, key, value, mask, key_lengths, is_causal)
+    if key_lengths is not None:
+        seen = (jnp.arange(key.shape[1])[None] < key_lengths[:, None])[:, None, None]
+        mask = seen if mask is None else mask & seen
     if implementation == "normalised last":
         return normalised_last(query, key, value, mask, is_causal)
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=is_causal, implementation=implementation
-    ).astype(value.dtype)
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=is_causal, implementation="xla").astype(
+        value.dtype
+    )
+
+
+def pack(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Moves the real tokens of each row to its front, in their order, so that a length says which they are.
+
+    Args:
+      x: `[b, n, d]`.
+      mask: bool `[b, n]`, True for real tokens.
+
+    Returns:
+      `x` in the new order; int32 `[b]`, the number of real tokens; int32 `[b, n]`, where each token was.
+    """
+    order = jnp.argsort(~mask, axis=1, stable=True)
+    return jnp.take_along_axis(x, order[:, :, None], axis=1), mask.sum(axis=1, dtype=jnp.int32), order
+
+
+def flash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array | None,
+    key_lengths: jax.Array | None,
+    is_causal: bool,
+    implementation: str = "cudnn",
+) -> jax.Array:
+    """cuDNN's attention, for any number of queries and keys. Arguments as in `dot_product_attention`.
+
+    jax refuses odd numbers of either in training, so that an odd one gets one more. A key more is not seen: it lies
+    behind the lengths, the causal mask or the mask. What a query more gives is cut off. implementation: "xla" computes
+    the same on any device.
+    """
+    batch, queries, keys = query.shape[0], query.shape[1], key.shape[1]
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, (batch, mask.shape[1], queries, keys))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries % 2), (0, keys % 2)))
+    elif key_lengths is None and keys % 2 and not (is_causal and queries <= keys):
+        key_lengths = jnp.full(batch, keys, jnp.int32)
+
+    def even(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+
+    y = jax.nn.dot_product_attention(
+        even(query),
+        even(key),
+        even(value),
+        mask=mask,
+        is_causal=is_causal,
+        key_value_seq_lengths=key_lengths,
+        implementation=implementation,
+    )
+    return y[:, :queries].astype(value.dtype)
 
 
 def normalised_last(
@@ -67,25 +126,25 @@ def normalised_last(
     return jnp.swapaxes(jnp.einsum("bhqk,bkhd->bhqd", weights, value) / sums, 1, 2)
 
 
+def last_of(x: jax.Array, lengths: jax.Array | None) -> jax.Array:
+    """The last real token of each row, `[b, 1, ...]` of `[b, n, ...]`; the last of all without `lengths` `[b]`."""
+    if lengths is None:
+        return x[:, -1:]
+    return jnp.take_along_axis(x, jnp.expand_dims(lengths - 1, range(1, x.ndim)), axis=1)
+
+
+# Before, jax asked cuDNN for the mask's gradient too, which cuDNN has at batch 1 alone (jax issue 30593).
+MASKS_IN_CUDNN = jax.__version_info__ >= (0, 11)
+
+
 @functools.cache
-def _implementation(dtype: str, queries: int, keys: int, head_dim: int, masked: bool) -> str:
-    allowed = (
-        dtype in ("bfloat16", "float16")
-        and head_dim % 8 == 0
-        and head_dim <= 128
-        # cuDNN takes a mask as a bias, whose backward pass asks for even lengths.
-        and not (masked and (queries % 2 or keys % 2))
-    )
-    if dtype == "float32":
-        name = "normalised last"
-    else:
-        name = "cudnn" if allowed and _on_cuda() else "xla"
+def _implementation(dtype: str, queries: int, keys: int, head_dim: int, masked: bool, nvidia: bool) -> str:
+    half = dtype in ("bfloat16", "float16")
+    # A single query is a product of a vector, for which there is nothing to be saved.
+    allowed = half and head_dim % 8 == 0 and head_dim <= 128 and queries > 1 and (MASKS_IN_CUDNN or not masked)
+    name = "cudnn" if allowed and nvidia else "xla" if half else "normalised last"
     logger.info("attention of %d queries over %d keys, head size %d, %s: %s", queries, keys, head_dim, dtype, name)
     return name
-
-
-def _on_cuda() -> bool:
-    return jax.default_backend() == "gpu" and "cuda" in jax.devices()[0].client.platform_version.lower()
 
 
 class MultiHeadAttention(nn.Module):
@@ -97,7 +156,7 @@ class MultiHeadAttention(nn.Module):
     Fields:
       heads: number of heads; must divide the width.
       is_causal: whether position `i` sees only positions up to `i`.
-      last_only: whether only the last position asks, which sees all of them.
+      last_only: whether only the last real position asks, which sees all of them.
       out_scale: factor on the initial output kernel (deep stacks shrink their residual branches).
       dtype: of the computation. param_dtype: of the parameters.
     """
@@ -110,13 +169,14 @@ class MultiHeadAttention(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None, lengths: jax.Array | None = None) -> jax.Array:
         """Attends within `x`.
 
         Args:
           x: `[batch, tokens, width]`.
           mask: bool, broadcastable to `[batch, heads, tokens, tokens]`, or with `last_only` to
             `[batch, heads, 1, tokens]`; True means that the query sees the key.
+          lengths: int32 `[batch]`, how many tokens of each row are real; those behind them are not seen.
 
         Returns:
           `[batch, tokens, width]`, or `[batch, 1, width]` with `last_only`.
@@ -137,8 +197,9 @@ class MultiHeadAttention(nn.Module):
         )(x)
         query, key, value = (part.squeeze(3) for part in jnp.split(qkv, 3, axis=3))
         if self.last_only:
-            query = query[:, -1:]
-        y = dot_product_attention(query, key, value, mask=mask, is_causal=self.is_causal and not self.last_only)
+            query = last_of(query, lengths)
+        is_causal = self.is_causal and not self.last_only
+        y = dot_product_attention(query, key, value, mask=mask, key_lengths=lengths, is_causal=is_causal)
         y = y.reshape(batch, -1, width)
         init = nn.initializers.normal(scale * self.out_scale)
         return nn.Dense(width, kernel_init=init, dot_general=product, name="out", **dtypes)(y)

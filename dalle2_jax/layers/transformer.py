@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dalle2_jax.layers.attention import MultiHeadAttention
+from dalle2_jax.layers.attention import MultiHeadAttention, last_of, pack
+from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.product import product
 from dalle2_jax.layers.remat import Remat, rematerialised
 
 
-@jax.checkpoint  # the backward pass would else keep several arrays of the hidden size
 def gelu(x: jax.Array) -> jax.Array:
     """x times the normal distribution's function of it, in float32 and by erf, as PyTorch has it.
 
@@ -29,6 +29,34 @@ ACTIVATIONS = {
     "gelu": gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
 }
+
+
+class HiddenLayer(nn.Module):
+    """A dense layer and its activation; parameters as `flax.linen.Dense` has them.
+
+    The backward pass keeps the product alone and computes the rest again, which would else be several arrays of the
+    hidden size.
+    """
+
+    features: int
+    activation: str
+    kernel_init: nn.initializers.Initializer
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., width]` to `[..., features]`."""
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
+        x, kernel, bias = (value.astype(self.dtype) for value in (x, kernel, bias))
+        activation = ACTIVATIONS[self.activation]
+
+        @jax.checkpoint
+        def activated(y: jax.Array, bias: jax.Array) -> jax.Array:
+            return activation(y + bias.reshape((1,) * (y.ndim - 1) + bias.shape))
+
+        return activated(product(x, kernel), bias)
 
 
 class LayerNorm(nn.Module):
@@ -56,7 +84,7 @@ class LayerNorm(nn.Module):
 
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + MLP(norm(x)). Fields are those of `Transformer`, which stacks it;
-    with `last_only` all positions are attended to and the last one alone goes on."""
+    with `last_only` all positions are attended to and the last real one alone goes on."""
 
     heads: int
     is_causal: bool
@@ -71,13 +99,11 @@ class Block(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, None]:
-        """Maps `x` `[batch, tokens, width]` to the same shape, or to one token, under `mask`, broadcastable to the
-        attention's."""
+    def __call__(self, x: jax.Array, lengths: jax.Array | None) -> tuple[jax.Array, None]:
+        """Maps `x` `[batch, tokens, width]` to the same shape, or to one token. lengths: of the rows' real tokens."""
         width = x.shape[-1]
         hidden = round(width * self.mlp_ratio)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = functools.partial(nn.Dense, dot_general=product, **dtypes)
         norm = functools.partial(LayerNorm, epsilon=self.epsilon, param_dtype=self.param_dtype)
         drop = functools.partial(nn.Dropout, rate=self.dropout, deterministic=self.deterministic)
         init = nn.initializers.normal
@@ -90,15 +116,15 @@ class Block(nn.Module):
             out_scale=self.residual_scale,
             name="attention",
             **dtypes,
-        )(y, mask)
+        )(y, lengths=lengths)
         if self.last_only:
-            x = x[:, -1:]
+            x = last_of(x, lengths)
         x = x + drop(name="attention_dropout")(y)
 
         y = norm(name="mlp_norm")(x).astype(self.dtype)
-        y = dense(hidden, kernel_init=init((2 * width) ** -0.5), name="mlp_in")(y)
-        y = ACTIVATIONS[self.activation](y)
-        y = dense(width, kernel_init=init(width**-0.5 * self.residual_scale), name="mlp_out")(y)
+        y = HiddenLayer(hidden, self.activation, init((2 * width) ** -0.5), name="mlp_in", **dtypes)(y)
+        init_out = init(width**-0.5 * self.residual_scale)
+        y = nn.Dense(width, kernel_init=init_out, dot_general=product, name="mlp_out", **dtypes)(y)
         x = x + drop(name="mlp_dropout")(y)
         return x, None
 
@@ -148,7 +174,8 @@ class Transformer(nn.Module):
 
         Args:
           x: `[batch, tokens, width]`.
-          mask: bool `[batch, tokens]`, True for the tokens that may be attended to.
+          mask: bool `[batch, tokens]`, True for the tokens that may be attended to. States at the others mean nothing.
+            With `last_only` the last one counts as real.
           deterministic: False turns dropout on; it then needs the `dropout` key.
 
         Returns:
@@ -173,7 +200,13 @@ class Transformer(nn.Module):
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
         }
-        x, mask = x.astype(self.dtype), None if mask is None else mask[:, None, None, :]
+        x, lengths = x.astype(self.dtype), None
+        if mask is not None:
+            # Lengths cost attention nothing, a mask does, on every platform.
+            mask = jnp.asarray(mask).at[:, -1].set(True) if self.last_only else mask
+            x, lengths, order = pack(x, mask)
+        # What stands behind the last real token is then hidden by causality, and its own states are not read.
+        full_lengths = None if self.is_causal and self.last_only else lengths
         block = rematerialised(Block, self.remat, prevent_cse=False)
         # Outside of a scan XLA would take what is to be computed again from the forward pass, and keep it: which suits
         # the last layer, whose backward pass comes at once.
@@ -181,7 +214,8 @@ class Transformer(nn.Module):
         full_layers = self.depth - 1 if self.last_only else self.depth
         if not self.scan_layers:
             for layer in range(full_layers):
-                x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask)
+                block_in = row_major(x)
+                x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(block_in, full_lengths)
         elif full_layers:
             blocks = nn.scan(
                 block,
@@ -190,9 +224,11 @@ class Transformer(nn.Module):
                 in_axes=nn.broadcast,
                 length=full_layers,
             )(last_only=False, name="blocks", **fields)
-            x, _ = blocks(x, mask)
+            x, _ = blocks(x, full_lengths)
         if self.last_only:
-            x, _ = block(last_only=True, name="last_block", **fields)(x, mask)
+            x, _ = block(last_only=True, name="last_block", **fields)(x, lengths)
+        elif lengths is not None:
+            x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[:, :, None], axis=1)
         return x
 
 

@@ -1,20 +1,27 @@
-"""The comparison with the peers, as far as it goes without them: one small case of ours, the turns, the table."""
+"""The comparison with the peers, as far as it goes without them: one small case of ours, what is left out, the table.
+
+The processes themselves: test_processes.py.
+"""
 
 import json
 import math
-import os
-import sys
-import time
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import compare, ours
 from benchmarks.cases import CASES, OF_DEVICE
 from benchmarks.table import case_table, markdown
 
-# What diffusers' networks of these cases have.
-DIFFUSERS = {"prior-2": 39_449_088, "decoder": 109_943_174, "decoder-plain": 94_496_006, "upsampler": 21_593_603}
+# What the peers' networks of these cases have: transformers' CLIP, and diffusers' others.
+THEIRS = {
+    "clip-b16": 149_620_737,
+    "prior-2": 39_449_088,
+    "decoder": 109_943_174,
+    "decoder-plain": 94_496_006,
+    "upsampler": 21_593_603,
+}
 
 
 def measured(side: str, seconds: float, **more) -> dict:
@@ -22,10 +29,19 @@ def measured(side: str, seconds: float, **more) -> dict:
     return {"side": side, "case": "prior-2", "parameters": 39_449_088, "train_step": step, "load": 0.5, **more}
 
 
-@pytest.mark.parametrize("case", DIFFUSERS)
-def test_our_networks_are_as_large_as_diffusers(case):
+@pytest.mark.parametrize("case", THEIRS)
+def test_our_networks_are_as_large_as_theirs(case):
     shapes = jax.eval_shape(ours.make_recipe(CASES[case], "float32").init, jax.random.key(0))
-    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(DIFFUSERS[case], rel=1e-3)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(THEIRS[case], rel=1e-3)
+
+
+def test_weights_are_drawn_on_the_host():
+    shapes = {"a": jax.ShapeDtypeStruct((64, 64), "float32"), "b": [jax.ShapeDtypeStruct((), "bfloat16")]}
+    drawn, again = ours.draw(shapes), ours.draw(shapes, np.asarray, dtype="bfloat16")
+    assert isinstance(drawn["a"], jax.Array) and isinstance(again["a"], np.ndarray)
+    assert (drawn["a"].dtype, drawn["b"][0].dtype, again["a"].dtype) == ("float32", "bfloat16", "bfloat16")
+    np.testing.assert_array_equal(np.asarray(drawn["a"]).astype(again["a"].dtype), again["a"])
+    assert drawn["a"].std() == pytest.approx(0.02, rel=0.1) and drawn["b"][0].shape == ()
 
 
 def test_one_case_of_ours(tmp_path, capsys):
@@ -56,6 +72,8 @@ def test_one_case_of_ours(tmp_path, capsys):
     assert found["forward"]["flops"] == 2 * batch * (dense + attention)
     assert found["train_step"]["seconds"] > 0 and found["train_step"]["peak_bytes"] > 2**20
     assert found["devices"] == 1 and found["dtype"] == "float32"
+    assert found["setup_seconds"] > 0 and found["train_step"]["compile_seconds"] > 0
+    assert found["train_step"]["cache_hits"] == 0 and found["train_step"]["flops"] > 2 * found["forward"]["flops"]
     assert "| ours | 0.01M |" in capsys.readouterr().out
 
 
@@ -75,40 +93,64 @@ def test_sides_take_turns_and_one_that_fails_is_left_out():
     assert [result["round"] for result in results] == [0, 0, 1, 0, 0, 1, 1]
 
 
-WORKER = """
-import json, sys
-name, turns = sys.argv[1], int(sys.argv[2])
-for number in range(turns):
-    print("turn", flush=True)
-    assert sys.stdin.readline()
-    with open("%s", "a") as said:
-        said.write(name)
-print("a word of a library")
-if name == "b":
-    sys.exit("b has no more memory")
-print(json.dumps({"name": name}))
-"""
+def tiny(**more):
+    asked = compare.arguments(["--cases", "prior-2,prior-8", "--sides", "ours,diffusers", "--rounds", "1"])
+    for name, value in more.items():
+        setattr(asked, name, value)
+    return asked
 
 
-def test_steps_are_taken_in_turn_and_a_process_that_dies_holds_nobody_up(tmp_path):
-    order = tmp_path / "order"
+def test_a_side_without_such_networks_is_left_out():
+    words = "--cases clip-b16,generate-karlo --sides ours,diffusers,dalle2-pytorch,transformers".split()
+    asked, ran = compare.arguments([*words, "--rounds", "1"]), []
 
-    def call(name: str, turns: int) -> compare.Call:
-        return compare.Call([sys.executable, "-c", WORKER % order, name, str(turns)], dict(os.environ))
+    def run(sides, case):
+        ran.extend((case, side.name) for side in sides)
+        return [measured("", 1.0, case=case) for side in sides]
 
-    found = compare.run_in_turn([call("a", 4), call("b", 2), call("c", 4)])
-    assert found == [{"name": "a"}, {"error": "exit 1: b has no more memory"}, {"name": "c"}]
-    assert order.read_text() == "abcabcacac"
+    results = compare.compare(asked, run, lambda line: None)
+    clip, karlo = [("clip-b16", "ours"), ("clip-b16", "transformers")], ["ours", "diffusers"]
+    assert ran == clip + [("generate-karlo", side) for side in karlo], "its prior is not as wide as its embeddings"
+    settings = {"machine": "one GPU", "dtype": "bfloat16", "rounds": 1, "reps": 5}
+    text = markdown({**settings, "lacking": {"clip-b16": ["diffusers", "dalle2-pytorch"]}}, results)
+    assert text.count("No such network") == 1 and "\n\nNo such network: diffusers, dalle2-pytorch\n" in text
+    assert "was not run" not in text
 
 
-@pytest.mark.parametrize("child", ["pass", "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])"])
-def test_a_process_that_is_silent_too_long_is_stopped(child):
-    """Even where a process that it started still holds its stdout."""
-    text = f"import subprocess, sys, time; {child}; time.sleep(60)"
-    started = time.monotonic()
-    calls = [compare.Call([sys.executable, "-c", text], dict(os.environ))]
-    assert compare.run_in_turn(calls, longest=1) == [{"error": "not done after 1 s"}]
-    assert time.monotonic() - started < 20
+def test_what_was_cut_off_is_measured_again_and_nothing_else():
+    asked, saved, ran = tiny(turns="process"), [], []
+    cut = {**measured("", 2.0), "error": "cut off by the time limit", "cut_off": True}
+    answers = {("prior-2", "ours"): {"error": "no luck"}, ("prior-2", "diffusers"): cut}
+
+    def run(sides, case):
+        (side,) = sides
+        ran.append((case, side.name))
+        return [answers.get(ran[-1], measured("", 1.0, case=case))]
+
+    results = compare.compare(asked, run, lambda line: None, saved.append, over=lambda: len(ran) == 2)
+    assert ran == [("prior-2", "ours"), ("prior-2", "diffusers")] and len(saved) == 2
+    assert [(case, [side.name for side in sides]) for case, _, sides in compare.missing(asked, results)] == [
+        ("prior-2", ["diffusers"]),
+        ("prior-8", ["ours"]),
+        ("prior-8", ["diffusers"]),
+    ]
+    answers.clear()
+    results = compare.compare(asked, run, lambda line: None, earlier=results)
+    assert ran[2:] == [("prior-2", "diffusers"), ("prior-8", "ours"), ("prior-8", "diffusers")]
+    assert not list(compare.missing(asked, results)) and not any("cut_off" in result for result in results)
+
+
+def test_a_comparison_is_taken_up_only_with_the_same_settings(tmp_path, capsys):
+    out = tmp_path / "found.json"
+    settings = {**vars(tiny()), "reps": 3}
+    results = [{**measured("ours", 1.0, case=case), "round": 0} for case in ("prior-2", "prior-8")]
+    out.write_text(json.dumps({"settings": settings, "results": results}, default=str))
+    words = ["--cases", "prior-2,prior-8", "--sides", "ours", "--rounds", "1", "--out", str(out), "--resume"]
+    assert compare.main([*words, "--reps", "4"]) == 2
+    assert "was measured with reps 3, not 4: leave --resume out" in capsys.readouterr().err
+    assert compare.main([*words, "--reps", "3"]) == 0
+    told = json.loads(out.read_text())
+    assert told["results"] == results and told["finished"]
 
 
 def test_table():
@@ -120,6 +162,16 @@ def test_table():
     assert lines[4] == "| ours | 39.45M | 0.5 (0.4 to 0.9) | 1.00 | 3.00 GiB | 4.0 |"
     assert lines[5] == "| diffusers | 39.45M | 0.75 | 1.50 | 3.00 GiB | 4.0 |"
     assert lines[-1] == "dalle2-pytorch was not run: exit 1: no module"
+
+
+def test_a_stopped_side_has_a_row_of_what_it_measured():
+    forward = {"seconds": 0.1, "compile_seconds": 1.0, "steps": [0.1], "peak_bytes": 2**30, "cache_hits": 2}
+    stopped = {**measured("theirs", 1.0), "forward": forward, "error": "not compiled after 240 s"}
+    del stopped["train_step"]
+    lines = case_table("prior-2", [measured("ours", 0.5), stopped]).splitlines()
+    assert lines[4] == "| ours | 39.45M |  |  | 0.5 | 1.00 | 3.00 GiB | 4.0 |"
+    assert lines[5] == "| theirs | 39.45M | 0.1 |  |  |  | 1.00 GiB | 1.0 (cached) |"
+    assert lines[-1] == "theirs was stopped: not compiled after 240 s"
 
 
 def test_a_single_round_shows_the_middle_half_of_its_steps():
@@ -143,6 +195,7 @@ def test_share_of_the_peak():
     [
         (["--cases", "prior-3"], "there is no case 'prior-3'; there are prior-2, prior-8, decoder"),
         (["--sides", "theirs"], "there is no side 'theirs'; there are ours, ours-one-device, diffusers"),
+        (["--resume"], "--resume goes on with the file that --out names"),
         (["--peers", "nowhere/python"], "there is no nowhere/python, where the peers would run: make it with `make"),
     ],
 )

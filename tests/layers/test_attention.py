@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from dalle2_jax.layers import attention
-from dalle2_jax.layers.attention import MultiHeadAttention, dot_product_attention
+from dalle2_jax.layers.attention import (
+    MultiHeadAttention,
+    dot_product_attention,
+    flash_attention,
+    last_of,
+    pack,
+)
 
 
 def _expected(query, key, value, mask):
@@ -80,17 +86,19 @@ def test_a_query_that_sees_no_key_stays_finite():
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("bfloat16", 64, 64, 64, False), "cudnn"),
-        (("float16", 64, 80, 64, True), "cudnn"),
-        (("float32", 64, 64, 64, False), "normalised last"),
-        (("bfloat16", 64, 64, 60, False), "xla"),
-        (("bfloat16", 64, 64, 256, False), "xla"),
-        (("bfloat16", 81, 81, 64, True), "xla"),
-        (("bfloat16", 257, 257, 64, False), "cudnn"),
+        (("bfloat16", 64, 64, 64, False, True), "cudnn"),
+        (("float16", 64, 80, 64, False, True), "cudnn"),
+        (("float32", 64, 64, 64, False, True), "normalised last"),
+        (("bfloat16", 64, 64, 60, False, True), "xla"),
+        (("bfloat16", 64, 64, 256, False, True), "xla"),
+        (("bfloat16", 1, 81, 64, False, True), "xla"),
+        (("bfloat16", 81, 81, 64, True, True), "cudnn" if attention.MASKS_IN_CUDNN else "xla"),
+        (("bfloat16", 257, 257, 64, False, True), "cudnn"),
+        (("bfloat16", 64, 1105, 64, False, True), "cudnn"),
+        (("bfloat16", 64, 64, 64, False, False), "xla"),
     ],
 )
-def test_choice_of_kernel_on_cuda_is_logged_once(monkeypatch, caplog, arguments, expected):
-    monkeypatch.setattr(attention, "_on_cuda", lambda: True)
+def test_choice_of_kernel_is_logged_once(caplog, arguments, expected):
     attention._implementation.cache_clear()
     with caplog.at_level(logging.INFO, logger=attention.logger.name):
         names = {attention._implementation(*arguments) for _ in range(3)}
@@ -99,8 +107,48 @@ def test_choice_of_kernel_on_cuda_is_logged_once(monkeypatch, caplog, arguments,
     assert len(caplog.messages) == 1 and caplog.messages[0].endswith(expected)
 
 
-def test_cudnn_is_never_chosen_on_the_cpu():
-    assert attention._implementation("bfloat16", 64, 64, 64, False) == "xla"
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("hidden", [None, "mask", "lengths"])
+@pytest.mark.parametrize(("queries", "keys"), [(8, 8), (9, 9), (8, 9), (9, 8)])
+def test_odd_lengths_made_even_change_nothing(queries, keys, hidden, is_causal):
+    """What cuDNN is asked for, computed by XLA, against jax's own attention: values and gradients."""
+    arguments = [_random(2, queries, 3, 16), _random(2, keys, 3, 16), _random(2, keys, 3, 16) - 1]
+    seen = np.arange(keys)[None] < np.array([[keys - 3], [keys]])
+    mask, lengths = seen[:, None, None, :], jnp.array([keys - 3, keys])
+    given = {"mask": mask, "key_lengths": None} if hidden == "mask" else {"mask": None, "key_lengths": lengths}
+    given = given if hidden else {"mask": None, "key_lengths": None}
+    weights = _random(2, queries, 3, 16)
+
+    def ours(arguments):
+        y = flash_attention(*arguments, is_causal=is_causal, implementation="xla", **given)
+        assert y.shape == (2, queries, 3, 16)
+        return (y * weights).sum()
+
+    def theirs(arguments):
+        y = jax.nn.dot_product_attention(*arguments, mask=mask if hidden else None, is_causal=is_causal)
+        return (y * weights).sum()
+
+    for a, b in zip(*(jax.tree.leaves(jax.value_and_grad(f)(arguments)) for f in (ours, theirs)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lengths_hide_what_a_mask_hides(dtype):
+    query, key, value = (jnp.asarray(_random(2, n, 3, 8), dtype) for n in (4, 7, 7))
+    mask = jnp.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
+    by_length = dot_product_attention(query, key, value, key_lengths=jnp.array([3, 7]))
+    np.testing.assert_array_equal(by_length, dot_product_attention(query, key, value, mask=mask[:, None, None]))
+
+
+def test_packing_moves_real_tokens_to_the_front():
+    x = np.arange(10.0).reshape(2, 5, 1)
+    mask = np.array([[0, 1, 0, 1, 1], [1, 1, 0, 0, 0]], bool)
+    packed, lengths, order = pack(x, mask)
+    np.testing.assert_array_equal(lengths, [3, 2])
+    np.testing.assert_array_equal(packed[0, :3, 0], [1, 3, 4])
+    np.testing.assert_array_equal(packed[1, :2, 0], [5, 6])
+    np.testing.assert_array_equal(np.take_along_axis(x[:, :, 0], np.asarray(order), axis=1), packed[:, :, 0])
+    np.testing.assert_array_equal(last_of(packed, lengths)[:, 0, 0], [4, 6])
 
 
 def test_layout_of_the_fused_projection():

@@ -5,16 +5,12 @@
 does so and runs a module, since transformers and diffusers import torchvision where it is installed.
 """
 
-import contextlib
 import runpy
 import sys
 
-import torch
+from benchmarks.torchvision_operators import declare
 
-with contextlib.suppress(RuntimeError):  # done already
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+declare()
 
 if __name__ == "__main__":
     sys.argv = sys.argv[1:]

@@ -1,8 +1,10 @@
 """The settings before jax starts."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import jax
 import pytest
@@ -91,8 +93,73 @@ def test_the_users_options_and_another_jaxlib_are_heeded(monkeypatch):
     assert os.environ["XLA_FLAGS"] == f"--xla_of_the_user=1 --{backend.EXTRA}={backend.JOINED}=true"
 
 
-def test_jax_will_compute_on_the_cpu(monkeypatch):
+def test_jax_will_compute_where_the_user_says(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert not backend.on_cpu()
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert backend.on_cpu()
+
+
+def machine(monkeypatch, tmp_path, plugins: Sequence[str], device: str | None) -> None:
+    """A machine with these plugins of jax and this file of a device, or none."""
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    find, known = importlib.util.find_spec, (*backend.CUDA_PLUGINS, *backend.OTHER_PLUGINS)
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: (name if name in plugins else None) if name in known else find(name),
+    )
+    monkeypatch.setattr(backend, "NVIDIA_DEVICES", [tmp_path / name for name in ("nvidia0", "nvidiactl", "dxg")])
+    if device is not None:
+        (tmp_path / device).touch()
+
+
+@pytest.mark.parametrize(
+    ("plugins", "device", "cpu"),
+    [
+        ([], None, True),
+        ([], "nvidia0", True),
+        (["jax_cuda13_plugin"], None, True),
+        (["jax_cuda13_plugin"], "nvidia0", False),
+        (["jax_cuda12_plugin"], "nvidiactl", False),
+        (["jax_cuda12_plugin"], "dxg", False),
+        (["libtpu"], None, False),
+        (["libtpu", "jax_cuda13_plugin"], None, False),
+        (["jax_rocm7_plugin"], None, False),
+    ],
+)
+def test_jax_will_compute_on_the_cpu(monkeypatch, tmp_path, plugins, device, cpu):
+    machine(monkeypatch, tmp_path, plugins, device)
+    assert backend.on_cpu() == cpu
+
+
+def test_jax_looks_for_a_gpu_where_we_do():
+    hardware = pytest.importorskip("jax._src.hardware_utils")
+    assert set(getattr(hardware, "_NVIDIA_GPU_DEVICES", backend.NVIDIA_DEVICES)) == set(backend.NVIDIA_DEVICES)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "device", "platforms"),
+    [([], None, None), (["jax_cuda13_plugin"], None, "cpu"), (["jax_cuda13_plugin"], "nvidia0", None)],
+)
+def test_a_plugin_without_a_gpu_leaves_jax_on_the_cpu(monkeypatch, tmp_path, plugins, device, platforms):
+    machine(monkeypatch, tmp_path, plugins, device)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "")
+    backend.setup()
+    assert os.environ.get("JAX_PLATFORMS") == platforms
+
+
+def test_the_cpu_unless_the_user_says_otherwise(monkeypatch):
+    before = jax.config.jax_platforms
+    try:
+        monkeypatch.delenv("JAX_PLATFORMS")
+        jax.config.update("jax_platforms", None)
+        backend.compute_on_cpu()
+        assert os.environ["JAX_PLATFORMS"] == jax.config.jax_platforms == "cpu"
+        monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+        jax.config.update("jax_platforms", "cuda,cpu")
+        backend.compute_on_cpu()
+        assert os.environ["JAX_PLATFORMS"] == jax.config.jax_platforms == "cuda,cpu"
+    finally:
+        jax.config.update("jax_platforms", before)

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -14,11 +15,12 @@ from tests.cascade import tiny_system
 from tests.train.toy import SIZE, ToyNet, toy_recipe
 from train import __main__ as command
 from train import backend
+from train import describe as describing
 from train.describe import describe, examine
 from train.overrides import apply_overrides
 from train.state import abstract_state
 from train.system import System
-from train.topology import what_is_too_much
+from train.topology import UNTUNED, Needs, compile_step, count_collectives, what_is_too_much
 
 FEATURES = SIZE * SIZE * 3
 
@@ -166,6 +168,142 @@ def test_the_command(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("error: the topology 'banana'") and captured.err.count("\n") == 1
     assert not captured.out
+
+
+def test_a_topology_of_gpus_that_is_wrong(monkeypatch, capsys):
+    monkeypatch.setattr(backend, "setup", lambda *_: None)
+    for name, words in (
+        ("h300:8", "there is no chip 'h300'"),
+        ("h200:0", "the topology 'h200:0' does not say how many"),
+    ):
+        assert command.main(["describe", "configs/shapes.py", "prior", "--topology", name]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(f"error: {words}") and captured.err.count("\n") == 1
+        assert not captured.out
+
+
+@pytest.mark.parametrize(("options", "dtype"), [([], "float32"), (["--topology", "h200:8"], "bfloat16")])
+def test_a_topology_is_an_accelerator(monkeypatch, options, dtype):
+    """A config has larger stages for accelerators: those are what is compiled for one."""
+    monkeypatch.setattr(backend, "setup", lambda *_: None)
+    told = []
+    monkeypatch.setattr(describing, "describe", lambda system, names, **_: told.append(system) or 0)
+    assert command.main(["describe", "configs/shapes.py", "prior", *options]) == 0
+    assert told[0].stages["prior"].module.dtype == dtype
+
+
+class Lowered:
+    """Stands for a lowered step; compiled it has 3 GiB of arguments of which 2 are given back, and 1 of temporaries."""
+
+    def __init__(self, cost: dict[str, float] | None, text: str = ""):
+        self.cost, self.text, self.told = cost, text, []
+
+    def compile(self, compiler_options: dict | None = None) -> "Lowered":
+        config = jax.config
+        self.told.append(
+            (compiler_options, config.jax_optimization_level, config.jax_persistent_cache_min_compile_time_secs)
+        )
+        return self
+
+    def memory_analysis(self) -> SimpleNamespace:
+        sizes = {"argument": 3, "output": 2, "alias": 2, "temp": 1}
+        return SimpleNamespace(**{f"{name}_size_in_bytes": size * 2**30 for name, size in sizes.items()})
+
+    def cost_analysis(self) -> dict[str, float] | None:
+        return self.cost
+
+    def as_text(self) -> str:
+        return self.text
+
+
+@pytest.mark.parametrize("cost", [None, {}])
+def test_a_compiler_that_counts_no_operations(cost):
+    needs = compile_step(Lowered(cost), "gpu")
+    assert needs.flops is None and needs.bytes_accessed is None and needs.needed == 4 * 2**30
+    counted = compile_step(Lowered({"flops": 5.0, "bytes accessed": 7.0}), "tpu")
+    assert (counted.flops, counted.bytes_accessed) == (5.0, 7.0)
+
+
+def test_what_a_compiler_is_told():
+    def settings() -> tuple:
+        return jax.config.jax_optimization_level, jax.config.jax_persistent_cache_min_compile_time_secs
+
+    before = settings()
+    gpu, tpu = Lowered(None), Lowered({})
+    compile_step(gpu, "gpu")
+    compile_step(tpu, "tpu")
+    assert gpu.told == [(UNTUNED, before[0], math.inf)], "what is compiled for no device is not kept"
+    assert tpu.told == [(None, "O1", before[1])]
+    assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ("message", "answer"),
+    [
+        ("RESOURCE_EXHAUSTED: Used 20.00G of 15.75G hbm.", "needs 20.0 GiB of 15.8 GiB"),
+        ("RESOURCE_EXHAUSTED: Shared memory size limit exceeded: requested 131072, available: 101376", None),
+        ("INTERNAL: something", None),
+    ],
+)
+def test_what_a_compiler_raises(monkeypatch, message, answer):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(Lowered, "compile", refuse)
+    if answer is not None:
+        assert compile_step(Lowered(None), "tpu") == answer
+        return
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message[:20]):
+        compile_step(Lowered(None), "gpu")
+
+
+def test_a_start_and_its_done_are_one_operation():
+    gpu = """
+      %all-gather-start.1 = (f32[2]{0}, f32[16]{0}) all-gather-start(%bitcast.1), channel_id=1
+      %all-gather-done.1 = f32[16]{0} all-gather-done(%all-gather-start.1), metadata={scheduling_name="all-gather-done"}
+      %reduce-scatter-start = ((f32[16]{0}), f32[2]{0}) reduce-scatter-start(%fusion), to_apply=%add
+      ROOT %reduce-scatter-done = f32[2]{0} reduce-scatter-done(%reduce-scatter-start)
+      %all-reduce-start = f32[] all-reduce-start(%all-gather-done.1), to_apply=%add
+      %all-reduce-done = f32[] all-reduce-done(%all-reduce-start)
+      %all-reduce.2 = f32[] all-reduce(%all-reduce-done), to_apply=%add
+    """
+    assert count_collectives(gpu) == {"all-gather": 1, "all-reduce": 2, "reduce-scatter": 1}
+    assert count_collectives("%add = f32[] add(%x, %y)") == {}
+
+
+@pytest.mark.parametrize(("gib", "verdict"), [(4.0, "fits"), (3.9, "does not fit")])
+def test_whether_it_fits_a_gpu_is_seen_by_what_it_needs(monkeypatch, capsys, gib, verdict):
+    """XLA for a GPU compiles what does not fit, too."""
+    needs = Needs({"arguments": 3 * 2**30, "temporaries": 2**30}, None, None, {"all-gather": 2})
+    monkeypatch.setattr(describing, "topology_mesh", lambda *_: make_mesh(fsdp=8))
+    monkeypatch.setattr(describing, "device_memory", lambda _: int(gib * 2**30))
+    monkeypatch.setattr(describing, "compile_step", lambda *_: needs)
+    assert describe(toy_system(batch_size=16), topology="h200:8") == (verdict != "fits")
+    output = capsys.readouterr().out
+    assert f"  {verdict}: a device needs 4.0 GiB of {gib:.1f} GiB (arguments 3.0 GiB, temporaries 1.0 GiB)" in output
+    assert "FLOPs a step\n" in output and "nan" not in output and "XLA's own count" not in output
+    assert "2 all-gather operations between devices" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["h200:2", "a100:2x1", "h100:1", "b200:2"])
+def test_compiling_for_gpus(capsys, topology):
+    pytest.importorskip("jax_cuda13_plugin")
+    assert describe(toy_system(module=ToyNet(width=4096), batch_size=16), topology=topology) == 0
+    output = capsys.readouterr().out
+    memory = {"h200": "138.0", "a100": "78.0", "h100": "78.0", "b200": "177.0"}[topology.partition(":")[0]]
+    assert "fits: a device needs" in output and f"of {memory} GiB (arguments" in output and "nan" not in output
+    assert ("all-gather" in output) == (topology != "h100:1")
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_gpus(capsys):
+    pytest.importorskip("jax_cuda13_plugin")
+    # Its state is 121 GiB and its gradients are in the table; the step needs more than there is.
+    huge = toy_system(module=ToyNet(width=2**26), batch_size=512)
+    assert describe(huge, topology="h200:2", mesh={"data": 2}) == 1
+    output = capsys.readouterr().out
+    assert "toy: compiling" in output and "  does not fit: a device needs" in output
 
 
 @pytest.mark.slow

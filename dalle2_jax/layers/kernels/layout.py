@@ -1,0 +1,18 @@
+"""In which order an array's axes lie in a GPU's memory, where XLA's own choice costs copies."""
+
+import jax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from dalle2_jax.layers.kernels.target import traced_for_nvidia
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """`x`, on an NVIDIA GPU with its last axis innermost.
+
+    For the states between a transformer's layers XLA picks the batch innermost when the layers are written out, and
+    transposes them in every layer. For the kernels of convolutions cuDNN's gradients lie otherwise than the parameters,
+    and XLA copies parameter and both moments instead of the gradient (docs/results/gpu.md, November 2026).
+    """
+    if not traced_for_nvidia():
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
