@@ -52,6 +52,7 @@ class _Parts:
 
     def __init__(self, closed: ClosedJaxpr, key: jax.Array) -> None:
         self.equations = closed.jaxpr.eqns
+        self.debug_info = closed.jaxpr.debug_info.with_unknown_names()
         self.makers = {var: number for number, equation in enumerate(self.equations) for var in equation.outvars}
         self.known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True)) | {closed.jaxpr.invars[0]: key}
         self.programs: dict[str, Callable[..., jax.Array]] = {}
@@ -88,7 +89,8 @@ class _Parts:
         equations = [equation.replace(invars=[given(atom) for atom in equation.invars]) for equation in chosen]
         result = given(out)
         # Of an equation that makes several leaves, as a scan over layers does, the rest is left out.
-        part, _ = partial_eval.dce_jaxpr(Jaxpr((), [*inputs], [result], equations), [True], instantiate=True)
+        part = Jaxpr((), [*inputs], [result], equations, debug_info=self.debug_info)
+        part, _ = partial_eval.dce_jaxpr(part, [True], instantiate=True)
         return part, [*inputs.values()]
 
     def compute(self, out: Var) -> jax.Array:
