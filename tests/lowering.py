@@ -2,7 +2,11 @@
 
 import contextlib
 import math
+import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import jax
@@ -46,3 +50,60 @@ def traced_for(device: AbstractDevice, **sizes: int) -> Iterator[Mesh]:
     mesh = PretendedMesh(make_mesh(**sizes, devices=jax.devices()[:count]), device)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), version:
         yield mesh
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product or convolution of a lowered program: where the network asks for it, and its operands' types."""
+
+    path: str
+    types: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a lowered program holds, of each function as often as it is called; a loop's body once.
+
+    kernels: cuDNN's attention calls, by their target. attention: the (queries, keys) of those. products: all matrix
+    products and convolutions. shapes: of every array.
+    """
+
+    kernels: Counter[str]
+    attention: set[tuple[int, int]]
+    products: list[Product]
+    shapes: set[tuple[int, ...]]
+
+    def float32_products(self, allowed: str) -> list[str]:
+        """The paths of products of two float32 arrays that the regular expression does not hold."""
+        found = {p.path for p in self.products if all(kind == "f32" for kind in p.types)}
+        return sorted(path for path in found if not re.search(allowed, path))
+
+
+def analyse(lowered: jax.stages.Lowered) -> Program:
+    """Reads a lowered program, function by function."""
+    functions = {op.attributes["sym_name"].value: op for op in lowered.compiler_ir("stablehlo").body.operations}
+    program = Program(Counter(), set(), [], set())
+
+    def visit(operation: Any) -> None:
+        for region in operation.regions:
+            for block in region.blocks:
+                for op in block.operations:
+                    read(op.operation)
+                    visit(op.operation)
+
+    def read(op: Any) -> None:
+        if op.name == "func.call":
+            callee = op.attributes["callee"].value
+            visit(functions[callee].operation)
+        program.shapes.update(tuple(result.type.shape) for result in op.results if hasattr(result.type, "shape"))
+        if op.name == "stablehlo.custom_call" and "fmha" in (target := op.attributes["call_target_name"].value):
+            program.kernels[target] += 1
+            query, key = (op.operands[index].type.shape for index in (0, 1))
+            program.attention.add((query[1], key[1]))
+        if op.name in ("stablehlo.dot_general", "stablehlo.convolution"):
+            types = tuple(str(operand.type.element_type) for operand in op.operands)
+            path = re.search(r'"([^"]*)"', str(op.location))
+            program.products.append(Product(path[1] if path else "", types))
+
+    visit(functions["main"].operation)
+    return program
