@@ -28,4 +28,5 @@ def test_a_training_step_for_nvidia(stage):
         program = analyse(traced.lower(lowering_platforms=("cuda",)))
     assert (program.kernels[FORWARD], program.kernels[BACKWARD]) == ATTENTION[stage]
     assert set(program.kernels) <= {FORWARD, BACKWARD}, "a mask was given to cuDNN as a bias"
-    assert program.float32_products(FLOAT32) == []
+    if stage != "clip":  # whose similarities and projections are in float32
+        assert program.float32_products(FLOAT32) == []
