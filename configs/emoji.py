@@ -122,8 +122,12 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
     """The same stages for one accelerator, to 128 px: wider networks in bfloat16, no folded pixels, more steps."""
     clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
     half = {"dtype": "bfloat16"}
-    vision = clip.module.vision.clone(patch_size=8, width=384, depth=8, heads=6, **half)
-    text = clip.module.text.clone(width=256, depth=4, heads=4, **half)
+    layers = {
+        "scan_layers": False,
+        **half,
+    }  # a GPU copies all layers' parameters and states from and to a scan's stacks
+    vision = clip.module.vision.clone(patch_size=8, width=384, depth=8, heads=6, **layers)
+    text = clip.module.text.clone(width=256, depth=4, heads=4, **layers)
     unet = decoder.module.unet.clone(
         channels=128,
         channel_multipliers=(1, 2, 3),
@@ -141,7 +145,7 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
     return {
         "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=1000, batch_size=512),
         "prior": replace(
-            prior, module=prior.module.clone(width=384, depth=8, heads=6, **half), steps=1500, batch_size=128
+            prior, module=prior.module.clone(width=384, depth=8, heads=6, **layers), steps=1500, batch_size=128
         ),
         "decoder": replace(
             decoder,

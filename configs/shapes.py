@@ -121,8 +121,12 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
     """The same stages for one accelerator: wider networks in bfloat16, no folded pixels, more and larger batches."""
     clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
     half = {"dtype": "bfloat16"}
-    vision = clip.module.vision.clone(patch_size=4, width=256, depth=6, heads=8, **half)
-    text = clip.module.text.clone(width=128, depth=4, heads=4, **half)
+    layers = {
+        "scan_layers": False,
+        **half,
+    }  # a GPU copies all layers' parameters and states from and to a scan's stacks
+    vision = clip.module.vision.clone(patch_size=4, width=256, depth=6, heads=8, **layers)
+    text = clip.module.text.clone(width=128, depth=4, heads=4, **layers)
     unet = decoder.module.unet.clone(
         channels=96,
         channel_multipliers=(1, 2, 2),
@@ -136,7 +140,7 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
     return {
         "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=3000, batch_size=512),
         "prior": replace(
-            prior, module=prior.module.clone(width=256, depth=6, heads=8, **half), steps=5000, batch_size=512
+            prior, module=prior.module.clone(width=256, depth=6, heads=8, **layers), steps=5000, batch_size=512
         ),
         "decoder": replace(
             decoder, module=decoder.module.clone(unet=unet, text_width=128, **half), steps=10_000, batch_size=128

@@ -45,6 +45,7 @@ def make_optimizer(optimizer: Optimizer, steps: int) -> optax.GradientTransforma
         b1=optimizer.beta1,
         b2=optimizer.beta2,
         eps=optimizer.epsilon,
+        mu_dtype=optimizer.moment_dtype,
         weight_decay=optimizer.weight_decay,
         mask=decay_mask,
     )

@@ -45,7 +45,11 @@ def check_share(path: str, value: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """AdamW with warm-up, gradient clipping, accumulation and an exponential moving average of the parameters."""
+    """AdamW with warm-up, gradient clipping, accumulation and an exponential moving average of the parameters.
+
+    moment_dtype: in which the first moment is kept: "bfloat16" spares 2 bytes a parameter of the device's memory and 4
+    of what a step reads and writes; None: as the parameters.
+    """
 
     learning_rate: float = 1e-4
     warmup_steps: int = 100
@@ -57,10 +61,13 @@ class Optimizer:
     gradient_clip: float = 1.0
     accumulation: int = 1
     ema_decay: float = 0.9999
+    moment_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
+        if self.moment_dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"optimizer.moment_dtype is {self.moment_dtype!r}; it must be None, float32 or bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)

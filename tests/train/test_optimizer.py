@@ -49,6 +49,24 @@ def test_only_matrices_decay():
     np.testing.assert_array_equal(changes["query"], 0.0)
 
 
+def test_the_first_moment_in_bfloat16():
+    """Rounded to 8 bits where it is kept; the step and the second moment are float32."""
+    settings = Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=0.0, moment_dtype="bfloat16")
+    optimizer, params = make_optimizer(settings, 10), {"w": jnp.zeros(2)}
+    first, second = np.array([0.3, -0.7]), np.array([0.1, -0.9])
+    state = optimizer.init(params)
+    _, state = optimizer.update({"w": jnp.asarray(first, jnp.float32)}, state, params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
+    assert [str(leaf.dtype) for leaf in moments] == ["bfloat16", "float32"]
+    np.testing.assert_allclose(np.asarray(moments[0], np.float32), 0.1 * first, rtol=2**-8)
+    changes, _ = optimizer.update({"w": jnp.asarray(second, jnp.float32)}, state, params)
+    m = (0.9 * 0.1 * first + 0.1 * second) / (1 - 0.9**2)
+    v = (0.999 * 0.001 * first**2 + 0.001 * second**2) / (1 - 0.999**2)
+    np.testing.assert_allclose(changes["w"], -0.1 * m / (np.sqrt(v) + 0.5), rtol=2**-7)
+    with pytest.raises(ValueError, match="moment_dtype is 'int8'; it must be None, float32 or bfloat16"):
+        Optimizer(moment_dtype="int8")
+
+
 def test_one_step_of_adamw_with_clipping():
     """Written out: the clipped gradient g gives m_hat = g and v_hat = g^2 at the first step."""
     settings = Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=1.0, weight_decay=0.0)
