@@ -64,14 +64,13 @@ class Product:
 class Program:
     """What a lowered program holds, of each function as often as it is called; a loop's body once.
 
-    kernels: cuDNN's attention calls, by their target. attention: the (queries, keys) of those. products: all matrix
-    products and convolutions. shapes: of every array.
+    kernels: cuDNN's attention calls, by their target. softmax: the shapes of exponentials of four axes or more, which
+    are those of all queries by all keys; a single query's do not count. products: all matrix products and convolutions.
     """
 
     kernels: Counter[str]
-    attention: set[tuple[int, int]]
+    softmax: set[tuple[int, ...]]
     products: list[Product]
-    shapes: set[tuple[int, ...]]
 
     def float32_products(self, allowed: str) -> list[str]:
         """The paths of products of two float32 arrays that the regular expression does not hold."""
@@ -82,7 +81,7 @@ class Program:
 def analyse(lowered: jax.stages.Lowered) -> Program:
     """Reads a lowered program, function by function."""
     functions = {op.attributes["sym_name"].value: op for op in lowered.compiler_ir("stablehlo").body.operations}
-    program = Program(Counter(), set(), [], set())
+    program = Program(Counter(), set(), [])
 
     def visit(operation: Any) -> None:
         for region in operation.regions:
@@ -95,11 +94,12 @@ def analyse(lowered: jax.stages.Lowered) -> Program:
         if op.name == "func.call":
             callee = op.attributes["callee"].value
             visit(functions[callee].operation)
-        program.shapes.update(tuple(result.type.shape) for result in op.results if hasattr(result.type, "shape"))
+        if op.name == "stablehlo.exponential" and not _negated(op.operands[0]):  # as a sigmoid's is
+            shape = tuple(op.results[0].type.shape)
+            if len(shape) > 3 and shape[-2] > 1:
+                program.softmax.add(shape)
         if op.name == "stablehlo.custom_call" and "fmha" in (target := op.attributes["call_target_name"].value):
             program.kernels[target] += 1
-            query, key = (op.operands[index].type.shape for index in (0, 1))
-            program.attention.add((query[1], key[1]))
         if op.name in ("stablehlo.dot_general", "stablehlo.convolution"):
             types = tuple(str(operand.type.element_type) for operand in op.operands)
             path = re.search(r'"([^"]*)"', str(op.location))
@@ -107,3 +107,7 @@ def analyse(lowered: jax.stages.Lowered) -> Program:
 
     visit(functions["main"].operation)
     return program
+
+
+def _negated(value: Any) -> bool:
+    return getattr(value.owner, "name", "") == "stablehlo.negate"

@@ -1,32 +1,144 @@
-"""Training steps as a GPU's compiler gets them, without one: which attention is asked for, and what is in float32."""
+"""Every config's training steps and samplers as a GPU's and a TPU's compiler gets them, without either.
 
+The lowered program says which attention is asked for, which products are in float32, and whether an array of all
+queries by all keys is left.
+"""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import pytest
 
-from tests.lowering import DEVICES, analyse, traced_for
+from dalle2_jax.checkpoint import LoadedStage
+from dalle2_jax.checkpoint.rebuild import to_json
+from dalle2_jax.evaluation.memory import encoded_shapes, trace_drawing
+from dalle2_jax.layers import attention
+from tests.lowering import DEVICES, Program, analyse, traced_for
 from tests.test_configs import system
 from train.cascade import planned_stages, trace_step
 from train.state import abstract_state
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
-# cuDNN's attention in a step of configs/shapes.py for an accelerator, forward and backward; a scanned stack counts as
-# one layer. Prior and decoder also run CLIP's two halves forward. The prior's last layer has one query and needs none;
-# the decoder attends twice down, three times up on two levels, and once in the middle.
-ATTENTION = {"clip": (2, 2), "prior": (2 + 1, 1), "decoder": (2 + 11, 11), "upsampler": (0, 0)}
-# Small, or bound by their weights, where digits count: time and conditions, the last layers, CLIP's projections and
-# similarities (a bare dot_general), the resizing of images.
-FLOAT32 = r"time(_\d)?/dot_general|conv_out/|DiffusionPrior\)+/out/|_projection/dot_general|^dot_general$|resize"
 
-
-@pytest.mark.parametrize("stage", ATTENTION)
-def test_a_training_step_for_nvidia(stage):
-    name = "shapes-accelerator"
-    recipe, frozen = next(
-        (recipe, frozen) for other, recipe, frozen, _ in planned_stages(system(name)) if other == stage
+# cuDNN's attention in a training step, forward and backward; a scanned stack counts as one layer. Prior and decoder
+# also run CLIP's two halves forward. The prior's last layer has one query and needs none. A U-Net attends after each
+# residual block, of which there are `depth` a level down and one more up, and once in the middle. Under `remat`, as in
+# the paper's config, the backward pass runs the forward one again.
+TRAINING = {
+    ("shapes-accelerator", "clip"): (6 + 4, 6 + 4),
+    ("shapes-accelerator", "prior"): (6 + 4 + 5, 5),
+    ("shapes-accelerator", "decoder"): (6 + 4 + 2 * 5 + 1, 2 * 5 + 1),
+    ("shapes-accelerator", "upsampler"): (0, 0),
+    ("emoji-accelerator", "clip"): (8 + 4, 8 + 4),
+    ("emoji-accelerator", "prior"): (8 + 4 + 7, 7),
+    ("emoji-accelerator", "decoder"): (8 + 4 + 2 * 5 + 1, 2 * 5 + 1),
+    ("emoji-accelerator", "upsampler"): (0, 0),
+    ("paper", "clip"): (2 * 2, 2),
+    ("paper", "prior"): (2 + 2 * 1, 1),
+    ("paper", "decoder"): (1 + 2 * (3 * 7 + 1 + 1), 3 * 7 + 1 + 1),  # CLIP's image half, and the caption encoder
+    ("paper", "upsampler"): (0, 0),
+    ("paper", "upsampler_1024"): (0, 0),
+}
+# In the program that samples: a guided network sees both captions in one batch.
+SAMPLING = {
+    ("shapes-accelerator", "clip"): 4,
+    ("shapes-accelerator", "prior"): 5,
+    ("shapes-accelerator", "decoder"): 2 * 5 + 1,
+    ("shapes-accelerator", "upsampler"): 0,
+    ("emoji-accelerator", "clip"): 4,
+    ("emoji-accelerator", "prior"): 7,
+    ("emoji-accelerator", "decoder"): 2 * 5 + 1,
+    ("emoji-accelerator", "upsampler"): 0,
+    ("paper", "clip"): 1,
+    ("paper", "prior"): 1,
+    ("paper", "decoder"): 3 * 7 + 1 + 1,
+    ("paper", "upsampler"): 0,
+    ("paper", "upsampler_1024"): 0,
+}
+# Products of two float32 arrays that are meant to be: small ones, or bound by their weights, where digits count.
+FLOAT32 = "|".join(
+    (
+        r"time(_\d)?/dot_general",  # the time embedding and what conditions are added to it
+        r"conv_out/",  # a U-Net's last layer, of few channels
+        r"DiffusionPrior\)*/out/",  # the prior's answer
+        r"(image|text)_projection/dot_general",  # into CLIP's space
+        r"jvp\(\)\)?/dot_general",  # the similarities of CLIP's loss
+        r"bmz,bz->bm",  # how near the prior's candidates are to the caption
+        r"^dot_general$|resize",  # images to another size, in which the program's own interpolation weights are
     )
-    with traced_for(DEVICES["cuda"]) as mesh:
+)
+SMALL = [case for case in TRAINING if case[0] == "shapes-accelerator"]
+CASES = [pytest.param(*case, marks=[] if case in SMALL else [pytest.mark.slow]) for case in TRAINING]
+
+
+@cache
+def planned(name: str) -> dict[str, tuple[Any, Any]]:
+    return {stage: (recipe, frozen) for stage, recipe, frozen, _ in planned_stages(system(name))}
+
+
+def training(name: str, stage: str, platform: str) -> Program:
+    recipe, frozen = planned(name)[stage]
+    with traced_for(DEVICES[platform]) as mesh:
         traced = trace_step(system(name), recipe, abstract_state(recipe, mesh), frozen, mesh)
-        program = analyse(traced.lower(lowering_platforms=("cuda",)))
-    assert (program.kernels[FORWARD], program.kernels[BACKWARD]) == ATTENTION[stage]
+        return analyse(traced.lower(lowering_platforms=(platform,)))
+
+
+def sampling(name: str, stage: str, platform: str) -> Program:
+    def loaded(stage: str) -> LoadedStage:
+        recipe = planned(name)[stage][0]
+        params = jax.eval_shape(recipe.init, jax.random.key(0))
+        info = to_json(recipe.describe())
+        return LoadedStage(stage, recipe.kind, recipe.module, params, info)
+
+    key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+    with traced_for(DEVICES[platform]):
+        encoded = encoded_shapes(loaded("clip"), system(name).context_length)
+        return analyse(trace_drawing(loaded(stage), key, encoded).lower(lowering_platforms=(platform,)))
+
+
+def check(program: Program) -> None:
+    """No logits of full size, and no float32 where it is not meant."""
+    assert not program.softmax
+    assert program.float32_products(FLOAT32) == []
+
+
+@pytest.mark.parametrize(("name", "stage"), CASES)
+def test_a_training_step_for_a_gpu(name, stage):
+    program = training(name, stage, "cuda")
+    assert (program.kernels[FORWARD], program.kernels[BACKWARD]) == TRAINING[name, stage]
     assert set(program.kernels) <= {FORWARD, BACKWARD}, "a mask was given to cuDNN as a bias"
-    if stage != "clip":  # whose similarities and projections are in float32
-        assert program.float32_products(FLOAT32) == []
+    check(program)
+
+
+@pytest.mark.parametrize(("name", "stage"), CASES)
+def test_sampling_for_a_gpu(name, stage):
+    program = sampling(name, stage, "cuda")
+    assert dict(program.kernels) == ({FORWARD: SAMPLING[name, stage]} if SAMPLING[name, stage] else {})
+    check(program)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stage"), TRAINING)
+@pytest.mark.parametrize("lower", [training, sampling])
+def test_for_a_tpu(name, stage, lower):
+    """The plain forms: TPUs have no cuDNN, and nobody has measured the others there."""
+    program = lower(name, stage, "tpu")
+    assert not program.kernels
+    assert program.float32_products(FLOAT32) == []
+
+
+def test_what_the_checks_find():
+    """A network in float32, and attention that leaves its logits, are both noticed."""
+    x = jax.ShapeDtypeStruct((2, 48, 4, 16), jnp.bfloat16)
+
+    def plain(x: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(x, x, x) + attention.dot_product_attention(x, x, x)
+
+    with traced_for(DEVICES["cuda"]):
+        program = analyse(jax.jit(plain).trace(x).lower(lowering_platforms=("cuda",)))
+    assert {shape[-2:] for shape in program.softmax} == {(48, 48)} and program.kernels == {FORWARD: 1}
+    wide = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    program = analyse(jax.jit(lambda x: x @ x.T).trace(wide).lower(lowering_platforms=("cuda",)))
+    assert program.float32_products("time") == ["jit(<lambda>)/dot_general"]

@@ -43,13 +43,14 @@ def memory_of_drawing(run: str | Path, dtype: str | None = None) -> Iterator[Mem
     if any(_reads_clip(stage) for stage in found):
         stages.need(found, "clip")
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    encoded = _encoded(clip, reader)
+    length = tokenizer_from_json(reader.info["tokenizer"]).context_length
+    encoded = encoded_shapes(clip, length)
     return (_memory(stage, key, encoded) for stage in found)
 
 
 def _memory(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> Memory:
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stage.params))
-    return Memory(stage.name, weights, _working(_lowered(stage, key, encoded)))
+    return Memory(stage.name, weights, _working(trace_drawing(stage, key, encoded).lower()))
 
 
 def _reads_clip(stage: LoadedStage) -> bool:
@@ -71,9 +72,8 @@ def _planned(folder: Path, dtype: str | None) -> LoadedStage:
     return LoadedStage(info.get("stage", folder.name), info["kind"], module, params, info)
 
 
-def _encoded(clip: LoadedStage | None, reader: LoadedStage) -> tuple[Any, Any, Any, Any]:
+def encoded_shapes(clip: LoadedStage | None, length: int) -> tuple[Any, Any, Any, Any]:
     """Shapes of what `DALLE2` knows of a caption: embedding, states (None without a CLIP), tokens and mask."""
-    length = tokenizer_from_json(reader.info["tokenizer"]).context_length
     tokens, mask = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1, length), bool)
     if clip is None:
         return None, None, tokens, mask
@@ -83,26 +83,27 @@ def _encoded(clip: LoadedStage | None, reader: LoadedStage) -> tuple[Any, Any, A
     return embedding, states, tokens, mask
 
 
-def _lowered(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> Any:
+def trace_drawing(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> jax.stages.Traced:
+    """What a stage runs for one image, traced from shapes: of its parameters, one key `[1]` and the caption."""
     embedding, states, tokens, mask = encoded
     module = stage.module
     if stage.kind == "clip":
-        return stages.encode_text.lower(stage.params, tokens, mask, module=module)
+        return stages.encode_text.trace(stage.params, tokens, mask, module=module)
     settings = {"module": module, "process": stages.process_of(stage), "sampling": stages.sampling_of(stage, {})}
     null = (embedding, states, mask)
     if stage.kind == "prior":
         text = tokens if module.vocabulary_size is not None else states
         null = None if module.learned_null else null
-        return stages.draw_embeddings.lower(key, stage.params, embedding, text, mask, null, **settings)
+        return stages.draw_embeddings.trace(key, stage.params, embedding, text, mask, null, **settings)
     if stage.kind == "decoder":
         caption = caption_for(module, encoded, jax.ShapeDtypeStruct((1,), bool), lambda: null)
         image = embedding if module.reads_image else None
-        return stages.decode.lower(key, stage.params, image, caption, None, **settings)
+        return stages.decode.trace(key, stage.params, image, caption, None, **settings)
     size = stage.info["low_size"]
     small = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     caption = (tokens, mask) if module.text is not None else None
     settings |= {"size": stage.info["image_size"], "tile": None}
-    return stages.upsample.lower(key, stage.params, small, caption, **settings)
+    return stages.upsample.trace(key, stage.params, small, caption, **settings)
 
 
 def _working(lowered: Any) -> int:
