@@ -96,7 +96,7 @@ def analyse(lowered: jax.stages.Lowered) -> Program:
             visit(functions[callee].operation)
         if op.name == "stablehlo.exponential" and not _negated(op.operands[0]):  # as a sigmoid's is
             shape = tuple(op.results[0].type.shape)
-            if len(shape) > 3 and shape[-2] > 1:
+            if len(shape) > 3 and shape[-2] > 1 and shape[-1] > 3:  # nor a learned variance's, of three channels
                 program.softmax.add(shape)
         if op.name == "stablehlo.custom_call" and "fmha" in (target := op.attributes["call_target_name"].value):
             program.kernels[target] += 1

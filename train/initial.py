@@ -7,17 +7,19 @@ alone, share one; what is left is compiled on all cores of the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 from jax.interpreters import partial_eval
+from jax.sharding import Sharding
 
 from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.sharding import available_cores
+from train.compiler import initial_options
 
 
 def by_leaf(function: Callable[[jax.Array], Any], key: jax.Array, shardings: Any) -> Any:
@@ -27,20 +29,22 @@ def by_leaf(function: Callable[[jax.Array], Any], key: jax.Array, shardings: Any
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(key)
     parts = _Parts(closed, key)
-    leaves = zip(closed.jaxpr.outvars, jax.tree.leaves(shardings), strict=True)
-    calls = [(*parts.find(out), sharding) for out, sharding in leaves]
-    names = {}
-    for part, values, sharding in calls:
-        names.setdefault((str(part), sharding), (part, values, sharding))
+    programs: dict[Any, Future[Callable[..., jax.Array]]] = {}
+    calls = []
     with ThreadPoolExecutor(available_cores()) as pool:
-        programs = dict(zip(names, pool.map(_compiled, names.values()), strict=True))
-    made = [programs[str(part), sharding](*values) for part, values, sharding in calls]
+        for out, sharding in zip(closed.jaxpr.outvars, jax.tree.leaves(shardings), strict=True):
+            part, values = parts.find(out)
+            name = str(part), sharding
+            if name not in programs:
+                programs[name] = pool.submit(_compiled, part, values, sharding)
+            calls.append((name, values))
+        made = [programs[name].result()(*values) for name, values in calls]  # while others are compiled
     return jax.tree.unflatten(jax.tree.structure(shapes), made)
 
 
-def _compiled(call: tuple[Jaxpr, list[Any], Any]) -> Callable[..., jax.Array]:
-    part, values, sharding = call
-    return jax.jit(_function(part), out_shardings=sharding).lower(*values).compile()
+def _compiled(part: Jaxpr, values: Sequence[Any], sharding: Sharding) -> Callable[..., jax.Array]:
+    platform = next(iter(sharding.device_set)).platform
+    return jax.jit(_function(part), out_shardings=sharding).lower(*values).compile(initial_options(platform))
 
 
 def _function(part: Jaxpr) -> Callable[..., jax.Array]:

@@ -32,7 +32,7 @@ from dalle2_jax.sharding import (
     place,
     replicate,
 )
-from train.compiler import compiler_options
+from train.compiler import compiler_options, initial_options
 from train.initial import by_leaf, without_remat
 from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
 from train.system import Recipe
@@ -88,7 +88,12 @@ def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
         params = place(
             jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, shapes), shardings["params"]
         )
-    complete = jax.jit(lambda params, key: fresh_state(recipe, params, key), out_shardings=shardings, donate_argnums=0)
+    complete = jax.jit(
+        lambda params, key: fresh_state(recipe, params, key),
+        out_shardings=shardings,
+        donate_argnums=0,
+        compiler_options=initial_options(shardings["step"].mesh.abstract_mesh.abstract_device.platform),
+    )
     return complete(params, step_key)
 
 
