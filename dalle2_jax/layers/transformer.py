@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.layers.attention import MultiHeadAttention, last_of, pack
-from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
 from dalle2_jax.layers.product import product
 from dalle2_jax.layers.remat import Remat, rematerialised
@@ -216,8 +215,7 @@ class Transformer(nn.Module):
         full_layers = self.depth - 1 if self.last_only else self.depth
         if not self.scan_layers:
             for layer in range(full_layers):
-                block_in = row_major(x)
-                x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(block_in, mask, full_lengths)
+                x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask, full_lengths)
         elif full_layers:
             blocks = nn.scan(
                 block,
