@@ -42,13 +42,17 @@ class PretendedMesh(Mesh):
 
 
 @contextlib.contextmanager
+def pretended(device: AbstractDevice, **sizes: int) -> Iterator[Mesh]:
+    """A mesh of these devices, one by default; inside, jax finds a cuDNN when it asks for its version."""
+    mesh = PretendedMesh(make_mesh(**sizes, devices=jax.devices()[: math.prod(sizes.values())]), device)
+    with mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200):
+        yield mesh
+
+
+@contextlib.contextmanager
 def traced_for(device: AbstractDevice, **sizes: int) -> Iterator[Mesh]:
-    """Tracing inside is for a mesh of these devices, one by default; gives the mesh."""
-    # jax asks cuDNN, which is not there, for its version.
-    version = mock.patch.object(fused_attention_stablehlo, "check_cudnn_version", lambda: 91200)
-    count = math.prod(sizes.values())
-    mesh = PretendedMesh(make_mesh(**sizes, devices=jax.devices()[:count]), device)
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), version:
+    """Tracing inside is for such a mesh."""
+    with pretended(device, **sizes) as mesh, jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield mesh
 
 

@@ -15,7 +15,7 @@ from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.checkpoint.rebuild import to_json
 from dalle2_jax.evaluation.memory import encoded_shapes, trace_drawing
 from dalle2_jax.layers import attention
-from tests.lowering import DEVICES, Program, analyse, traced_for
+from tests.lowering import DEVICES, Program, analyse, pretended, traced_for
 from tests.test_configs import system
 from train.cascade import planned_stages, trace_step
 from train.state import abstract_state
@@ -80,7 +80,7 @@ def planned(name: str) -> dict[str, tuple[Any, Any]]:
 
 def training(name: str, stage: str, platform: str) -> Program:
     recipe, frozen = planned(name)[stage]
-    with traced_for(DEVICES[platform]) as mesh:
+    with pretended(DEVICES[platform]) as mesh:  # trace_step itself traces for the mesh
         traced = trace_step(system(name), recipe, abstract_state(recipe, mesh), frozen, mesh)
         return analyse(traced.lower(lowering_platforms=(platform,)))
 

@@ -358,7 +358,8 @@ def trace_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh:
     placed = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, partition(frozen, mesh, DEFAULT_RULES)
     )
-    return make_step(recipe, mesh, abstract).trace(abstract, abstract_batch(system, recipe, mesh), placed)
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which says for what devices this is traced
+        return make_step(recipe, mesh, abstract).trace(abstract, abstract_batch(system, recipe, mesh), placed)
 
 
 def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:

@@ -11,8 +11,8 @@ BEFORE_AMPERE = re.compile(r"Tesla|Quadro|TITAN|GTX|RTX 20|\b(K80|P4|P40|P100|T4
 def traced_for_nvidia() -> bool:
     """Whether what is traced now is for an NVIDIA GPU of the Ampere generation or newer.
 
-    The mesh in whose context it is traced says so (jit enters that of its shardings; or `jax.set_mesh`), and without
-    one jax's default backend. A mesh of chips that are not there counts as well, and jit keeps the traces apart.
+    The mesh in whose context it is traced says so (`jax.set_mesh`, `jax.sharding.use_abstract_mesh`), and without one
+    jax's default backend. A mesh of chips that are not there counts as well, and jit keeps the traces apart.
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
