@@ -1,8 +1,8 @@
 """Group norm, the affine after it and SiLU as one operation with its own derivative, for NVIDIA GPUs.
 
-XLA's derivative of the plain form reads or writes an array of the image's size twenty times and keeps a float32 one for
-the backward pass; this one does so sixteen times, forward and backward together, and keeps the input as it came.
-Compiled for an H200, Karlo's decoder moves a fifth fewer bytes a step with it (docs/results/gpu.md, November 2026).
+The plain form's derivative keeps the centred values in float32 for the backward pass, and reads and writes arrays of
+the image's size more often; this one keeps the input as it came, and makes both sums of the backward pass at once.
+Compiled for an H200, Karlo's decoder moves an eighth fewer bytes a step with it (docs/results/gpu.md, November 2026).
 Forward-mode derivatives are the plain form's alone.
 """
 
