@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from dalle2_jax.layers.attention import dot_product_attention, pack
 from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, fold, unfold
 from dalle2_jax.layers.embedding import timestep_embedding
+from dalle2_jax.layers.kernels.target import traced_for_nvidia
 from dalle2_jax.layers.remat import Remat, rematerialised
 
 
 class AttentionBlock(nn.Module):
     """Attention among the places of a picture, which may also look at context tokens (GLIDE Sec. 4).
 
-    The context is projected to keys and values of its own, placed behind the image's; its tokens ask nothing
+    The context is projected to keys and values of its own, placed beside the image's; its tokens ask nothing
     themselves. The output projection starts at zero. Features of `qkv` are laid out [3, heads, head_channels], those of
     `context_kv` [2, heads, head_channels].
     """
@@ -28,10 +29,14 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, context: jax.Array | None = None, context_lengths: jax.Array | None = None
+        self,
+        x: jax.Array,
+        context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
+        context_lengths: jax.Array | None = None,
     ) -> jax.Array:
-        """`x` [batch, height, width, c], `context` [batch, m, d], `context_lengths` int32 [batch]: how many of its
-        tokens, from the first on, are seen (None: all); returns x's shape."""
+        """`x` [batch, height, width, c], `context` [batch, m, d]; returns x's shape. The context is seen where
+        `context_mask` bool [batch, m] is True, or its first `context_lengths` int32 [batch] tokens are."""
         batch, height, width, channels = x.shape
         if channels % self.head_channels:
             raise ValueError(
@@ -47,14 +52,22 @@ class AttentionBlock(nn.Module):
         h = dense(3 * channels, "qkv")(h.reshape(batch, places, channels))
         h = h.reshape(batch, places, 3, heads, self.head_channels)
         query, key, value = h[:, :, 0], h[:, :, 1], h[:, :, 2]
-        lengths = None
+        mask = lengths = None
         if context is not None:
+            tokens = context.shape[1]
             kv = dense(2 * channels, "context_kv")(context.astype(dtype))
-            kv = kv.reshape(batch, context.shape[1], 2, heads, self.head_channels)
-            key = jnp.concatenate([key, kv[:, :, 0]], axis=1)
-            value = jnp.concatenate([value, kv[:, :, 1]], axis=1)
-            lengths = None if context_lengths is None else places + context_lengths
-        h = dot_product_attention(query, key, value, key_lengths=lengths).reshape(batch, places, channels)
+            kv = kv.reshape(batch, tokens, 2, heads, self.head_channels)
+            if context_lengths is None:
+                key = jnp.concatenate([kv[:, :, 0], key], axis=1)
+                value = jnp.concatenate([kv[:, :, 1], value], axis=1)
+            else:  # behind the image's, so that one length says what is seen
+                key = jnp.concatenate([key, kv[:, :, 0]], axis=1)
+                value = jnp.concatenate([value, kv[:, :, 1]], axis=1)
+                lengths = places + context_lengths
+            if context_mask is not None:
+                mask = jnp.pad(context_mask, ((0, 0), (0, places)), constant_values=True)[:, None, None, :]
+        h = dot_product_attention(query, key, value, mask=mask, key_lengths=lengths)
+        h = h.reshape(batch, places, channels)
         h = dense(channels, "out", kernel_init=nn.initializers.zeros)(h)
         return x + h.reshape(x.shape)
 
@@ -129,7 +142,7 @@ class UNet(nn.Module):
             )
 
         def attend(h: jax.Array, name: str) -> jax.Array:
-            return attention(name=name)(h, context, context_lengths)
+            return attention(name=name)(h, context, context_mask, context_lengths)
 
         def change_size(h: jax.Array, name: str, multiplier: int, direction: str) -> jax.Array:
             if self.resblock_resampling:
@@ -143,8 +156,8 @@ class UNet(nn.Module):
             embedding = embedding + condition.astype(jnp.float32)
 
         context_lengths = None
-        if context_mask is not None:
-            context, context_lengths, _ = pack(context, context_mask)
+        if context_mask is not None and traced_for_nvidia():  # as `Transformer` does
+            (context, context_lengths, _), context_mask = pack(context, context_mask), None
         x = fold(x, self.patch)
         first = self.channels * self.channel_multipliers[0]
         h = Conv(first, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_in")(x.astype(dtype))

@@ -57,11 +57,10 @@ def test_attention_block_with_context():
     random = np.random.default_rng(0)
     x = random.normal(size=(2, 2, 3, 8)).astype(np.float32)
     context = random.normal(size=(2, 4, 5)).astype(np.float32)
-    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
-    lengths = mask.sum(1, dtype=np.int32)
+    mask = np.array([[1, 0, 1, 0], [1, 1, 1, 1]], bool)
     block = AttentionBlock(head_channels=4, groups=2)
-    params = block.init(jax.random.key(0), x, context, lengths)["params"]
-    np.testing.assert_array_equal(block.apply({"params": params}, x, context, lengths), x)  # starts as nothing
+    params = block.init(jax.random.key(0), x, context, mask)["params"]
+    np.testing.assert_array_equal(block.apply({"params": params}, x, context, mask), x)  # starts as nothing
     params = _draw(params)
 
     def dense(h, name):
@@ -78,12 +77,12 @@ def test_attention_block_with_context():
         for head in range(2):
             own = slice(4 * head, 4 * head + 4)
             query, key, value = qkv[b, :, :8][:, own], qkv[b, :, 8:16][:, own], qkv[b, :, 16:][:, own]
-            key = np.concatenate([key, kv[b, :, :8][mask[b]][:, own]])
-            value = np.concatenate([value, kv[b, :, 8:][mask[b]][:, own]])
+            key = np.concatenate([kv[b, :, :8][mask[b]][:, own], key])
+            value = np.concatenate([kv[b, :, 8:][mask[b]][:, own], value])
             weights = np.exp(query @ key.T / 2)
             out[b, :, own] = weights / weights.sum(-1, keepdims=True) @ value
     expected = x + dense(out, "out").reshape(x.shape)
-    np.testing.assert_allclose(block.apply({"params": params}, x, context, lengths), expected, atol=1e-5)
+    np.testing.assert_allclose(block.apply({"params": params}, x, context, mask), expected, atol=1e-5)
 
 
 def test_output_starts_at_zero_in_float32(run, params, inputs):
