@@ -122,10 +122,8 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
     """The same stages for one accelerator, to 128 px: wider networks in bfloat16, no folded pixels, more steps."""
     clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
     half = {"dtype": "bfloat16"}
-    layers = {
-        "scan_layers": False,
-        **half,
-    }  # a GPU copies all layers' parameters and states from and to a scan's stacks
+    # Written out: a GPU would copy all layers' parameters and states from and to a scan's stacks.
+    layers = {"scan_layers": False, **half}
     vision = clip.module.vision.clone(patch_size=8, width=384, depth=8, heads=6, **layers)
     text = clip.module.text.clone(width=256, depth=4, heads=4, **layers)
     unet = decoder.module.unet.clone(

@@ -121,10 +121,8 @@ def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
     """The same stages for one accelerator: wider networks in bfloat16, no folded pixels, more and larger batches."""
     clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
     half = {"dtype": "bfloat16"}
-    layers = {
-        "scan_layers": False,
-        **half,
-    }  # a GPU copies all layers' parameters and states from and to a scan's stacks
+    # Written out: a GPU would copy all layers' parameters and states from and to a scan's stacks.
+    layers = {"scan_layers": False, **half}
     vision = clip.module.vision.clone(patch_size=4, width=256, depth=6, heads=8, **layers)
     text = clip.module.text.clone(width=128, depth=4, heads=4, **layers)
     unet = decoder.module.unet.clone(
