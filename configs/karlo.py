@@ -28,8 +28,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from dalle2_jax.checkpoint import CheckpointError, read_stage, rebuild
+from dalle2_jax.checkpoint import CheckpointError, StageRecord, read_record
 from dalle2_jax.data.pipeline import Data
+from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer import tokenizer_from_json
 from train.decoder import DecoderRecipe
 from train.prior import PriorRecipe
@@ -42,12 +43,12 @@ def system(accelerator: bool, run: str, pictures: str) -> System:
     """Prior and decoder of the converted `run`, trained on the folder `pictures`, after which the new run is named.
 
     Raises:
-        ValueError: if `run` lacks a stage, or its CLIP the picture encoder.
+        InputError: if `run` lacks a stage, or its CLIP the picture encoder.
     """
     records = {name: _read(run, name) for name in STAGES}
-    clip, prior, decoder = (rebuild(records[name]["module"]) for name in STAGES[:3])
+    clip, prior, decoder = (records[name].rebuilt("module") for name in STAGES[:3])
     if clip.vision is None:
-        raise ValueError(
+        raise InputError(
             f"the CLIP of {run} has no picture encoder, without which nothing can be trained on pictures; convert "
             "again with --clip openai/clip-vit-large-patch14"
         )
@@ -78,7 +79,7 @@ def system(accelerator: bool, run: str, pictures: str) -> System:
         ),
     }
     place = Path(pictures).expanduser().resolve()
-    tokenizer = tokenizer_from_json(records["clip"]["tokenizer"])
+    tokenizer = tokenizer_from_json(records["clip"].tokenizer)
     return System(
         name=place.name or "karlo",
         data=Data(name="folder", folder=str(place), image_size=max(clip.vision.image_size, decoder.unet.image_size)),
@@ -89,17 +90,17 @@ def system(accelerator: bool, run: str, pictures: str) -> System:
     )
 
 
-def _read(run: str, name: str) -> dict[str, Any]:
+def _read(run: str, name: str) -> StageRecord:
     """What the run records of a stage."""
     try:
-        return read_stage(Path(run) / name)
+        return read_record(Path(run) / name)
     except CheckpointError as error:
-        raise ValueError(f"{run} is no whole run of Karlo: {error}; make one with: dalle2 convert karlo") from error
+        raise InputError(f"{run} is no whole run of Karlo: {error}; make one with: dalle2 convert karlo") from error
 
 
-def _settings(record: dict[str, Any]) -> dict[str, Any]:
+def _settings(record: StageRecord) -> dict[str, Any]:
     """The process and the sampling of a stage."""
-    return {name: rebuild(record[name]) for name in ("process", "sampling")}
+    return {name: record.rebuilt(name) for name in ("process", "sampling")}
 
 
 def _optimizer(accelerator: bool) -> Optimizer:

@@ -23,6 +23,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dalle2_jax.errors import InputError
+
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
@@ -87,20 +89,20 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     attention are type errors.
 
     Raises:
-        ValueError: if the sizes do not multiply to the number of devices.
+        InputError: if the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     free = [name for name, size in sizes.items() if size == -1]
     wrong = [name for name, size in sizes.items() if size != -1 and size < 1]
     if wrong or len(free) > 1:
-        raise ValueError(f"mesh sizes are positive, with at most one -1, but are {sizes}")
+        raise InputError(f"mesh sizes are positive, with at most one -1, but are {sizes}")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         asked = " x ".join(f"{name}={size}" for name, size in sizes.items())
-        raise ValueError(
+        raise InputError(
             f"a mesh of {asked} does not fit {len(devices)} devices: its sizes must multiply to that number"
         )
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
@@ -110,13 +112,13 @@ def mesh_sizes(text: str) -> dict[str, int]:
     """`{"data": 2, "fsdp": 4}` of "data=2,fsdp=4", for `make_mesh`.
 
     Raises:
-        ValueError: if it is not a list of AXIS=SIZE with the mesh's axes, each once.
+        InputError: if it is not a list of AXIS=SIZE with the mesh's axes, each once.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
         if name not in AXES or name in sizes or not re.fullmatch(r"[1-9]\d*", size):
-            raise ValueError(
+            raise InputError(
                 f"the mesh {text!r} is not a list of sizes: write it as data=2,fsdp=4, with {', '.join(AXES[:-1])} or "
                 f"{AXES[-1]}, each once"
             )
@@ -185,13 +187,13 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
-    """Raises ValueError, naming both numbers, if a batch cannot be split evenly over the mesh and its micro-batches."""
+    """Raises InputError, naming both numbers, if a batch cannot be split evenly over the mesh and its micro-batches."""
     if accumulation < 1 or batch_size % accumulation:
-        raise ValueError(f"a batch of {batch_size} does not divide into {accumulation} accumulated micro-batches")
+        raise InputError(f"a batch of {batch_size} does not divide into {accumulation} accumulated micro-batches")
     micro, parts = batch_size // accumulation, batch_parts(mesh)
     if micro % parts:
         name = f"a batch of {batch_size}" if accumulation == 1 else f"a micro-batch of {micro}"
-        raise ValueError(
+        raise InputError(
             f"{name} does not divide over the {parts} devices of the mesh's data axes: use a multiple of {parts}"
         )
 
@@ -236,7 +238,7 @@ def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int
     follow its rule.
 
     Raises:
-        ValueError: if a rule is unknown, an axis does not divide over `tensor`, or a PartitionSpec names an axis that
+        InputError: if a rule is unknown, an axis does not divide over `tensor`, or a PartitionSpec names an axis that
             the mesh lacks or does not fit the shape.
     """
     compiled = [(re.compile(pattern), rule) for pattern, rule in rules]
@@ -253,7 +255,7 @@ def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int
             return NamedSharding(mesh, PartitionSpec(*_trimmed(_fsdp_axes(leaf.shape, mesh, smallest))))
         if rule == "replicated":
             return replicate(mesh)
-        raise ValueError(f"the partition rule {rule!r} is neither 'replicated', 'fsdp', a Tensor nor a PartitionSpec")
+        raise InputError(f"the partition rule {rule!r} is neither 'replicated', 'fsdp', a Tensor nor a PartitionSpec")
 
     return jax.tree_util.tree_map_with_path(place, tree)
 
@@ -271,7 +273,7 @@ def _fsdp_axes(shape: tuple[int, ...], mesh: Mesh, smallest: int, taken: int | N
 def _tensor_spec(name: str, shape: tuple[int, ...], axis: int, mesh: Mesh, smallest: int) -> PartitionSpec:
     parts, axis = mesh.shape["tensor"], axis % len(shape)
     if shape[axis] % parts:
-        raise ValueError(
+        raise InputError(
             f"{name} {list(shape)} has an axis of {shape[axis]}, which does not divide over tensor={parts}: choose a "
             "smaller tensor axis, or heads and widths that divide"
         )
@@ -288,14 +290,14 @@ def _trimmed(axes: list[str | None]) -> list[str | None]:
 
 def _check_spec(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
     if len(spec) > len(shape):
-        raise ValueError(f"the partition {spec} has more axes than {name}, whose shape is {shape}")
+        raise InputError(f"the partition {spec} has more axes than {name}, whose shape is {shape}")
     for size, axes in zip(shape, spec, strict=False):
         axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
         unknown = [axis for axis in axes if axis not in mesh.shape]
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"the partition {spec} of {name} names the axis {unknown[0]!r}; the mesh has {tuple(mesh.shape)}"
             )
         parts = math.prod(mesh.shape[axis] for axis in axes)
         if size % parts:
-            raise ValueError(f"{name} has an axis of {size}, which does not divide over {parts} devices by {spec}")
+            raise InputError(f"{name} has an axis of {size}, which does not divide over {parts} devices by {spec}")

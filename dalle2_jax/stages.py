@@ -1,32 +1,32 @@
-"""What a loaded stage does by itself: compiled once a setting, on all devices if the batch divides by their number.
-
-And which stages there have to be among those of a run.
-"""
+"""What a loaded stage does by itself: compiled once a setting, on all devices if the batch divides by their number."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from dalle2_jax.checkpoint import CheckpointError, LoadedStage
+from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.decoder import invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.errors import InputError, nearest
 from dalle2_jax.layers.pictures import resize, to_float
 from dalle2_jax.layers.precision import cast, with_dtype
 from dalle2_jax.prior import sample_prior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, partition
 
 _STATIC = ("module", "process", "sampling")
-ROLES = {
-    "clip": "encodes captions and pictures",
-    "prior": "draws image embeddings of captions",
-    "decoder": "draws pictures",
+# Fields of Sampling that a kind of stage does not read, and why.
+_NOT_GUIDED = "an upsampler, which is not guided"
+UNUSED = {
+    "decoder": {"candidates": "the decoder; the prior draws them"},
+    "upsampler": {
+        "candidates": "the upsampler; the prior draws them",
+        "guidance_scale": _NOT_GUIDED,
+        "guidance_interval": _NOT_GUIDED,
+    },
 }
 
 
@@ -62,32 +62,6 @@ def upsample(keys, params, low_resolution, caption, *, module, process, sampling
     return sample_upsampler(keys, module, params, process, sampling, low_resolution, size, tile, caption)
 
 
-def need(stages: Iterable[LoadedStage], *kinds: str) -> None:
-    """Raises ValueError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
-    stages = list(stages)
-    for kind in kinds:
-        if all(stage.kind != kind for stage in stages):
-            raise ValueError(f"this run has no {kind}, which {ROLES[kind]}; its stages are: {_names(stages)}")
-
-
-def reader_of(run: str | Path, stages: Sequence[LoadedStage]) -> LoadedStage:
-    """The stage of `run` with whose tokenizer captions are read: CLIP, or without one the first that has any.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
-    if not stages:
-        raise CheckpointError(f"{run} has no stage that was trained; train one with `python -m train`")
-    readers = [stage for stage in stages if "tokenizer" in stage.info]
-    if not readers:
-        raise CheckpointError(f"{run} has no stage that reads captions; its stages are: {_names(stages)}")
-    return next((stage for stage in readers if stage.kind == "clip"), readers[0])
-
-
-def _names(stages: Iterable[LoadedStage]) -> str:
-    return ", ".join(stage.name for stage in stages)
-
-
 def placed(stage: LoadedStage, dtype: str | None, shard: bool | None) -> LoadedStage:
     """The stage with its parameters on one device, or shared out among all of this process's, in `dtype`."""
     module, params = stage.module, stage.params
@@ -102,29 +76,28 @@ def placed(stage: LoadedStage, dtype: str | None, shard: bool | None) -> LoadedS
 
 def process_of(stage: LoadedStage) -> Process:
     """The process a stage was trained with, and what was measured of the network then."""
-    error = stage.info.get("measured", {}).get("x0_error")
-    return dataclasses.replace(stage.part("process"), x0_error=None if error is None else tuple(error))
+    error = stage.record.measured.get("x0_error")
+    return dataclasses.replace(stage.record.rebuilt("process"), x0_error=None if error is None else tuple(error))
 
 
 def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
-    """The stage's own sampling settings with some changed; ValueError for changes that would have no effect."""
-    own = stage.part("sampling")
+    """The stage's own sampling settings with some changed; InputError for changes that would have no effect."""
+    own = stage.record.rebuilt("sampling")
     for name in changes:
         if name not in (known := [field.name for field in dataclasses.fields(own)]):
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ValueError(f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {near}")
+            raise InputError(
+                f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {nearest(name, known)}"
+            )
     sampling = dataclasses.replace(own, **changes)
     idle = {
         "variance": "" if sampling.sampler == "ddpm" else f"the sampler {sampling.sampler}; take ddpm",
         "eta": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
         "percentile": "" if sampling.threshold == "dynamic" else "this threshold; take threshold dynamic",
-        "candidates": "" if stage.kind == "prior" else f"the {stage.kind}; the prior draws them",
-        "guidance_scale": "an upsampler, which is not guided" if stage.kind == "upsampler" else "",
-        "guidance_interval": "an upsampler, which is not guided" if stage.kind == "upsampler" else "",
+        **UNUSED.get(stage.kind, {}),
     }
     for name, reason in idle.items():
         if reason and getattr(sampling, name) != getattr(own, name):
-            raise ValueError(f"{name} has no effect with {reason}")
+            raise InputError(f"{name} has no effect with {reason}")
     return sampling
 
 
@@ -133,7 +106,7 @@ def keys_of(key: jax.Array, count: int) -> jax.Array:
     key = key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
     keys = jax.random.split(key, count) if key.ndim == 0 else key
     if keys.shape != (count,):
-        raise ValueError(f"{keys.size} keys were given for {count} captions; give one key, or one a caption")
+        raise InputError(f"{keys.size} keys were given for {count} captions; give one key, or one a caption")
     return keys
 
 
@@ -149,7 +122,7 @@ def check_tile(stage: LoadedStage, tile: int | None) -> None:
     unet = stage.module.unet
     divisor = unet.patch * 2 ** (len(unet.channel_multipliers) - 1)
     if tile is not None and (tile < 1 or tile % divisor):
-        raise ValueError(f"tile is {tile}; tiles of the stage {stage.name} must be multiples of {divisor}")
+        raise InputError(f"tile is {tile}; tiles of the stage {stage.name} must be multiples of {divisor}")
 
 
 def enlarge(
@@ -165,15 +138,15 @@ def enlarge(
 
     keys: one, or one a picture `[b]`. tile: the side of the tiles it is done in, to save memory; None: whole. caption:
     tokens and mask `[b, n]` for an upsampler that reads captions (GLIDE's); others leave it aside. changes: fields of
-    the stage's Sampling. Raises ValueError for changes and tiles that the stage cannot have.
+    the stage's Sampling. Raises InputError for changes and tiles that the stage cannot have.
     """
     check_tile(stage, tile)
     if stage.module.text is None:
         caption = None
     elif caption is None:
-        raise ValueError(f"the upsampler {stage.name} reads captions; give the tokens of one for each picture")
+        raise InputError(f"the upsampler {stage.name} reads captions; give the tokens of one for each picture")
     elif tile is not None:
-        raise ValueError(f"the upsampler {stage.name} reads captions and does not work in tiles; leave tile out")
+        raise InputError(f"the upsampler {stage.name} reads captions and does not work in tiles; leave tile out")
     keys, pictures = spread(keys_of(keys, pictures.shape[0]), pictures)
     if caption is not None:
         caption = spread(*caption)
@@ -185,6 +158,6 @@ def enlarge(
         module=stage.module,
         process=process_of(stage),
         sampling=sampling_of(stage, changes),
-        size=stage.info["image_size"],
+        size=stage.record.image_size,
         tile=tile,
     )

@@ -21,10 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax import stages
-from dalle2_jax.checkpoint import CheckpointError, LoadedStage, load_stage
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run
+from dalle2_jax.checkpoint.run import KINDS, first_of_kind, of_kind, require
 from dalle2_jax.clip import classify, zero_shot_weights
 from dalle2_jax.data.transforms import clip_pixels
 from dalle2_jax.decoder import Caption, caption_for
+from dalle2_jax.errors import CaptionTruncated, InputError
 from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.layers.pictures import to_uint8
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
@@ -65,7 +67,7 @@ class DALLE2:
 
     A run need not have all of them (None): without a prior it draws variations of pictures and nothing from captions,
     without a decoder it has CLIP's embeddings and the prior's, and GLIDE's networks need neither CLIP nor prior. What
-    asks for a stage that is not there says so in a ValueError.
+    asks for a stage that is not there says so in an InputError.
     """
 
     clip: LoadedStage | None
@@ -83,40 +85,37 @@ class DALLE2:
         devices; None: on accelerators. Raises CheckpointError where the run or one of its stages is missing or damaged.
         """
         if dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+            raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
         run = Path(run)
         if not run.is_dir():
             raise CheckpointError(f"there is no run at {run}; train one with `python -m train configs/shapes.py all`")
+        folders = Run(run)
         # On the devices at once, so that the host holds one stage at a time.
-        loaded = [
-            stages.placed(load_stage(path.parent, ema=ema), dtype, shard) for path in sorted(run.glob("*/stage.json"))
-        ]
-        reader = stages.reader_of(run, loaded)
-        by_kind: dict[str, list[LoadedStage]] = {}
-        for stage in loaded:
-            by_kind.setdefault(stage.kind, []).append(stage)
-        for kind in stages.ROLES:
-            if len(by_kind.get(kind, [])) > 1:
-                found = ", ".join(stage.name for stage in by_kind[kind])
-                raise CheckpointError(f"{run} has more than one {kind} stage: {found}; a run has one of them")
-        clip, prior, decoder = (by_kind.get(kind, [None])[0] for kind in stages.ROLES)
-        upsamplers = tuple(sorted(by_kind.get("upsampler", []), key=lambda stage: stage.info["image_size"]))
-        size = None if decoder is None else decoder.info["image_size"]
+        loaded = [stages.placed(folder.load(ema), dtype, shard) for folder in folders]
+        reader = folders.caption_reader.record
+        for name, kind in KINDS.items():
+            found = ", ".join(stage.name for stage in of_kind(loaded, name))
+            if kind.only and "," in found:
+                raise CheckpointError(f"{run} has more than one {name} stage: {found}; a run has one of them")
+        clip, prior, decoder = (first_of_kind(loaded, kind) for kind in ("clip", "prior", "decoder"))
+        upsamplers = of_kind(loaded, "upsampler")
+        size = None if decoder is None else decoder.record.image_size
         for upsampler in upsamplers:
-            if size is not None and upsampler.info["low_size"] != size:
+            low_size = upsampler.record.low_size
+            if size is not None and low_size != size:
                 raise CheckpointError(
-                    f"the stage {upsampler.name} of {run} enlarges {upsampler.info['low_size']} px pictures but the "
-                    f"stage before it makes {size} px; train them with matching sizes"
+                    f"the stage {upsampler.name} of {run} enlarges {low_size} px pictures but the stage before it "
+                    f"makes {size} px; train them with matching sizes"
                 )
-            size = upsampler.info["image_size"]
+            size = upsampler.record.image_size
         for stage in filter(None, (prior, decoder) if clip else ()):
-            if stage.info.get("built_on", {}).get("clip", clip.version) != clip.version:
+            if stage.record.built_on.get("clip", clip.version) != clip.version:
                 warnings.warn(
                     f"the stage {stage.name} of {run} was trained on another clip than the one that is there now: its "
                     f"pictures will not fit their captions; delete {run / stage.name} and train it anew",
                     stacklevel=2,
                 )
-        return cls(clip, prior, decoder, upsamplers, tokenizer_from_json(reader.info["tokenizer"]))
+        return cls(clip, prior, decoder, upsamplers, tokenizer_from_json(reader.tokenizer))
 
     @property
     def stages(self) -> tuple[LoadedStage, ...]:
@@ -124,21 +123,21 @@ class DALLE2:
         return tuple(filter(None, (self.clip, self.prior, self.decoder, *self.upsamplers)))
 
     def need(self, *kinds: str) -> None:
-        """Raises ValueError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
-        stages.need(self.stages, *kinds)
+        """Raises InputError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
+        require(self.stages, *kinds)
 
-    def part(self, name: str) -> Any:
-        """What the first stage that records it says, as the object it records: `model.part("data")` is a Data."""
-        stage = next((stage for stage in self.stages if name in stage.info), None)
+    def recorded(self, name: str) -> Any:
+        """What the first stage that records it says, as the object it records: `model.recorded("data")` is a Data."""
+        stage = next((stage for stage in self.stages if getattr(stage.record, name)), None)
         if stage is None:
-            raise ValueError(f"no stage of this run records its {name}; it was converted and not trained here")
-        return stage.part(name)
+            raise InputError(f"no stage of this run records its {name}; it was converted and not trained here")
+        return stage.record.rebuilt(name)
 
     @property
     def image_size(self) -> int:
         """The side of the final pictures."""
         self.need("decoder")
-        return (self.upsamplers[-1] if self.upsamplers else self.decoder).info["image_size"]
+        return (self.upsamplers[-1] if self.upsamplers else self.decoder).record.image_size
 
     def encode_text(self, captions: Sequence[str], *, strict: bool = False) -> Encoded:
         """CLIP's caption embeddings `[b, z]`; then its text states, the tokens and their mask.
@@ -172,10 +171,10 @@ class DALLE2:
         return unit_norm(jnp.concatenate([self.encode_text(part)[0] for part in _parts(captions)]))
 
     def _seen_size(self) -> int:
-        """The side of the pictures that CLIP sees; ValueError where it sees none."""
+        """The side of the pictures that CLIP sees; InputError where it sees none."""
         self.need("clip")
         if self.clip.module.vision is None:
-            raise ValueError("this run's CLIP reads captions alone; convert a run with a picture encoder (--clip)")
+            raise InputError("this run's CLIP reads captions alone; convert a run with a picture encoder (--clip)")
         return self.clip.module.vision.image_size
 
     def scores(self, pictures: Sequence[np.ndarray], captions: Sequence[str]) -> jax.Array:
@@ -318,16 +317,16 @@ class DALLE2:
         them (GLIDE's).
         """
         if not 0 <= index < len(self.upsamplers):
-            raise ValueError(f"this run has {len(self.upsamplers)} upsamplers; there is no number {index}")
+            raise InputError(f"this run has {len(self.upsamplers)} upsamplers; there is no number {index}")
         caption = None if captions is None else self._encode(captions, False)[2:]
         return stages.enlarge(self.upsamplers[index], keys, pictures, tile=tile, caption=caption, **changes)
 
     def check_sampling(self, **changes: dict[str, Any]) -> None:
-        """Raises ValueError for fields of a stage's Sampling (`decoder={"steps": "12"}`) that it cannot have."""
+        """Raises InputError for fields of a stage's Sampling (`decoder={"steps": "12"}`) that it cannot have."""
         for stage, fields in changes.items():
             loaded_stages = self._stages(stage)
             if fields and not loaded_stages:
-                raise ValueError(f"this run has no {stage} whose {', '.join(fields)} could be changed")
+                raise InputError(f"this run has no {stage} whose {', '.join(fields)} could be changed")
             for loaded in loaded_stages:
                 stages.sampling_of(loaded, fields).process(stages.process_of(loaded))
 
@@ -382,18 +381,18 @@ class DALLE2:
         instead of the prior's. strict: a caption that is too long is an error rather than a warning (without `warn`,
         not even that). return_stages: return Generated, with each stage's part.
 
-        Raises ValueError, before anything is drawn, for captions, keys or settings that do not fit.
+        Raises InputError, before anything is drawn, for captions, keys or settings that do not fit.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions:
-            raise ValueError("there is no caption to draw; give at least one")
+            raise InputError("there is no caption to draw; give at least one")
         self._check_drawing(image_embeddings)
         self.tokenizer.encode(captions, strict=strict, warn=warn)
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be 1 or more")
+            raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
         keys = stages.keys_of(key, len(captions))
         if image_embeddings is not None and len(image_embeddings) != len(captions):
-            raise ValueError(
+            raise InputError(
                 f"{len(image_embeddings)} image embeddings were given for {len(captions)} captions; give one a caption"
             )
         decoder = dict(decoder or {})
@@ -401,7 +400,7 @@ class DALLE2:
             decoder["guidance_scale"] = float(guidance_scale)
         self.check_sampling(prior=prior or {}, decoder=decoder, upsampler=upsampler or {})
         if tile is not None and not self.upsamplers:
-            raise ValueError("this run has no upsampler that could work in tiles; leave tile out")
+            raise InputError("this run has no upsampler that could work in tiles; leave tile out")
         for stage in self.upsamplers:
             stages.check_tile(stage, tile)
         parts, devices = [], jax.local_device_count()
@@ -415,7 +414,7 @@ class DALLE2:
             embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[filled]
             with warnings.catch_warnings():
                 # Said above, once.
-                warnings.filterwarnings("ignore", message="the prompt is longer")
+                warnings.simplefilter("ignore", CaptionTruncated)
                 part = self._generate_batch(
                     keys[filled],
                     [captions[i] for i in filled],
@@ -432,12 +431,12 @@ class DALLE2:
         return generated if return_stages else generated.pictures
 
     def _check_drawing(self, image_embeddings: jax.Array | None) -> None:
-        """Raises ValueError if a stage is missing that drawing takes, or embeddings are given that nobody reads."""
+        """Raises InputError if a stage is missing that drawing takes, or embeddings are given that nobody reads."""
         self.need("decoder")
         if self.decoder.module.reads_image:
             self.need(*(("clip", "prior") if image_embeddings is None else ("clip",)))
         elif image_embeddings is not None:
-            raise ValueError("this run's decoder reads captions alone; leave image_embeddings out")
+            raise InputError("this run's decoder reads captions alone; leave image_embeddings out")
 
     def _generate_batch(self, keys, captions, image_embeddings, caption_to_decoder, prior, decoder, upsampler):
         stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(self.upsamplers)))(keys)

@@ -28,7 +28,7 @@ from dalle2_jax.layers.pictures import to_uint8
 
 RUN = os.environ.get("DALLE2_RUN") or next(str(path) for path in (Path("runs/demo"), Path("../runs/demo")) if path.is_dir())
 model = DALLE2.load(RUN)
-data = model.clip.part("data")
+data = model.recorded("data")
 print(f"{RUN}: {data.name}, {model.image_size} px")
 
 # %% [markdown]

@@ -18,16 +18,26 @@ import pytest
 from dalle2_jax.checkpoint import (
     CheckpointError,
     CheckpointWriter,
+    Run,
+    StageRecord,
     checkpoint_steps,
     load_params,
     load_stage,
-    read_stage,
+    read_record,
     rebuild,
     restore_latest,
     store,
     to_json,
-    write_stage,
+    write_record,
 )
+from dalle2_jax.checkpoint.rebuild import public_path
+from dalle2_jax.checkpoint.run import first_of_kind, of_kind
+from dalle2_jax.checkpoint.stage import stage_version
+from dalle2_jax.clip import TextTransformer
+from dalle2_jax.data import Data
+from dalle2_jax.decoder import Decoder
+from dalle2_jax.diffusion import Process
+from dalle2_jax.layers import UNet
 from dalle2_jax.sharding import make_mesh, partition
 
 
@@ -161,29 +171,97 @@ def test_what_json_cannot_hold_is_named():
 
 
 def test_stage_file(tmp_path):
-    write_stage(tmp_path / "prior", {"kind": "prior", "module": Inner(width=7), "caption": "ein Würfel"})
-    info = read_stage(tmp_path / "prior")
-    assert info["kind"] == "prior" and rebuild(info["module"]) == Inner(width=7) and info["caption"] == "ein Würfel"
+    values = {"stage": "mine", "kind": "prior", "module": Inner(width=7), "seed": 3, "caption": "ein Würfel"}
+    record = StageRecord.of(values)
+    write_record(tmp_path / "prior", record)
+    assert read_record(tmp_path / "prior") == record
+    assert (record.stage, record.kind, record.seed, record.finished) == ("mine", "prior", 3, False)
+    assert record.rebuilt("module") == Inner(width=7) and record.extra == {"caption": "ein Würfel"}
+    written = json.loads((tmp_path / "prior" / "stage.json").read_text())
+    assert written["module"] == to_json(Inner(width=7)) and written["format"] == 1 and "tokenizer" not in written
     assert [path.name for path in (tmp_path / "prior").iterdir()] == ["stage.json"]
 
 
 def test_stage_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
-    write_stage(tmp_path, {"kind": "prior"})
-    with pytest.raises(CheckpointError):
-        write_stage(tmp_path, {"kind": object()})
-    assert read_stage(tmp_path)["kind"] == "prior"
+    record = StageRecord(stage="mine", kind="prior", module=Inner())
+    write_record(tmp_path, record)
+    with pytest.raises(CheckpointError, match=r"extra\.a is a object"):
+        write_record(tmp_path, dataclasses.replace(record, extra={"a": object()}))
+    assert read_record(tmp_path) == record and [path.name for path in tmp_path.iterdir()] == ["stage.json"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "prior"}', '{"format": 99}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"kind": "prior"}', '{"format": 99}', '{"format": 1, "kind": "prior"}']
+)
 def test_damaged_stage_file(tmp_path, text):
     (tmp_path / "stage.json").write_text(text)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
-        read_stage(tmp_path)
+        read_record(tmp_path)
 
 
 def test_no_stage_there(tmp_path):
     with pytest.raises(CheckpointError, match="not a stage's folder"):
         load_stage(tmp_path / "nothing")
+
+
+def test_classes_are_recorded_by_their_public_path():
+    public = {
+        Decoder: "dalle2_jax.decoder.Decoder",
+        UNet: "dalle2_jax.layers.UNet",
+        TextTransformer: "dalle2_jax.clip.TextTransformer",
+        Process: "dalle2_jax.diffusion.Process",
+        Data: "dalle2_jax.data.Data",
+        Inner: "dalle2_jax.made_for_a_test.Inner",
+    }
+    assert {cls: public_path(cls) for cls in public} == public
+
+
+def test_only_allowed_packages_are_rebuilt(copy, monkeypatch):
+    module = types.ModuleType("mine.networks")
+    monkeypatch.setattr(Inner, "__module__", module.__name__)
+    module.Inner = Inner
+    for name in ("mine", "mine.networks"):
+        monkeypatch.setitem(sys.modules, name, module if name == module.__name__ else types.ModuleType(name))
+    write_record(copy, StageRecord(stage="toy", kind="toy", module=Inner(width=3)))
+    with pytest.raises(CheckpointError, match=r"'mine.networks.Inner' is not part .* allow=\('mine',\)"):
+        load_stage(copy)
+    for allow in (("mine",), ("other", "mine.networks")):
+        assert load_stage(copy, allow=allow).module == Inner(width=3)
+    with pytest.raises(CheckpointError, match="is not part"):
+        load_stage(copy, allow=("min",))
+    assert load_stage(copy, module=Inner(width=5)).module == Inner(width=5)
+
+
+def test_the_stages_of_a_run(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="no trained stage in"):
+        assert Run(tmp_path / "none").stages
+    records = {
+        "large": {"kind": "upsampler", "image_size": 64, "low_size": 32},
+        "middle": {"kind": "upsampler", "image_size": 32, "low_size": 16},
+        "own": {"kind": "gan", "tokenizer": "of own"},
+        "images": {"kind": "decoder", "image_size": 16, "tokenizer": "of images"},
+    }
+    records = {name: StageRecord(stage=name, module=Inner(), **values) for name, values in records.items()}
+    for name, record in records.items():
+        write_record(tmp_path / name, record)
+    run = Run(tmp_path)
+    assert [stage.name for stage in run] == ["images", "middle", "large", "own"]
+    assert [stage.name for stage in of_kind(run, "upsampler")] == ["middle", "large"]
+    assert run.caption_reader.name == "images"
+    clip = StageRecord(stage="zclip", kind="clip", module=Inner(), tokenizer="of clip")
+    write_record(tmp_path / "zclip", clip)
+    assert run.caption_reader.name == "images"  # what was read is kept
+    run = Run(tmp_path)
+    assert run.caption_reader.name == "zclip" and first_of_kind(run, "clip").record == clip
+    stage = run.stage("images")
+    assert (stage.exists, stage.step, stage.version) == (True, None, None) and not stage.is_finished()
+    shutil.copytree(saved / "checkpoints", tmp_path / "images" / "checkpoints")
+    assert not stage.is_finished()
+    write_record(tmp_path / "images", dataclasses.replace(records["images"], finished=True))
+    stage = Run(tmp_path).stage("images")
+    assert (stage.step, stage.version) == (2, stage_version(saved, 2))
+    assert stage.is_finished() and stage.is_finished(2) and not stage.is_finished(3)
+    assert not run.stage("other").exists
 
 
 # Checkpoints
@@ -227,14 +305,15 @@ def test_later_stages_read_the_average_alone(saved, monkeypatch, tmp_path):
 
 
 def test_load_stage(copy):
-    write_stage(copy, {"stage": "toy", "kind": "prior", "module": Inner(width=3), "process": Settings(clip=None)})
+    module, process = Inner(width=3), Settings(clip=None)
+    write_record(copy, StageRecord(stage="toy", kind="prior", module=module, process=process))
     stage = load_stage(copy)
     assert (stage.name, stage.kind, stage.module) == ("toy", "prior", Inner(width=3))
-    assert stage.part("process") == Settings(clip=None) and stage.info["kind"] == "prior"
+    assert stage.record.rebuilt("process") == Settings(clip=None) and stage.record.kind == "prior"
     assert_same(stage.params, jax.tree.map(np.asarray, state_of(2)["ema"]))
     assert_same(load_stage(copy, ema=False).params, jax.tree.map(np.asarray, state_of(2)["params"]))
     with pytest.raises(CheckpointError, match="'image_size'"):
-        stage.part("image_size")
+        stage.record.rebuilt("image_size")
 
 
 def test_only_the_last_ones_are_kept(tmp_path):

@@ -20,7 +20,7 @@ from tests.cascade import DECODER_SIZE, FINAL_SIZE, STEPS
 
 PROMPT = "a small red circle on a gray background"
 LONG = f"{PROMPT} {PROMPT} {PROMPT}"
-NO_CLIP = "this run has no clip, which encodes captions and pictures; its stages are: "
+NO_CLIP = "this run has no clip, which encodes captions and images; its stages are: "
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +362,7 @@ def test_describe(run, tiny, capsys):
         (["prior"], f"{NO_CLIP}prior"),
         (
             ["decoder", "upsampler"],
-            "this run has no clip, which encodes captions and pictures; its stages are: decoder",
+            "this run has no clip, which encodes captions and images; its stages are: decoder",
         ),
         (["upsampler"], "has no stage that reads captions; its stages are: upsampler"),
     ],

@@ -1,4 +1,4 @@
-"""Every config in full size: built and counted from shapes alone, and its training steps lowered."""
+"""Every config in full size, built and counted from shapes alone; `test_lowering` lowers its steps."""
 
 import math
 from functools import cache
@@ -9,12 +9,10 @@ import jax
 import pytest
 
 from configs import emoji, folder, karlo, paper, shapes
-from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.diffusion.schedule import respace
 from dalle2_jax.sharding import make_mesh
 from tests.train.karlo_run import write_karlo_run
-from train.cascade import lower_step, plan_stages
-from train.state import abstract_state
+from train.cascade import plan_stages, planned_stages
 from train.system import System
 
 SYSTEMS = {
@@ -24,18 +22,6 @@ SYSTEMS = {
     "emoji-accelerator": (emoji, True),
     "paper": (paper, True),
 }
-
-
-@cache
-def built(name: str) -> dict[str, tuple[Any, Any, Any]]:
-    """(attached recipe, abstract state, frozen parameters) of every stage."""
-    planned, result = {}, {}
-    for stage, recipe in system(name).stages.items():
-        recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
-        abstract = abstract_state(recipe, make_mesh(fsdp=8))
-        planned.setdefault(recipe.kind, LoadedStage(stage, recipe.kind, recipe.module, abstract["ema"], {}))
-        result[stage] = recipe, abstract, frozen
-    return result
 
 
 @cache
@@ -68,7 +54,7 @@ def test_a_config_is_a_whole_cascade(name):
 
 
 def test_the_paper_has_the_sizes_of_table_3():
-    parameters = {stage: abstract["params"] for stage, (_, abstract, _) in built("paper").items()}
+    parameters = {stage: params for stage, _, _, params in planned_stages(system("paper"))}
     near = {"rel": 0.01}
     assert count(parameters["clip"]["vision"]["transformer"]) == pytest.approx(12 * 32 * 1280**2, **near)
     assert count(parameters["clip"]["text"]["transformer"]) == pytest.approx(12 * 24 * 1024**2, **near)
@@ -96,34 +82,6 @@ def test_the_paper_has_the_training_of_table_3():
     visited = [len(respace(stage.sampling.steps, 1000)) for stage in stages]
     assert visited == [64, 250, 27, 15]
     assert [stage.module.unet.dropout for stage in stages[1:]] == [0.1, 0.1, 0.0]
-
-
-def lower(name: str, stage: str) -> jax.stages.Lowered:
-    recipe, abstract, frozen = built(name)[stage]
-    return lower_step(system(name), recipe, abstract, frozen, make_mesh(fsdp=8))
-
-
-SLOW = ("emoji-cpu", "emoji-accelerator", "shapes-cpu", "shapes-accelerator")
-CASES = [
-    pytest.param(name, stage, marks=[pytest.mark.slow] if name in SLOW else [])
-    for name in SYSTEMS
-    for stage in system(name).stages
-    # What an accelerator does not change need not be lowered twice.
-    if name != "shapes-accelerator" or system(name).stages[stage] != system("shapes-cpu").stages[stage]
-]
-
-
-@pytest.mark.parametrize("name, stage", CASES)
-def test_a_training_step_lowers(name, stage):
-    lowered = lower(name, stage)
-    recipe, abstract, frozen = built(name)[stage]
-    assert count(abstract["ema"]) == count(abstract["params"]) > 0 and bool(frozen) == bool(recipe.needs)
-    assert {str(leaf.dtype) for leaf in jax.tree.leaves(abstract["params"])} == {"float32"}
-    state, batch, _ = lowered.args_info[0]
-    assert batch["image"].shape[0] == recipe.batch_size
-    _, metrics = lowered.out_info
-    assert metrics["loss"].shape == () and str(metrics["loss"].dtype) == "float32"
-    assert jax.tree.structure(state["params"]) == jax.tree.structure(abstract["params"])
 
 
 def test_a_folder_is_trained_as_emoji_are():

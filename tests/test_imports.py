@@ -23,6 +23,7 @@ FLOORS = (
         "dalle2_jax.checkpoint",
         "dalle2_jax.tokenizer",
     ),
+    ("dalle2_jax.errors",),
 )
 FLOOR = {part: len(FLOORS) - 1 - height for height, floor in enumerate(FLOORS) for part in floor}
 NEIGHBOURS = {

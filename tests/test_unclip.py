@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax import DALLE2
-from dalle2_jax.checkpoint import CheckpointError, load_params, to_json
+from dalle2_jax.checkpoint import CheckpointError, load_params
 from dalle2_jax.diffusion import Sampling
 from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
 from dalle2_jax.evaluation.retrieval import recall_at
@@ -159,7 +159,7 @@ def test_inverted_pictures(model, keys, generated):
 def test_changed_settings_reach_their_stage(lively, keys, generated):
     settings = {"image_embeddings": generated.image_embeddings, "return_stages": True}
     usual = lively.generate(keys, CAPTIONS, **settings)
-    scale = lively.decoder.part("sampling").guidance_scale
+    scale = lively.decoder.record.rebuilt("sampling").guidance_scale
     same = lively.generate(keys, CAPTIONS, guidance_scale=scale, **settings)
     np.testing.assert_array_equal(usual.decoded, same.decoded)
     assert (lively.generate(keys, CAPTIONS, guidance_scale=scale + 2, **settings).decoded != usual.decoded).any()
@@ -167,8 +167,8 @@ def test_changed_settings_reach_their_stage(lively, keys, generated):
     assert (unguided.decoded != usual.decoded).any()
     # Sampled otherwise by default, it is inverted along DDIM's own timesteps all the same.
     pictures = np.asarray(usual.decoded)
-    info = {**lively.decoder.info, "sampling": to_json(Sampling(sampler="dpmpp_2m", steps="3"))}
-    other = dataclasses.replace(lively, decoder=dataclasses.replace(lively.decoder, info=info))
+    record = dataclasses.replace(lively.decoder.record, sampling=Sampling(sampler="dpmpp_2m", steps="3"))
+    other = dataclasses.replace(lively, decoder=dataclasses.replace(lively.decoder, record=record))
     both = (each.invert(pictures, CAPTIONS, steps="3")[1] for each in (lively, other))
     np.testing.assert_array_equal(*both)
     with pytest.raises(ValueError, match="no sampler 'euler'"):
@@ -225,7 +225,7 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
     shutil.rmtree(run / "upsampler")
     assert DALLE2.load(run).image_size == DECODER_SIZE
     shutil.rmtree(run / "prior")
-    with pytest.raises(ValueError, match="has no prior, which draws image embeddings .* stages are: clip, decoder"):
+    with pytest.raises(ValueError, match="has no prior, which samples image embeddings .* stages are: clip, decoder"):
         DALLE2.load(run).generate(jax.random.key(0), ["a red circle"])
     shutil.rmtree(run / "clip" / "checkpoints")
     with pytest.raises(CheckpointError, match="clip holds no finished checkpoint"):

@@ -7,22 +7,20 @@ wants a FOLDER of pictures, configs/karlo.py the RUN of converted weights and th
 
 import argparse
 import dataclasses
-import difflib
 import importlib.util
 import inspect
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.errors import InputError, nearest, sentence_for_user
 from train import backend
 from train.profile import profiled_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RUNS = Path("runs")
-OURS = (ROOT / "train", ROOT / "configs", ROOT / "dalle2_jax")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,23 +90,12 @@ def is_one_of_several(options: argparse.Namespace) -> bool:
 def _answer(options: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
     try:
         return run(options)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        if not is_ours(error):
+    except Exception as error:
+        sentence = sentence_for_user(error)
+        if sentence is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         return 2
-
-
-def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by this repository's own code and not somewhere below it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return False
-    raised_in = Path(frames[-1].filename).resolve()
-    return any(raised_in.is_relative_to(folder) for folder in OURS)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -116,12 +103,12 @@ def _run(options: argparse.Namespace) -> int:
     words = [options.config, *options.rest]
     describing = words[0] == "describe"
     if describing and len(words) < 2:
-        raise ValueError("describe wants a config: python -m train describe configs/shapes.py")
+        raise InputError("describe wants a config: python -m train describe configs/shapes.py")
     config = words[1] if describing else words[0]
     path = find_config(config)
     several = is_one_of_several(options)
     if several and describing:
-        raise ValueError("describe runs in one process; leave out --distributed, --coordinator, --processes, --process")
+        raise InputError("describe runs in one process; leave out --distributed, --coordinator, --processes, --process")
     backend.setup(several)
     if several:
         from train import hosts
@@ -135,7 +122,7 @@ def _run(options: argparse.Namespace) -> int:
     from train.topology import prepare
 
     if options.topology and not describing:
-        raise ValueError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
+        raise InputError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
     if options.topology:
         prepare(options.topology)
     make_system = load_config(path)
@@ -144,7 +131,7 @@ def _run(options: argparse.Namespace) -> int:
     given, words = words[: len(wanted)], words[len(wanted) :]
     if len(given) < len(wanted) or not (words or describing):
         usage = " ".join(["python -m train", config, *(name.upper() for name in wanted), "STAGE|all"])
-        raise ValueError(f"{path} wants {'more arguments' if wanted else 'a stage'}: {usage}")
+        raise InputError(f"{path} wants {'more arguments' if wanted else 'a stage'}: {usage}")
     system = make_system(bool(options.topology) or jax.default_backend() != "cpu", *given)
     if options.seed is not None:
         system = with_seed(system, options.seed)
@@ -175,7 +162,7 @@ def _train(
     from train.cascade import plan_stages, train_stages
 
     if str(options.runs_dir).partition("/")[0].endswith(":"):
-        raise ValueError(f"--runs-dir {options.runs_dir} is an address; mount what it names and give the folder's path")
+        raise InputError(f"--runs-dir {options.runs_dir} is an address; mount what it names and give the folder's path")
     run_dir = options.runs_dir / (options.run or system.name)
     if options.dry_run:
         plan_stages(system, names, run_dir, mesh)
@@ -200,43 +187,43 @@ def find_config(name: str) -> Path:
     """The config's file; `shapes` and `configs/shapes` are found too.
 
     Raises:
-        ValueError: naming the nearest one there is.
+        InputError: naming the nearest one there is.
     """
     for path in (Path(name), Path(f"{name}.py"), ROOT / "configs" / f"{name}.py"):
         if path.suffix == ".py" and path.is_file():
             return path
     known = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("_"))
-    near = difflib.get_close_matches(Path(name).stem, known, n=1, cutoff=0)
-    hint = f"; the nearest is configs/{near[0]}.py" if near else ""
-    raise ValueError(f"there is no config {name!r}{hint}")
+    raise InputError(f"there is no config {name!r}; the nearest is configs/{nearest(Path(name).stem, known)}.py")
 
 
 def find_stage(name: str, system: Any) -> str:
     """The stage's name, checked.
 
     Raises:
-        ValueError: naming the nearest one there is.
+        InputError: naming the nearest one there is.
     """
     if name in system.stages:
         return name
     if name in system.given:
-        raise ValueError(
+        raise InputError(
             f"{name} is given to {system.name} as it is in {system.given[name]}; the stages that it trains are "
             f"{', '.join(system.stages)}"
         )
     known = [*system.stages, "all"]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-    raise ValueError(f"there is no stage {name!r} in {system.name}: it has {', '.join(known)}; the nearest is {near!r}")
+    raise InputError(
+        f"there is no stage {name!r} in {system.name}: it has {', '.join(known)}; the nearest is "
+        f"{nearest(name, known)!r}"
+    )
 
 
 def with_seed(system: Any, seed: int) -> Any:
     """The system with every stage's seed set; checked.
 
     Raises:
-        ValueError: for a seed that is no unsigned 32-bit number.
+        InputError: for a seed that is no unsigned 32-bit number.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"--seed is {seed}; it must lie in 0 to {2**32 - 1}")
+        raise InputError(f"--seed is {seed}; it must lie in 0 to {2**32 - 1}")
     stages = {name: dataclasses.replace(stage, seed=seed) for name, stage in system.stages.items()}
     return dataclasses.replace(system, stages=stages)
 
@@ -245,11 +232,13 @@ def with_start(system: Any, run: Path, log: Callable[[str], None] = print) -> An
     """The system with every stage starting from the stage of its name in `run`, where there is one; says so if not.
 
     Raises:
-        ValueError: if there is none at all.
+        InputError: if there is none at all.
     """
-    found = [name for name in system.stages if (run / name / "stage.json").is_file()]
+    from dalle2_jax.checkpoint.record import has_record
+
+    found = [name for name in system.stages if has_record(run / name)]
     if not found:
-        raise ValueError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
+        raise InputError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
     for name in system.stages:
         if name not in found:
             log(f"{run} has no stage {name}: it starts from nothing")
@@ -265,7 +254,7 @@ def load_config(path: Path) -> Callable[..., Any]:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not callable(getattr(module, "system", None)):
-        raise ValueError(f"{path} defines no function system(accelerator) and so is not a config")
+        raise InputError(f"{path} defines no function system(accelerator) and so is not a config")
     return module.system
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps, load_stage, processes, read_stage
-from dalle2_jax.checkpoint.stage import STAGE_FILE
+from dalle2_jax.checkpoint import LoadedStage, StageFolder, StageRecord, checkpoint_steps, load_stage, processes
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
+from dalle2_jax.errors import InputError
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, own_rows, partition
 from dalle2_jax.tokenizer import AnyTokenizer, Tokenizer, tokenizer_from_json
 from train import hosts
@@ -21,7 +21,7 @@ from train.finetune import check_start, inherited_tokenizer, initial_parameters
 from train.given import check_given, given_stages, given_tokenizer, is_given, place_given, planned_given
 from train.loop import Result, run
 from train.metrics import duration
-from train.resume import finished_record
+from train.resume import finished_record, stage_record
 from train.state import abstract_state, make_step, with_carry
 from train.system import Recipe, System
 
@@ -50,7 +50,7 @@ def train_stages(
         profile: the steps of each stage to record (see `train.profile`).
 
     Raises:
-        ValueError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
+        InputError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
     log = hosts.only_first(log)
     hosts.check_shared(run_dir)
@@ -73,9 +73,10 @@ def train_stages(
     processes.wait_for_all()  # until now all have read what was there before
     place_given(system, names, run_dir, log)
     result = Result(0, 0.0, True)
+    own = {type(recipe.module).__module__ for recipe in system.stages.values()}  # the config's own networks
     for name in names:
         recipe = system.stages[name]
-        needed = {kind: load_stage(run_dir / _needed(kinds, name, kind)) for kind in recipe.needs}
+        needed = {kind: load_stage(run_dir / _needed(kinds, name, kind), allow=own) for kind in recipe.needs}
         recipe, frozen = recipe.attach(needed)
         info = {
             "config": dict(config or {}),
@@ -112,7 +113,7 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
     """Builds the named stages and those before them from shapes alone, and the losses of the named ones.
 
     Raises:
-        ValueError: for what does not fit together, before anything is trained or written.
+        InputError: for what does not fit together, before anything is trained or written.
     """
     waiting = set(names)
     for name, recipe, frozen, params in planned_stages(system):
@@ -128,9 +129,9 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
 
 
 def check_pictures(name: str, recipe: Recipe, size: int | None) -> None:
-    """Raises ValueError for pictures of a side below what the stage is to draw; None: not known yet."""
+    """Raises InputError for pictures of a side below what the stage is to draw; None: not known yet."""
     if size is not None and recipe.drawn_size is not None and size < recipe.drawn_size:
-        raise ValueError(
+        raise InputError(
             f"{name} is to learn pictures of {recipe.drawn_size} pixels and the data's have {size}: set "
             f"data.image_size={recipe.drawn_size} or more, or train the other stages alone"
         )
@@ -150,9 +151,9 @@ def versions() -> dict[str, str]:
 
 def _source(recipe: Recipe, directory: Path) -> dict[str, Any]:
     """Whose public weights a stage goes back to, and their licence, as it or the one it starts from records it."""
-    for folder in (directory, recipe.init_from):
-        if folder is not None and (Path(folder) / STAGE_FILE).is_file() and "source" in (info := read_stage(folder)):
-            return {"source": info["source"]}
+    for stage in (StageFolder(folder) for folder in (directory, recipe.init_from) if folder is not None):
+        if stage.exists and stage.record.source:
+            return {"source": stage.record.source}
     return {}
 
 
@@ -166,7 +167,7 @@ def _needed(kinds: Mapping[str, str], name: str, kind: str) -> str:
     """The stage of that kind, which `name` is built on; `kinds` are those of the system's stages."""
     needed = next((other for other, its_kind in kinds.items() if its_kind == kind), None)
     if needed is None:
-        raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r}, and the config has none")
+        raise InputError(f"the stage {name!r} needs a stage of the kind {kind!r}, and the config has none")
     return needed
 
 
@@ -175,21 +176,20 @@ def _begun(system: System, name: str, run_dir: Path) -> bool:
     return bool(checkpoint_steps(run_dir / name)) and not is_given(system, name, run_dir)
 
 
-def _done(system: System, name: str, run_dir: Path) -> dict[str, Any] | None:
+def _done(system: System, name: str, run_dir: Path) -> StageRecord | None:
     """The record of a stage that is trained to its end."""
     return finished_record(run_dir / name, system.stages[name].steps) if _begun(system, name, run_dir) else None
 
 
 def _check_trained(name: str, needed: str, run_dir: Path, command: str) -> None:
-    """Raises ValueError, naming the command, unless the stage that `name` is built on is trained to its end."""
+    """Raises InputError, naming the command, unless the stage that `name` is built on is trained to its end."""
     first = command.replace("{stage}", needed)
-    if not checkpoint_steps(run_dir / needed):
-        raise ValueError(f"{name} needs {needed}, which is not trained yet; run first: {first}")
-    info = read_stage(run_dir / needed)
-    if not info.get("finished"):
-        raise ValueError(
-            f"{name} needs {needed}, which has stopped at step {checkpoint_steps(run_dir / needed)[-1]} of "
-            f"{info['steps']}; run first: {first}"
+    stage = StageFolder(run_dir / needed)
+    if stage.step is None:
+        raise InputError(f"{name} needs {needed}, which is not trained yet; run first: {first}")
+    if not stage.is_finished():
+        raise InputError(
+            f"{name} needs {needed}, which has stopped at step {stage.step} of {stage.record.steps}; run first: {first}"
         )
 
 
@@ -212,13 +212,13 @@ class _Feed:
         return self._sources[split]
 
     def check(self, name: str, recipe: Recipe) -> None:
-        """Raises ValueError for a stage that asks for larger batches or pictures than the data have."""
+        """Raises InputError for a stage that asks for larger batches or pictures than the data have."""
         split = self.system.data.train_split
         source = self.source(split)
         if not len(source):
-            raise ValueError(f"the split {split!r} of {source.name} is empty; there is nothing to train on")
+            raise InputError(f"the split {split!r} of {source.name} is empty; there is nothing to train on")
         if recipe.batch_size > len(source):
-            raise ValueError(
+            raise InputError(
                 f"{name}.batch_size is {recipe.batch_size} and the split {split!r} of {source.name} has "
                 f"{len(source)} pictures; set {name}.batch_size={1 << len(source).bit_length() - 1} or less"
             )
@@ -236,13 +236,13 @@ class _Feed:
 
     def _recorded(self) -> AnyTokenizer | None:
         for name in self.system.stages:
-            directory = self.run_dir / name
-            if not checkpoint_steps(directory):
+            stage = StageFolder(self.run_dir / name)
+            if stage.step is None:
                 continue
-            tokenizer = tokenizer_from_json(read_stage(directory)["tokenizer"])
+            tokenizer = tokenizer_from_json(stage.record.tokenizer)
             if tokenizer.context_length != self.system.context_length:
-                raise ValueError(
-                    f"the tokenizer in {directory} cuts captions at {tokenizer.context_length} tokens and the config "
+                raise InputError(
+                    f"the tokenizer in {stage.path} cuts captions at {tokenizer.context_length} tokens and the config "
                     f"says {self.system.context_length}; choose another --run, or delete {self.run_dir}"
                 )
             return tokenizer
@@ -292,7 +292,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     What is in the run's folder is mentioned and not compared.
 
     Raises:
-        ValueError: for what is wrong with the config or the mesh.
+        InputError: for what is wrong with the config or the mesh.
     """
     log = hosts.only_first(log)
     given_tokenizer(system)
@@ -321,7 +321,7 @@ def planned_stages(system: System) -> Iterator[tuple[str, Recipe, Any, Any]]:
     """(name, attached recipe, frozen parameters, own parameters) of every trained stage, as shapes and in order.
 
     Raises:
-        ValueError: if a network cannot be built, or a stage needs one that is not before it.
+        InputError: if a network cannot be built, or a stage needs one that is not before it.
     """
     planned = planned_given(system)
     for name, recipe in system.stages.items():
@@ -332,22 +332,22 @@ def plan_stage(name: str, recipe: Recipe, planned: dict[str, LoadedStage]) -> tu
     """(attached recipe, frozen parameters, own parameters) as shapes; adds the stage to those `planned`, by kind.
 
     Raises:
-        ValueError: if the network cannot be built, or needs a stage that is not planned.
+        InputError: if the network cannot be built, or needs a stage that is not planned.
     """
     for kind in recipe.needs:
         if kind not in planned:
-            raise ValueError(f"the stage {name!r} needs a stage of the kind {kind!r} before it, and there is none")
+            raise InputError(f"the stage {name!r} needs a stage of the kind {kind!r} before it, and there is none")
     recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
     params = jax.eval_shape(recipe.init, jax.random.key(0))
     ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)  # what later stages are given
-    planned.setdefault(recipe.kind, LoadedStage(name, recipe.kind, recipe.module, ema, recipe.describe()))
+    planned.setdefault(recipe.kind, LoadedStage(recipe.module, ema, stage_record(recipe, name)))
     return recipe, frozen, params
 
 
 def _found(system: System, name: str, run_dir: Path) -> str:
     done = _done(system, name, run_dir)
     if done is not None:
-        return f" (finished, {duration(done['seconds'])})"
+        return f" (finished, {duration(done.seconds)})"
     if _begun(system, name, run_dir):
         return f" (goes on from step {checkpoint_steps(run_dir / name)[-1]})"
     return " (in place of the given one)" if is_given(system, name, run_dir) else ""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP, contrastive_loss
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pictures import resize, to_float
 from train.system import Batch, Parameters, Recipe, check_share
 
@@ -34,7 +35,7 @@ class ClipRecipe(Recipe):
         check_share("clip.grayscale", self.grayscale)
         micro = self.batch_size // self.optimizer.accumulation
         if self.chunk is not None and (self.chunk < 1 or micro % self.chunk):
-            raise ValueError(f"clip.chunk is {self.chunk}, which does not divide a (micro-)batch of {micro}")
+            raise InputError(f"clip.chunk is {self.chunk}, which does not divide a (micro-)batch of {micro}")
 
     @property
     def picture_size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, check_batch, make_mesh, partition
 from train.cascade import abstract_batch, plan_stage, trace_step
 from train.flops import count_flops
@@ -85,7 +86,7 @@ def describe(
     Returns the exit code: 0, 1 if a stage does not fit the topology's memory, 2 if a stage is refused.
 
     Raises:
-        ValueError: if the topology is wrong or cannot be compiled for, or the mesh does not fit the devices.
+        InputError: if the topology is wrong or cannot be compiled for, or the mesh does not fit the devices.
     """
     made = make_mesh(**(mesh or {})) if topology is None else topology_mesh(topology, mesh)
     print(f"{_title(system)}\non {_mesh_words(made)}\n", flush=True)
@@ -107,7 +108,7 @@ def examine(system: System, mesh: Mesh, names: Sequence[str] = ()) -> tuple[list
     """Every stage (of `names`; () all) that can be built and lowered on `mesh`, and why each other one is refused.
 
     Raises:
-        ValueError: if a stage that the system is given is missing.
+        InputError: if a stage that the system is given is missing.
     """
     stages: list[Stage] = []
     refused: dict[str, str] = {}
@@ -119,7 +120,7 @@ def examine(system: System, mesh: Mesh, names: Sequence[str] = ()) -> tuple[list
                 continue
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
             stages.append(_stage(system, name, recipe, abstract_state(recipe, mesh), frozen, mesh))
-        except ValueError as error:
+        except InputError as error:
             refused[name] = str(error).strip().splitlines()[0]
     return stages, refused
 

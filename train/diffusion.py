@@ -22,6 +22,7 @@ from dalle2_jax.diffusion import (
     x0_error,
 )
 from dalle2_jax.diffusion.sampler import Denoiser
+from dalle2_jax.errors import InputError
 from train.system import Batch, Parameters, Recipe
 
 TIMESTEPS = ("uniform", "loss")
@@ -48,14 +49,14 @@ class DiffusionRecipe(Recipe):
         check_loss(self.process, self.loss_kind, self.weighting, self.weight_limit)
         self.preview_sampling.process(self.process)
         if self.process.respacing is not None:
-            raise ValueError(
+            raise InputError(
                 f"{self.kind}.process.respacing is {self.process.respacing!r}; all timesteps are trained on, and fewer "
                 f"are sampled: set {self.kind}.sampling.steps"
             )
         if self.timesteps not in TIMESTEPS:
-            raise ValueError(f"{self.kind}.timesteps is {self.timesteps!r}; it must be {' or '.join(TIMESTEPS)}")
+            raise InputError(f"{self.kind}.timesteps is {self.timesteps!r}; it must be {' or '.join(TIMESTEPS)}")
         if self.timesteps == "loss" and self.optimizer.accumulation > 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.kind}.timesteps=loss needs the losses of a whole batch at once; set "
                 f"{self.kind}.optimizer.accumulation=1"
             )

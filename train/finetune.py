@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from dalle2_jax.checkpoint import CheckpointError, load_stage, read_stage, to_json
+from dalle2_jax.checkpoint import CheckpointError, StageRecord, load_stage, read_record
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.transformer import stacked, written_out
 from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
-from train.resume import first_difference
+from train.resume import first_difference, stage_record
 from train.system import Recipe, System
 
 TOKEN_TABLE = "token_embedding/embedding"
@@ -41,12 +41,12 @@ def inherited_tokenizer(system: System, log: Callable[[str], None]) -> AnyTokeni
     """The tokenizer of the first stage that another one starts from, if the system has room for it.
 
     Raises:
-        ValueError: if a stage is to start from one that is not there.
+        InputError: if a stage is to start from one that is not there.
     """
     for name, recipe in system.stages.items():
         if recipe.init_from is None:
             continue
-        text = _read(name, recipe).get("tokenizer")
+        text = _read(name, recipe).tokenizer
         if text is None:  # an upsampler of public weights
             continue
         tokenizer = tokenizer_from_json(text)
@@ -69,38 +69,38 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: 
     fresh row. The optimizer and the average start afresh in any case.
 
     Raises:
-        ValueError: if the other stage is missing or damaged, of another kind, differs in a parameter's shape, or has a
+        InputError: if the other stage is missing or damaged, of another kind, differs in a parameter's shape, or has a
             table for another kind of tokenizer.
     """
-    info = check_start(name, recipe)
+    record = check_start(name, recipe)
     try:
         other = load_stage(recipe.init_from)
     except CheckpointError as error:
-        raise ValueError(f"{name} cannot start from {recipe.init_from}: {error}") from error
+        raise InputError(f"{name} cannot start from {recipe.init_from}: {error}") from error
     shapes = jax.eval_shape(recipe.init, jax.random.key(recipe.seed))
     ours = _by_path(shapes)
     theirs = _laid_out(other.params, ours)
     for path in [*ours, *theirs]:
         if (path in ours) != (path in theirs):
             where = "this one" if path in ours else "that one"
-            raise ValueError(
+            raise InputError(
                 f"{name} cannot start from {recipe.init_from}: {path} is a parameter of {where} alone; set "
                 f"{name}.module as it is there, or leave init_from out"
             )
-    text = info.get("tokenizer")
+    text = record.tokenizer
     their_tokenizer = None if text is None else tokenizer_from_json(text)
     fitted = []
     for path, ours_shape, theirs_shape in ((path, ours[path].shape, theirs[path].shape) for path in ours):
         is_table = path.endswith(TOKEN_TABLE) and ours_shape[1:] == theirs_shape[1:]
         if is_table and (their_tokenizer != tokenizer or ours_shape != theirs_shape):
             if type(their_tokenizer) is not type(tokenizer):
-                raise ValueError(
+                raise InputError(
                     f"{name} cannot start from {recipe.init_from}: it reads {TOKENS[type(their_tokenizer)]} and this "
                     f"run's tokens are {TOKENS[type(tokenizer)]}; leave init_from out"
                 )
             fitted.append(path)
         elif ours_shape != theirs_shape:
-            raise ValueError(
+            raise InputError(
                 f"{name} cannot start from {recipe.init_from}: {path} is {theirs_shape} there and {ours_shape} "
                 f"here; set {name}.module (and the system's context_length) as it is there, or leave init_from out"
             )
@@ -113,33 +113,32 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: 
                 f"{name}: {known} of {tokenizer.vocabulary_size} tokens are known to {recipe.init_from}; the others "
                 "start afresh"
             )
-    log(f"{name} starts from {recipe.init_from} (step {info['step']}); optimizer and average start afresh")
+    log(f"{name} starts from {recipe.init_from} (step {record.step}); optimizer and average start afresh")
     return jax.tree.unflatten(jax.tree.structure(shapes), [result[path] for path in ours])
 
 
-def check_start(name: str, recipe: Recipe) -> dict[str, Any]:
+def check_start(name: str, recipe: Recipe) -> StageRecord:
     """What is recorded of the stage that a recipe starts from, if that is the same network for the same task.
 
     Raises:
-        ValueError: if it is missing, of another kind, or differs in what shapes do not show (heads, activations, what
+        InputError: if it is missing, of another kind, or differs in what shapes do not show (heads, activations, what
             is predicted).
     """
-    info = _read(name, recipe)
-    if info["kind"] != recipe.kind:
-        raise ValueError(f"{name}.init_from names {recipe.init_from}, which is a {info['kind']} and no {recipe.kind}")
-    ours = to_json(recipe.describe())
-    difference = first_difference(_network(info["module"]), _network(ours["module"]), "module")
+    record, ours = _read(name, recipe), stage_record(recipe, name)
+    if record.kind != recipe.kind:
+        raise InputError(f"{name}.init_from names {recipe.init_from}, which is a {record.kind} and no {recipe.kind}")
+    difference = first_difference(_network(record.module), _network(ours.module), "module")
     for field in PROCESS if difference is None else ():
-        there, here = (record.get("process", {}).get("fields", {}).get(field) for record in (info, ours))
+        there, here = ((one.process or {}).get("fields", {}).get(field) for one in (record, ours))
         if there != here:
             difference = f"process.{field}", there, here
     if difference:
         path, there, here = difference
-        raise ValueError(
+        raise InputError(
             f"{name} cannot start from {recipe.init_from}: {path} is {there!r} there and {here!r} here; set "
             f"{name}.{path} as it is there, or leave init_from out"
         )
-    return info
+    return record
 
 
 def _network(module: Any) -> Any:
@@ -149,11 +148,11 @@ def _network(module: Any) -> Any:
     return module
 
 
-def _read(name: str, recipe: Recipe) -> dict[str, Any]:
+def _read(name: str, recipe: Recipe) -> StageRecord:
     try:
-        return read_stage(Path(recipe.init_from))
+        return read_record(recipe.init_from)
     except CheckpointError as error:
-        raise ValueError(
+        raise InputError(
             f"{name}.init_from: {error}; name the folder of a trained stage, such as runs/emoji/{name}"
         ) from error
 

@@ -21,14 +21,14 @@ import jax
 from dalle2_jax.checkpoint import (
     CheckpointError,
     LoadedStage,
+    StageFolder,
     checkpoint_steps,
     load_shapes,
     processes,
-    read_stage,
-    rebuild,
 )
-from dalle2_jax.checkpoint.stage import STAGE_FILE, stage_version
+from dalle2_jax.checkpoint.record import STAGE_FILE
 from dalle2_jax.checkpoint.store import checkpoint_path
+from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
 from train.system import System
 
@@ -37,20 +37,20 @@ def given_stages(system: System) -> dict[str, LoadedStage]:
     """The stages that a system is given, by name, without their parameters.
 
     Raises:
-        ValueError: if one of them is missing, damaged or not trained to its end.
+        InputError: if one of them is missing, damaged or not trained to its end.
     """
     return {name: _given_stage(name, Path(folder)) for name, folder in system.given.items()}
 
 
 def _given_stage(name: str, folder: Path) -> LoadedStage:
     try:
-        info, steps = read_stage(folder), checkpoint_steps(folder)
-        if not steps or not info.get("finished"):
+        stage = StageFolder(folder)
+        module = stage.record.rebuilt("module")
+        if not stage.is_finished():
             raise CheckpointError(f"{folder} is not trained to its end")
-        module, version = rebuild(info["module"]), stage_version(folder, steps[-1])
+        return LoadedStage(module, None, stage.record, stage.version)
     except CheckpointError as error:
-        raise ValueError(f"{name} is to be given and {error}; set given.{name} to a finished stage's folder") from error
-    return LoadedStage(name, info["kind"], module, None, info, version)
+        raise InputError(f"{name} is to be given and {error}; set given.{name} to a finished stage's folder") from error
 
 
 def planned_given(system: System) -> dict[str, LoadedStage]:
@@ -59,7 +59,7 @@ def planned_given(system: System) -> dict[str, LoadedStage]:
     Those that the system trains itself are left out.
 
     Raises:
-        ValueError: as `given_stages`.
+        InputError: as `given_stages`.
     """
     stages = {name: stage for name, stage in given_stages(system).items() if name not in system.stages}
     shapes = {name: load_shapes(system.given[name]) for name in stages}
@@ -70,15 +70,15 @@ def given_tokenizer(system: System) -> AnyTokenizer | None:
     """The tokenizer of the first given stage that records one, which all the run's stages must read captions by.
 
     Raises:
-        ValueError: if the system has no room for it.
+        InputError: if the system has no room for it.
     """
     for name, folder in system.given.items():
-        text = _given_stage(name, Path(folder)).info.get("tokenizer")
+        text = _given_stage(name, Path(folder)).record.tokenizer
         if text is None:
             continue
         tokenizer = tokenizer_from_json(text)
         if tokenizer.context_length != system.context_length or tokenizer.vocabulary_size > system.vocabulary_size:
-            raise ValueError(
+            raise InputError(
                 f"the given {name} of {folder} reads captions of {tokenizer.context_length} tokens out of "
                 f"{tokenizer.vocabulary_size}, and this system has {system.context_length} out of "
                 f"{system.vocabulary_size}; set context_length={tokenizer.context_length} "
@@ -92,30 +92,24 @@ def check_given(system: System, run_dir: Path) -> None:
     """Whether the given stages can be put into the run's folder; reads no arrays and writes nothing.
 
     Raises:
-        ValueError: if one is missing, has a tokenizer that does not fit, comes from this very run, or the run has
+        InputError: if one is missing, has a tokenizer that does not fit, comes from this very run, or the run has
             another one in its place.
     """
     given_tokenizer(system)
     for name, stage in given_stages(system).items():
         target, folder = run_dir / name, Path(system.given[name])
         if target.resolve() == folder.resolve():
-            raise ValueError(f"{run_dir} is the run that {name} is taken from; choose another --run")
-        if name not in system.stages and target.exists() and _version(target) != stage.version:
-            raise ValueError(
+            raise InputError(f"{run_dir} is the run that {name} is taken from; choose another --run")
+        if name not in system.stages and target.exists() and StageFolder(target).version != stage.version:
+            raise InputError(
                 f"{target} is another {name} than that of {folder}, which this system is given; choose another --run"
             )
 
 
 def is_given(system: System, name: str, run_dir: Path) -> bool:
     """Whether the stage in the run's folder is the given one, and none that was trained there."""
-    version = _version(run_dir / name) if name in system.given else None
-    return version is not None and version == _version(Path(system.given[name]))
-
-
-def _version(folder: Path) -> str | None:
-    """The version of a stage's newest checkpoint; None where there is none."""
-    steps = checkpoint_steps(folder)
-    return stage_version(folder, steps[-1]) if steps else None
+    version = StageFolder(run_dir / name).version if name in system.given else None
+    return version is not None and version == StageFolder(system.given[name]).version
 
 
 def place_given(system: System, names: Sequence[str], run_dir: Path, log: Callable[[str], None]) -> None:
@@ -124,7 +118,7 @@ def place_given(system: System, names: Sequence[str], run_dir: Path, log: Callab
     These are about to be trained, and a given one in their place is taken away. What was trained there stays.
 
     Raises:
-        ValueError: if files can be neither linked nor copied; nothing half-written is left.
+        InputError: if files can be neither linked nor copied; nothing half-written is left.
     """
     if jax.process_index() == 0:
         for name, folder in system.given.items():
@@ -154,7 +148,7 @@ def _place(folder: Path, target: Path) -> None:
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):
-            raise ValueError(f"{folder} could not be put into {target.parent}: {error}") from error
+            raise InputError(f"{folder} could not be put into {target.parent}: {error}") from error
         raise
 
 

@@ -28,6 +28,7 @@ from typing import Any, NoReturn, TypeVar
 import jax
 
 from dalle2_jax.checkpoint import processes
+from dalle2_jax.errors import InputError
 
 Found = TypeVar("Found")
 
@@ -55,21 +56,21 @@ def cluster_of(distributed: bool, coordinator: str | None, count: int | None, in
     """What the command line says of several processes; None for a single one.
 
     Raises:
-        ValueError: if the three flags are not there together, or do not fit each other.
+        InputError: if the three flags are not there together, or do not fit each other.
     """
     flags = {"--coordinator HOST:PORT": coordinator, "--processes N": count, "--process I": index}
     missing = [flag for flag, value in flags.items() if value is None]
     if len(missing) == len(flags):
         return Cluster() if distributed else None
     if missing:
-        raise ValueError(f"{', '.join(flags)} go together; {' and '.join(missing)} is missing")
+        raise InputError(f"{', '.join(flags)} go together; {' and '.join(missing)} is missing")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise ValueError(
+        raise InputError(
             f"--coordinator is {coordinator!r}; it must be the first process's HOST:PORT, as 10.0.0.1:1234"
         )
     if count < 1 or not 0 <= index < count:
-        raise ValueError(f"--process is {index} of --processes {count}; it must lie in 0 to {max(count, 1) - 1}")
+        raise InputError(f"--process is {index} of --processes {count}; it must lie in 0 to {max(count, 1) - 1}")
     return Cluster(coordinator, count, index)
 
 
@@ -77,7 +78,7 @@ def join(cluster: Cluster) -> None:
     """Waits until every process of the run is there; before jax's backend starts.
 
     Raises:
-        ValueError: if the environment is no cluster's, or the processes' devices do not make a mesh.
+        InputError: if the environment is no cluster's, or the processes' devices do not make a mesh.
     """
     explicit = cluster.coordinator is not None
     came = f"--processes {cluster.count} at {cluster.coordinator}" if explicit else "the cluster's processes"
@@ -96,7 +97,7 @@ def join(cluster: Cluster) -> None:
             shutdown_timeout_seconds=FAREWELL,
         )
     except (ValueError, KeyError, IndexError) as error:  # what jax's detection raises where there is nothing to find
-        raise ValueError(
+        raise InputError(
             f"--distributed finds no cluster here ({error}): on a TPU VM, under SLURM and under Open MPI it does; "
             "elsewhere give every process --coordinator HOST:PORT --processes N --process I"
         ) from error
@@ -105,7 +106,7 @@ def join(cluster: Cluster) -> None:
     _last_words(LOST)  # again: libtpu sets handlers of its own when it starts
     if len(set(counts.values())) > 1:
         found = ", ".join(f"process {index} has {counts[index]}" for index in sorted(counts))
-        raise ValueError(
+        raise InputError(
             f"every process must have as many devices as the others, and {found}; choose them by "
             "CUDA_VISIBLE_DEVICES, or JAX_NUM_CPU_DEVICES on CPUs"
         )
@@ -196,13 +197,13 @@ def first_then_others(make: Callable[[], Found]) -> Found:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Raises ValueError, in every process, unless they all have the same value (a number or text)."""
+    """Raises InputError, in every process, unless they all have the same value (a number or text)."""
     if jax.process_count() == 1:
         return
     said = processes.gather([socket.gethostname(), blake2b(str(value).encode(), digest_size=16).hexdigest()])
     others = [host for host, digest in said if digest != said[0][1]]
     if others:
-        raise ValueError(
+        raise InputError(
             f"{what} is not the same on {others[0]} as on {said[0][0]}: every host must read the same data and files; "
             "bring them there, or use a disk that all share"
         )
@@ -212,7 +213,7 @@ def check_shared(run_dir: Path) -> None:
     """Whether every process sees the run's folder, in which each writes its part of a checkpoint.
 
     Raises:
-        ValueError: in every process, naming a host that does not.
+        InputError: in every process, naming a host that does not.
     """
     if jax.process_count() == 1:
         return
@@ -231,7 +232,7 @@ def check_shared(run_dir: Path) -> None:
                 folder.rmdir()
     blind = [host for host, sees in said if not sees]
     if blind:
-        raise ValueError(
+        raise InputError(
             f"{blind[0]} does not see {run_dir.resolve()} of {said[0][0]}: every process writes its part of a "
             "checkpoint, so name by --runs-dir a folder on a disk that all hosts share"
         )

@@ -7,6 +7,7 @@ itself, bit-equal to a run left alone: parameters, optimizer, average, key, step
 come back.
 """
 
+import dataclasses
 import functools
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import CheckpointWriter, processes, restore_latest, to_json, write_stage
+from dalle2_jax.checkpoint import CheckpointWriter, StageRecord, processes, restore_latest, write_record
+from dalle2_jax.errors import InputError
 from dalle2_jax.evaluation.grid import caption_grid, save_png
 from dalle2_jax.sharding import (
     DEFAULT_RULES,
@@ -39,7 +41,7 @@ from train.hosts import only_first
 from train.metrics import Clock, History, MetricsWriter, Progress, Speed, duration, is_recorded, mean_of
 from train.peaks import PEAKS
 from train.profile import FOLDER, Profile
-from train.resume import check_resumable, finished_record
+from train.resume import check_resumable, finished_record, stage_record
 from train.signals import StopSignals
 from train.state import abstract_state, create_state, make_step
 from train.system import Recipe
@@ -110,7 +112,7 @@ def run(
         stop_at: stops as if by SIGTERM after this step; for tests.
 
     Raises:
-        ValueError: for a folder of another stage, a batch that does not divide, or a run that has diverged.
+        InputError: for a folder of another stage, a batch that does not divide, or a run that has diverged.
         CheckpointError: if every checkpoint is damaged.
     """
     stage_dir = Path(stage_dir)
@@ -121,33 +123,19 @@ def run(
     check_resumable(stage_dir, record, log)
     done = finished_record(stage_dir, recipe.steps)
     if done is not None:
-        new = to_json(record)
-        if new.get("sampling") != done.get("sampling") and jax.process_index() == 0:
-            write_stage(stage_dir, {**done, "sampling": new["sampling"]})
-        log(f"{stage_name} is finished: {done['step']} steps in {duration(done['seconds'])}")
-        return Result(done["step"], done["seconds"], True)
+        if record.sampling != done.sampling and jax.process_index() == 0:
+            write_record(stage_dir, dataclasses.replace(done, sampling=record.sampling))
+        log(f"{stage_name} is finished: {done.step} steps in {duration(done.seconds)}")
+        return Result(done.step, done.seconds, True)
     with CheckpointWriter(stage_dir) as writer, StopSignals() as signals:
         stage = _Stage(
             recipe, stage_name, stage_dir, mesh, rules, smallest_split, frozen, validation, writer, signals, log
         )
-        record["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(stage.abstract["params"]))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(stage.abstract["params"]))
+        record = dataclasses.replace(record, parameters=parameters)
         recorder = Profile(stage_name, profile if jax.process_index() == 0 else None, stage_dir / FOLDER, log)
         result = stage.train(batches, record, initial, recorder, stop_at)
     return result
-
-
-def stage_record(recipe: Recipe, stage_name: str, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What `stage.json` says of a stage before it is trained."""
-    return {
-        "stage": stage_name,
-        **recipe.describe(),
-        "steps": recipe.steps,
-        "batch_size": recipe.batch_size,
-        "optimizer": {name: getattr(recipe.optimizer, name) for name in recipe.optimizer.__dataclass_fields__},
-        "seed": recipe.seed,
-        **(info or {}),
-        "finished": False,
-    }
 
 
 def jitted(recipe: Recipe, mesh: Mesh, abstract: Any) -> tuple[Callable, Callable, Callable, Callable]:
@@ -184,7 +172,7 @@ class _Stage:
     def train(
         self,
         batches: Callable[[], BatchIterator],
-        record: dict[str, Any],
+        record: StageRecord,
         initial: Any,
         profile: Profile,
         stop_at: int | None,
@@ -217,7 +205,7 @@ class _Stage:
                     with profile:
                         step, state = self._steps(state, first, iterator, metrics, profile, stop_at)
             if step >= recipe.steps:
-                record["measured"] = self._measure(state["ema"])
+                record = dataclasses.replace(record, measured=self._measure(state["ema"]))
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
@@ -225,7 +213,7 @@ class _Stage:
         self.writer.wait()
         return self._end(record, step)
 
-    def _end(self, record: dict[str, Any], step: int) -> Result:
+    def _end(self, record: StageRecord, step: int) -> Result:
         finished, steps = step >= self.recipe.steps, self.recipe.steps
         seconds = self.clock.seconds()
         self._write_record(record, step, seconds, finished)
@@ -238,10 +226,10 @@ class _Stage:
             self.log(f"{self.name} stopped and saved at step {step} of {steps}: the same command goes on from there")
         return Result(step, seconds, finished, number)
 
-    def _write_record(self, record: dict[str, Any], step: int, seconds: float, finished: bool) -> None:
+    def _write_record(self, record: StageRecord, step: int, seconds: float, finished: bool) -> None:
         if jax.process_index() == 0:
             ending = {"finished": finished, "step": step, "seconds": round(seconds, 3)}
-            write_stage(self.directory, {**record, **ending})
+            write_record(self.directory, dataclasses.replace(record, **ending))
 
     def _steps(
         self,
@@ -354,7 +342,7 @@ class _Stage:
 
     def _check_diverged(self, step: int) -> None:
         if self.history.skipped_in_a_row >= MOST_SKIPPED:
-            raise ValueError(
+            raise InputError(
                 f"{self.name} has diverged: the last {self.history.skipped_in_a_row} steps before step {step} gave a "
                 f"loss or gradient that is not finite and were skipped; try a lower {self.name}.optimizer.learning_rate"
             )

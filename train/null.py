@@ -12,9 +12,9 @@ from dalle2_jax.tokenizer import ClipTokenizer, tokenizer_from_json
 
 def empty_tokens(clip: LoadedStage) -> tuple[int, ...]:
     """The empty caption in the tokens of a CLIP stage, without padding; () where it is only planned."""
-    if "tokenizer" not in clip.info:
+    if clip.record.tokenizer is None:
         return ()
-    tokenizer = tokenizer_from_json(clip.info["tokenizer"])
+    tokenizer = tokenizer_from_json(clip.record.tokenizer)
     if not isinstance(tokenizer, ClipTokenizer):
         return ()
     tokens, mask = tokenizer.empty()

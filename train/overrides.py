@@ -5,7 +5,6 @@ annotation, since Linen checks no types: int, float, bool (true/false), str, Non
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -14,25 +13,26 @@ from typing import Any
 import flax.linen as nn
 
 from dalle2_jax.checkpoint.rebuild import field_names
+from dalle2_jax.errors import InputError, nearest
 
 
 def apply_overrides(system: Any, overrides: Sequence[str]) -> Any:
     """The system with every `path=value` set, the last of each path; fields that must fit each other change together.
 
     Raises:
-        ValueError: one sentence, if a path does not exist (naming the nearest that does) or a value has the wrong type.
+        InputError: one sentence, if a path does not exist (naming the nearest that does) or a value has the wrong type.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path:
-            raise ValueError(f"{override!r} is not an override; write path.to.field=value")
+            raise InputError(f"{override!r} is not an override; write path.to.field=value")
         *owners, name = path.split(".")
         place = changes
         for index, owner in enumerate(owners):
             place = place.setdefault(owner, {})
             if isinstance(place, str):
-                raise ValueError(f"{path!r} goes on past a value: {'.'.join(owners[: index + 1])!r} is {place!r}")
+                raise InputError(f"{path!r} goes on past a value: {'.'.join(owners[: index + 1])!r} is {place!r}")
         place[name] = text
     return _apply(system, system, changes, "")
 
@@ -43,7 +43,7 @@ def _apply(root: Any, owner: Any, changes: dict[str, Any], before: str) -> Any:
     for name, change in changes.items():
         path = before + name
         if name not in children:
-            raise ValueError(
+            raise InputError(
                 f"there is no field {_whole(path, change)!r}{_nearest(root, children, before, name, change)}"
             )
         value = children[name]
@@ -52,7 +52,7 @@ def _apply(root: Any, owner: Any, changes: dict[str, Any], before: str) -> Any:
         elif _children(value):
             values[name] = _apply(root, value, change, path + ".")
         else:
-            raise ValueError(f"{_whole(path, change)!r} goes on past a value: {path!r} is {value!r}")
+            raise InputError(f"{_whole(path, change)!r} goes on past a value: {path!r} is {value!r}")
     return _replace(owner, values)
 
 
@@ -66,14 +66,12 @@ def _whole(path: str, change: Any) -> str:
 
 def _nearest(root: Any, children: dict[str, Any], before: str, name: str, change: Any) -> str:
     """A hint: the path with its wrong name put right, or else the most similar path of all."""
-    near = difflib.get_close_matches(name, children, n=1, cutoff=0.7)
+    near = nearest(name, children, cutoff=0.7)
     if near:
-        return f"; did you mean {_whole(before + near[0], change)!r}?"
+        return f"; did you mean {_whole(before + near, change)!r}?"
     path, paths = _whole(before + name, change), list(all_paths(root))
-    close = difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; the nearest is {difflib.get_close_matches(path, paths, n=1, cutoff=0.0)[0]!r}"
+    close = nearest(path, paths, cutoff=0.5)
+    return f"; did you mean {close!r}?" if close else f"; the nearest is {nearest(path, paths)!r}"
 
 
 def _children(owner: Any) -> dict[str, Any]:
@@ -130,13 +128,13 @@ def parse(text: str, expected: Any, path: str) -> Any:
     """The value that `text` means for a field annotated `expected`.
 
     Raises:
-        ValueError: saying what is expected.
+        InputError: saying what is expected.
     """
     for choice in _choices(expected):
         found, value = _read(text, choice)
         if found:
             return value
-    raise ValueError(f"{path} takes {describe_type(expected)}, not {text!r}")
+    raise InputError(f"{path} takes {describe_type(expected)}, not {text!r}")
 
 
 def _choices(expected: Any) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.clip import CLIP
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pictures import resize, to_float
 from dalle2_jax.prior import DiffusionPrior
 from train.diffusion import DiffusionRecipe
@@ -41,7 +42,7 @@ class PriorRecipe(DiffusionRecipe):
         clip = stages["clip"]
         embedding_size = clip.module.embedding_size
         if self.module.embedding_size != embedding_size:
-            raise ValueError(
+            raise InputError(
                 f"the prior predicts embeddings of size {self.module.embedding_size} but CLIP's have {embedding_size}; "
                 f"set prior.module.embedding_size={embedding_size}"
             )

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.errors import InputError
+
 # After compilation, and after the first batches, which are slower.
 FIRST, COUNT = 10, 6
 FOLDER = "profile"
@@ -19,17 +21,17 @@ def profiled_steps(text: str) -> tuple[int, int]:
     Steps are counted from 1 where training starts or goes on, so that a run that goes on is recorded too.
 
     Raises:
-        ValueError: for anything else, and for the first step, in which the program is compiled.
+        InputError: for anything else, and for the first step, in which the program is compiled.
     """
     if not text:
         return FIRST, FIRST + COUNT - 1
     found = re.fullmatch(r"(?:(\d+):)?(\d+)", text)
     if found is None:
-        raise ValueError(f"--profile takes steps as FIRST:LAST or their number, not {text!r}; write --profile=10:15")
+        raise InputError(f"--profile takes steps as FIRST:LAST or their number, not {text!r}; write --profile=10:15")
     number = int(found[2])
     first, last = (FIRST, FIRST + number - 1) if found[1] is None else (int(found[1]), number)
     if first < 2 or last < first:
-        raise ValueError(
+        raise InputError(
             f"--profile {text}: the first step must be 2 or more (step 1 compiles) and the last not before it"
         )
     return first, last

@@ -1,16 +1,17 @@
-"""May this recipe go on in that folder? Compares what a stage's folder records with what is about to be trained."""
+"""What is recorded of a stage before it is trained; and whether it may go on in a folder that records another start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dalle2_jax.checkpoint import checkpoint_steps, read_stage, to_json
+from dalle2_jax.checkpoint import StageFolder, StageRecord, checkpoint_steps, read_record
+from dalle2_jax.errors import InputError
+from train.system import Recipe
 
 # What may change between one start and the next; everything else makes it another stage.
 CHANGEABLE = ("steps", "batch_size", "optimizer", "seed", "sampling", "training")
 # What describes a start rather than the stage.
 IGNORED = (
-    "format",
     "versions",
     "config",
     "seconds",
@@ -24,6 +25,20 @@ IGNORED = (
 )
 # Where the data lies and how it is read, not what it is.
 IGNORED_DATA = ("data_dir", "cache", "folder")
+
+
+def stage_record(recipe: Recipe, stage_name: str, info: Mapping[str, Any] | None = None) -> StageRecord:
+    """What is recorded of a stage before it is trained; info: other entries of the record."""
+    values = {
+        "stage": stage_name,
+        **recipe.describe(),
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "optimizer": {name: getattr(recipe.optimizer, name) for name in recipe.optimizer.__dataclass_fields__},
+        "seed": recipe.seed,
+        **(info or {}),
+    }
+    return StageRecord.of(values)
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any] | None:
@@ -44,25 +59,25 @@ def first_difference(old: Any, new: Any, path: str = "") -> tuple[str, Any, Any]
     return None if same else (path, old, new)
 
 
-def check_resumable(stage_dir: Path, info: dict[str, Any], log: Callable[[str], None]) -> None:
+def check_resumable(stage_dir: Path, record: StageRecord, log: Callable[[str], None]) -> None:
     """Lets a stage go on in a folder that holds the same one; logs what has changed harmlessly.
 
     Raises:
-        ValueError: one sentence with the first difference, if the folder's checkpoints are of another architecture,
+        InputError: one sentence with the first difference, if the folder's checkpoints are of another architecture,
             process, data or earlier stage.
     """
     if not checkpoint_steps(stage_dir):
         return
-    old, new = read_stage(stage_dir), to_json(info)
+    old, new = read_record(stage_dir).values(), record.values()
     difference = first_difference(_identity(old), _identity(new))
     if difference:
         path, before, now = difference
         if path.startswith("built_on."):
-            raise ValueError(
+            raise InputError(
                 f"{stage_dir} was trained on another {path.split('.')[1]} than the one that is there now: "
                 "delete the folder to train the stage anew, or choose another --run"
             )
-        raise ValueError(
+        raise InputError(
             f"{stage_dir} holds another stage: {path} is {_short(before)} there and {_short(now)} here; "
             "choose another --run, or delete the folder"
         )
@@ -72,11 +87,11 @@ def check_resumable(stage_dir: Path, info: dict[str, Any], log: Callable[[str], 
             log(f"changed since the last start: {changed[0]} was {_short(changed[1])} and is {_short(changed[2])}")
 
 
-def _identity(info: dict[str, Any]) -> dict[str, Any]:
+def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What makes the stage what it is."""
-    result = {key: value for key, value in info.items() if key not in (*CHANGEABLE, *IGNORED)}
+    result = {key: value for key, value in values.items() if key not in (*CHANGEABLE, *IGNORED)}
     # Timesteps that are drawn by their losses come with a history of these, which a checkpoint has or has not.
-    result["training"] = {"timesteps": (info.get("training") or {}).get("timesteps")}
+    result["training"] = {"timesteps": (values.get("training") or {}).get("timesteps")}
     data = result.get("data")
     if isinstance(data, dict) and isinstance(data.get("fields"), dict):
         fields = {name: value for name, value in data["fields"].items() if name not in IGNORED_DATA}
@@ -84,13 +99,10 @@ def _identity(info: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def finished_record(stage_dir: Path, steps: int) -> dict[str, Any] | None:
+def finished_record(stage_dir: Path, steps: int) -> StageRecord | None:
     """The stage's record if it is trained to `steps` or further and its checkpoint is there."""
-    found = checkpoint_steps(stage_dir)
-    if not found or found[-1] < steps:
-        return None
-    record = read_stage(stage_dir)
-    return record if record.get("finished") else None
+    stage = StageFolder(stage_dir)
+    return stage.record if stage.is_finished(steps) else None
 
 
 def _short(value: Any) -> str:

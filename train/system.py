@@ -19,6 +19,7 @@ import numpy as np
 
 from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.data.pipeline import Data
+from dalle2_jax.errors import InputError
 
 Batch = Mapping[str, jax.Array]
 Parameters = Any
@@ -38,9 +39,9 @@ def module_fields(module: nn.Module, path: str) -> Iterator[tuple[str, str, Any]
 
 
 def check_share(path: str, value: float) -> None:
-    """Raises ValueError unless `value` lies in 0 to 1."""
+    """Raises InputError unless `value` lies in 0 to 1."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{path} is {value}; it must lie in 0 to 1")
+        raise InputError(f"{path} is {value}; it must lie in 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine"):
-            raise ValueError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
+            raise InputError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
         if self.moment_dtype not in (None, "float32", "bfloat16"):
-            raise ValueError(f"optimizer.moment_dtype is {self.moment_dtype!r}; it must be None, float32 or bfloat16")
+            raise InputError(f"optimizer.moment_dtype is {self.moment_dtype!r}; it must be None, float32 or bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +99,12 @@ class Recipe(ABC):
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "preview_count"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{self.kind}.{name} is {getattr(self, name)}; it must be 1 or more")
+                raise InputError(f"{self.kind}.{name} is {getattr(self, name)}; it must be 1 or more")
         for path, name, value in module_fields(self.module, f"{self.kind}.module"):
             if name in ("dtype", "param_dtype") and value not in DTYPES:
-                raise ValueError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
+                raise InputError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
             if name in SIZES and value is not None and value < 1:
-                raise ValueError(f"{path} is {value}; it must be 1 or more")
+                raise InputError(f"{path} is {value}; it must be 1 or more")
 
     @property
     def picture_size(self) -> int | None:
@@ -180,12 +181,12 @@ class System:
         for stage, recipe in self.stages.items():
             for path, name, value in module_fields(recipe.module, f"{stage}.module"):
                 if name == "vocabulary_size" and value is not None and value < self.vocabulary_size:
-                    raise ValueError(
+                    raise InputError(
                         f"{path} is {value} but the tokenizer may have {self.vocabulary_size} tokens; "
                         f"set {path}={self.vocabulary_size}, or a smaller vocabulary_size"
                     )
                 if name == "context_length" and value != self.context_length:
-                    raise ValueError(
+                    raise InputError(
                         f"{path} is {value} but captions have {self.context_length} tokens; "
                         f"set {path}={self.context_length}, or another context_length"
                     )

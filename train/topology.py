@@ -4,7 +4,6 @@ libtpu compiles on any machine for any topology of TPUs, and jax's CUDA plugin f
 so the proof that a stage fits needs neither.
 """
 
-import difflib
 import importlib.metadata
 import importlib.util
 import math
@@ -18,6 +17,7 @@ import jax
 import jaxlib
 from jax.sharding import Mesh
 
+from dalle2_jax.errors import InputError, nearest
 from dalle2_jax.sharding import make_mesh
 from train import backend
 from train.compiler import jaxlib_knows
@@ -75,7 +75,7 @@ def topology_mesh(name: str, mesh: Mapping[str, int] | None = None) -> Mesh:
     name: v5e:4x4, a TPU's generation and shape; or h200:8, GPUs of one host; or h200:2x8, hosts and GPUs of each.
 
     Raises:
-        ValueError: if it is no name of a topology, what compiles for it is missing or does not know it, or the mesh
+        InputError: if it is no name of a topology, what compiles for it is missing or does not know it, or the mesh
             does not fit it.
     """
     nvidia = NVIDIA_NAME.fullmatch(name)
@@ -85,32 +85,32 @@ def topology_mesh(name: str, mesh: Mapping[str, int] | None = None) -> Mesh:
 
 def _tpus(name: str) -> list[jax.Device]:
     if not NAME.fullmatch(name):
-        raise ValueError(
+        raise InputError(
             f"the topology {name!r} is not of the form generation:shape; write it as v5e:4x4 or v5p:2x2x1, or as "
             "h200:8 for GPUs"
         )
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f'compiling for {name} needs libtpu, which is not installed; run: pip install "jax[tpu]"')
+        raise InputError(f'compiling for {name} needs libtpu, which is not installed; run: pip install "jax[tpu]"')
     prepare_environment()
     from jax.experimental import topologies
 
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"libtpu knows no topology {name!r}; some it knows are v5e:4x4 and v5p:2x2x1 ({_reason(error)})"
         ) from error
 
 
 def _gpus(name: str, chip: str, shape: str | None) -> list[jax.Device]:
     if chip not in CHIPS:
-        near = difflib.get_close_matches(chip.lower(), CHIPS, n=1, cutoff=0)[0]
-        raise ValueError(
-            f"there is no chip {chip!r} to compile for: NVIDIA's are {', '.join(CHIPS)}; the nearest is {near!r}"
+        raise InputError(
+            f"there is no chip {chip!r} to compile for: NVIDIA's are {', '.join(CHIPS)}; the nearest is "
+            f"{nearest(chip.lower(), CHIPS)!r}"
         )
     sizes = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", shape or "")
     if sizes is None:
-        raise ValueError(
+        raise InputError(
             f"the topology {name!r} does not say how many GPUs; write {chip}:8 for one host's, {chip}:2x8 for hosts x "
             "GPUs of each"
         )
@@ -126,25 +126,25 @@ def _gpus(name: str, chip: str, shape: str | None) -> list[jax.Device]:
             topology=f"1x{sizes[1] or 1}x{sizes[2]}",  # slices, hosts, devices
         ).devices
     except NotImplementedError as error:
-        raise ValueError(
+        raise InputError(
             f"jax started without its CUDA plugin and cannot compile for {name}; set JAX_PLATFORMS=cpu before it starts"
         ) from error
     except Exception as error:
-        raise ValueError(f"jax's CUDA plugin refuses the topology {name!r}: {_reason(error)}") from error
+        raise InputError(f"jax's CUDA plugin refuses the topology {name!r}: {_reason(error)}") from error
 
 
 def check_cuda_plugin(name: str) -> None:
     """Checks that jax's CUDA plugin is there to compile for the topology `name`.
 
     Raises:
-        ValueError: if it is not installed, or not of jaxlib's version.
+        InputError: if it is not installed, or not of jaxlib's version.
     """
     if importlib.util.find_spec("jax_cuda13_plugin") is None:
-        raise ValueError(f"compiling for {name} needs jax's CUDA plugin, which is not installed; run: {INSTALL_CUDA}")
+        raise InputError(f"compiling for {name} needs jax's CUDA plugin, which is not installed; run: {INSTALL_CUDA}")
     plugin = importlib.metadata.version("jax-cuda13-plugin")
     numbers = [re.match(r"\d+(\.\d+)*", version)[0] for version in (plugin, jaxlib.__version__)]
     if numbers[0] != numbers[1]:
-        raise ValueError(
+        raise InputError(
             f"compiling for {name} needs jax's CUDA plugin of jaxlib's version, which is {jaxlib.__version__}, but "
             f"{plugin} is installed; run: {INSTALL_CUDA}"
         )

@@ -13,6 +13,7 @@ import numpy as np
 from dalle2_jax.data.degrade import bsr
 from dalle2_jax.decoder import Upsampler, gaussian_blur, random_crop, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
 from train.diffusion import DiffusionRecipe
 from train.system import Batch, Parameters, check_share
@@ -54,15 +55,15 @@ class UpsamplerRecipe(DiffusionRecipe):
         super().__post_init__()
         check_share("upsampler.blur_probability", self.blur_probability)
         if self.module.residual and self.process.prediction != "x0":
-            raise ValueError(
+            raise InputError(
                 "a residual upsampler predicts x_0: set upsampler.process.prediction=x0, or "
                 "upsampler.module.residual=false"
             )
         if self.degradation not in DEGRADATIONS:
-            raise ValueError(f"upsampler.degradation is {self.degradation!r}; it must be {' or '.join(DEGRADATIONS)}")
+            raise InputError(f"upsampler.degradation is {self.degradation!r}; it must be {' or '.join(DEGRADATIONS)}")
         crop = self.low_size * self.crop_fraction
         if self.size % self.low_size or crop != int(crop) or crop < 1:
-            raise ValueError(
+            raise InputError(
                 f"an upsampler from {self.low_size} to {self.size} pixels cannot train on {self.crop_fraction} "
                 "of the side: the larger size must be a multiple of the smaller and the crop a whole number of pixels"
             )
@@ -127,7 +128,7 @@ class UpsamplerRecipe(DiffusionRecipe):
 def degraded_crop(picture: np.ndarray, rng: np.random.Generator, *, crop: int, factor: int) -> dict[str, np.ndarray]:
     """A random square of a picture uint8 [h, w, 3], and the same made `factor` times smaller and worse."""
     if min(picture.shape[:2]) < crop:
-        raise ValueError(
+        raise InputError(
             f"a picture of {picture.shape[1]} x {picture.shape[0]} pixels is smaller than the upsampler's crops of "
             f"{crop}; use larger pictures, or a smaller upsampler.crop_fraction"
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax.checkpoint.files import CHECKSUMS
-from dalle2_jax.checkpoint.stage import read_stage
+from dalle2_jax.checkpoint.record import StageRecord, read_record
 from dalle2_jax.checkpoint.store import checkpoint_path, checkpoint_steps
 
 _WIDTH = 100  # of a line of fields, before it is broken
@@ -15,50 +15,47 @@ def describe_stage(stage_dir: str | Path) -> str:
     """What a stage is and how far it is trained: network, process, data, versions, checkpoints, size on disk.
 
     Raises:
-        CheckpointError: if the folder is not a stage's (see `read_stage`).
+        CheckpointError: if the folder is not a stage's (see `read_record`).
     """
     directory = Path(stage_dir)
-    info = read_stage(directory)
-    lines = [f"{info.get('stage', directory.name)} ({info.get('kind', 'of no known kind')}): {_progress(info)}"]
-
-    def say(title: str, value: Any) -> None:
-        if value not in (None, "", [], {}):
-            lines.extend(_wrap(title, str(value)))
-
-    say("parameters", f"{info['parameters']:,}" if isinstance(info.get("parameters"), int) else None)
-    say("pictures", _sizes(info))
-    say("module", _compact(info.get("module")))
-    say("process", _compact(info.get("process")))
-    say("sampling", _compact(info.get("sampling")))
-    say("data", _compact(info.get("data")))
-    say("trained with", _training(info))
-    say("source", _items(info.get("source")))
-    say("versions", _items(info.get("versions")))
-    say("checkpoints", _checkpoints(directory))
-    say("on disk", _size(directory))
+    record = read_record(directory)
+    facts = {
+        "parameters": None if record.parameters is None else f"{record.parameters:,}",
+        "images": _sizes(record),
+        "module": _compact(record.module),
+        "process": _compact(record.process),
+        "sampling": _compact(record.sampling),
+        "data": _compact(record.data),
+        "trained with": _training(record),
+        "source": _items(record.source),
+        "versions": _items(record.versions),
+        "checkpoints": _checkpoints(directory),
+        "on disk": _size(directory),
+    }
+    lines = [f"{record.stage} ({record.kind}): {_progress(record)}"]
+    for title, text in facts.items():
+        lines.extend(_wrap(title, text) if text else ())
     return "\n".join(lines)
 
 
-def _progress(info: dict[str, Any]) -> str:
-    if "steps" not in info:
-        return "finished" if info.get("finished") else "not finished"
-    state = "finished" if info.get("finished") else "not finished"
-    seconds = info.get("seconds")
-    took = f", {seconds:.0f} s" if isinstance(seconds, int | float) else ""
-    return f"{state}, {info.get('step', 0):,} of {info['steps']:,} steps{took}"
+def _progress(record: StageRecord) -> str:
+    state = "finished" if record.finished else "not finished"
+    if record.steps is None:
+        return state
+    took = "" if record.seconds is None else f", {record.seconds:.0f} s"
+    return f"{state}, {record.step:,} of {record.steps:,} steps{took}"
 
 
-def _sizes(info: dict[str, Any]) -> str | None:
-    size, low = info.get("image_size"), info.get("low_size")
-    if size is None:
+def _sizes(record: StageRecord) -> str | None:
+    if record.image_size is None:
         return None
-    return f"{size} px" if low is None else f"{low} px to {size} px"
+    return f"{record.image_size} px" if record.low_size is None else f"{record.low_size} px to {record.image_size} px"
 
 
-def _training(info: dict[str, Any]) -> str | None:
-    parts = [f"batches of {info['batch_size']}"] if "batch_size" in info else []
-    parts += [f"seed {info['seed']}"] if "seed" in info else []
-    rate = (info.get("optimizer") or {}).get("learning_rate")
+def _training(record: StageRecord) -> str:
+    parts = [] if record.batch_size is None else [f"batches of {record.batch_size}"]
+    parts += [] if record.seed is None else [f"seed {record.seed}"]
+    rate = record.optimizer.get("learning_rate")
     parts += [f"learning rate {rate:g}"] if isinstance(rate, int | float) else []
     return ", ".join(parts)
 

@@ -5,13 +5,15 @@ all of it. `rebuild(to_json(module)) == module`, also after a trip through a JSO
 """
 
 import dataclasses
-import difflib
 import importlib
+import sys
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
 
 from dalle2_jax.checkpoint.errors import CheckpointError
+from dalle2_jax.errors import nearest
 
 PACKAGE = "dalle2_jax"
 
@@ -19,13 +21,13 @@ PACKAGE = "dalle2_jax"
 _LINEN_FIELDS = ("parent", "name")
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: Any, where: str = "value") -> Any:
     """JSON for a module, a dataclass, or containers and plain values of them; tuples become lists.
 
     Raises:
         CheckpointError: for a value that JSON cannot hold, naming its field.
     """
-    return _to_json(value, "value")
+    return _to_json(value, where)
 
 
 def _to_json(value: Any, where: str) -> Any:
@@ -38,8 +40,19 @@ def _to_json(value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         fields = {name: _to_json(getattr(value, name), f"{where}.{name}") for name in field_names(cls)}
-        return {"class": f"{cls.__module__}.{cls.__qualname__}", "fields": fields}
+        return {"class": public_path(cls), "fields": fields}
     raise CheckpointError(f"{where} is a {type(value).__name__}, which a stage's folder cannot record")
+
+
+def public_path(cls: type) -> str:
+    """Where a class is imported from: the outermost package of its module that has it by its name.
+
+    So a class keeps its path when its file is moved: `dalle2_jax.decoder.Decoder`.
+    """
+    parts = cls.__module__.split(".")
+    packages = (".".join(parts[: end + 1]) for end in range(len(parts)))
+    public = (name for name in packages if vars(sys.modules.get(name, object)).get(cls.__qualname__) is cls)
+    return f"{next(public, cls.__module__)}.{cls.__qualname__}"
 
 
 def field_names(cls: type) -> tuple[str, ...]:
@@ -48,49 +61,60 @@ def field_names(cls: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls) if field.init and field.name not in hidden)
 
 
-def rebuild(data: Any) -> Any:
+def rebuild(data: Any, allow: Iterable[str] = ()) -> Any:
     """The object that `to_json` wrote; lists become tuples, dicts that name no class stay dicts.
 
     Only classes inside dalle2_jax are made, so that a stage's folder from elsewhere cannot run foreign code.
 
+    Args:
+        allow: other packages or modules whose classes may be made, such as ("mypackage",).
+
     Raises:
-        CheckpointError: for a class or a field that this version does not have, naming it.
+        CheckpointError: for a class or a field that this version does not have, or a package that is not allowed,
+            naming it.
     """
+    packages = (PACKAGE, *allow)
     if isinstance(data, list | tuple):
-        return tuple(rebuild(item) for item in data)
+        return tuple(rebuild(item, allow) for item in data)
     if not isinstance(data, dict):
         return data
     if set(data) != {"class", "fields"}:
-        return {key: rebuild(item) for key, item in data.items()}
-    cls = _find_class(data["class"])
+        return {key: rebuild(item, allow) for key, item in data.items()}
+    cls = _find_class(str(data["class"]), packages)
     known = field_names(cls)
     for name in data["fields"]:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (the nearest is {near[0]!r})" if near else ""
-            raise CheckpointError(f"{data['class']} has no field {name!r} in this version of dalle2_jax{hint}")
-    fields = {name: rebuild(item) for name, item in data["fields"].items()}
+            near = nearest(name, known, cutoff=0.6)
+            hint = f" (the nearest is {near!r})" if near else ""
+            version = f"this version of {_top(data['class'])}"
+            raise CheckpointError(f"{data['class']} has no field {name!r} in {version}{hint}")
+    fields = {name: rebuild(item, allow) for name, item in data["fields"].items()}
     try:
         return cls(**fields)
     except TypeError as error:
         raise CheckpointError(f"{data['class']} cannot be made from its recorded fields: {error}") from error
 
 
-def _find_class(path: Any) -> type:
-    module_name, _, class_name = str(path).rpartition(".")
-    if module_name != PACKAGE and not module_name.startswith(PACKAGE + "."):
+def _find_class(path: str, packages: Iterable[str]) -> type:
+    module_name, _, class_name = path.rpartition(".")
+    if not any(module_name == package or module_name.startswith(package + ".") for package in packages):
         raise CheckpointError(
-            f"the class {path!r} is not part of dalle2_jax, and no other class is loaded from a stage's folder"
+            f"the class {path!r} is not part of dalle2_jax, and no other class is loaded from a stage's folder unless "
+            f"it is allowed: load_stage(..., allow=({_top(path)!r},))"
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        if not str(error.name).startswith(PACKAGE):
+        if not module_name.startswith(str(error.name)):
             raise
         raise CheckpointError(
-            f"this version of dalle2_jax has no module {module_name!r} (for the class {path!r})"
+            f"this version of {_top(path)} has no module {module_name!r} (for the class {path!r})"
         ) from error
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-        raise CheckpointError(f"this version of dalle2_jax has no class {path!r}")
+        raise CheckpointError(f"this version of {_top(path)} has no class {path!r}")
     return cls
+
+
+def _top(path: str) -> str:
+    return path.partition(".")[0]

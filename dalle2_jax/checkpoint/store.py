@@ -19,6 +19,7 @@ import numpy as np
 from dalle2_jax.checkpoint import processes
 from dalle2_jax.checkpoint.errors import CheckpointError
 from dalle2_jax.checkpoint.files import CHECKSUMS, read_json, verify, write_atomically, write_checksums
+from dalle2_jax.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class CheckpointWriter:
         """keep: the newest checkpoints that stay. write_bytes: how much is in memory a second time while it is
         written; None: all of it."""
         if keep < 1:
-            raise ValueError(f"at least one checkpoint has to be kept, not {keep}")
+            raise InputError(f"at least one checkpoint has to be kept, not {keep}")
         # Here and not at the first save, which would hold up training for a second.
         from orbax.checkpoint import v1  # noqa: F401
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dalle2_jax._version import __version__
 from dalle2_jax.cli import clip, convert, curves, data, describe, enlarge, evaluate, generate, sweep, vary
+from dalle2_jax.errors import InputError, sentence_for_user
 
 COMMANDS = {
     "generate": generate,
@@ -42,22 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if COMMANDS[options.command].DRAWS:
                 _prepare_jax()
             return COMMANDS[options.command].run(options)
-        except (ValueError, OSError) as error:
-            print(f"dalle2: {error}", file=sys.stderr)
-            return 2
         except KeyboardInterrupt:
             print("dalle2: stopped", file=sys.stderr)
             return 130
+        except Exception as error:
+            sentence = sentence_for_user(error)
+            if sentence is None:
+                raise
+            print(f"dalle2: {sentence}", file=sys.stderr)
+            return 2
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
     for name in ("count", "batch_size", "tile"):
         value = getattr(options, name, None)
         if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
     seed = getattr(options, "seed", 0)
     if not 0 <= seed <= LARGEST_SEED:
-        raise ValueError(f"--seed is {seed}; it must lie in 0 to {LARGEST_SEED}")
+        raise InputError(f"--seed is {seed}; it must lie in 0 to {LARGEST_SEED}")
 
 
 def _prepare_jax() -> None:

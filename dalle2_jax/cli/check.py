@@ -14,7 +14,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report and writes the contact sheet; 0 also where there are problems, since training leaves them out.
 
     Raises:
-        ValueError: where nothing is left to train on.
+        InputError: where nothing is left to train on.
     """
     from dalle2_jax.data.folder import FolderRecords, read_folder
     from dalle2_jax.data.picture import read_picture

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dalle2_jax.errors import InputError
+
 HELP = "what CLIP says of pictures: their likeness to captions, or which class they are of"
 DRAWS = True
 SHOWN = 5
@@ -42,11 +44,11 @@ def run(options: argparse.Namespace) -> int:
     if options.action == "classify":
         classes = [*options.classes, *(read_prompts(options.file, "--classes", "class") if options.file else ())]
         if len(classes) < 2:
-            raise ValueError("classify chooses among classes: give two or more by --class NAME, or --classes FILE")
+            raise InputError("classify chooses among classes: give two or more by --class NAME, or --classes FILE")
         templates = options.template or [TEMPLATE]
         for template in templates:
             if "{}" not in template:
-                raise ValueError(f"--template {template!r} has no {{}}, where the class goes")
+                raise InputError(f"--template {template!r} has no {{}}, where the class goes")
     model = DALLE2.load(options.run, dtype=options.dtype)
     if options.action == "score":
         scores = np.asarray(model.scores(pictures, options.caption))

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.errors import InputError
+
 HELP = "public weights as a run that generate, vary and training read"
 DRAWS = False
 # {source: (what is converted, its licence)}
@@ -50,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     check_new(options.run)
     for option, takers in (("clip", ("karlo",)), ("vocabulary", ("open_clip", "glide"))):
         if getattr(options, option) is not None and options.source not in takers:
-            raise ValueError(f"--{option} goes with {' and '.join(takers)}, not with {options.source}")
+            raise InputError(f"--{option} goes with {' and '.join(takers)}, not with {options.source}")
     source = {"name": options.source, "from": options.src, "licence": SOURCES[options.source][1]}
     with settings_of(options.src):
         conversions = _conversions(options)

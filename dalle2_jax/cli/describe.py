@@ -20,17 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints a paragraph a stage."""
-    from dalle2_jax.checkpoint import CheckpointError, describe_stage
+    from dalle2_jax.checkpoint import Run, describe_stage
 
     folder = Path(options.run)
-    paths = sorted(folder.glob("*/stage.json")) if folder.is_dir() else []
-    if not paths:
-        raise CheckpointError(
-            f"there is no trained stage in {folder}; train one with `python -m train configs/shapes.py all`"
-        )
-    print(f"{folder}: {len(paths)} stage{'s' if len(paths) > 1 else ''}")
-    for path in paths:
-        print(describe_stage(path.parent))
+    stages = Run(folder).stages
+    print(f"{folder}: {len(stages)} stage{'s' if len(stages) > 1 else ''}")
+    for stage in stages:
+        print(describe_stage(stage.path))
     if options.memory:
         _print_memory(folder, options.dtype)
     return 0

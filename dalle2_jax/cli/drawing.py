@@ -11,6 +11,7 @@ from typing import Any
 
 from dalle2_jax._version import __version__
 from dalle2_jax.cli.sampling import add_sampling_arguments
+from dalle2_jax.errors import InputError
 
 INTERRUPTED = 130
 
@@ -36,10 +37,10 @@ def plan(options: argparse.Namespace, things: Sequence[str], fact: str) -> tuple
     """For `--count` pictures of each thing: which thing and which seed each has, and where they go.
 
     Raises:
-        ValueError: for seeds beyond the last one, or an `--out` that does not fit.
+        InputError: for seeds beyond the last one, or an `--out` that does not fit.
     """
     if options.seed + options.count > 2**32:
-        raise ValueError(f"--seed {options.seed} with --count {options.count} goes beyond the last seed, {2**32 - 1}")
+        raise InputError(f"--seed {options.seed} with --count {options.count} goes beyond the last seed, {2**32 - 1}")
     places = [place for place in range(len(things)) for _ in range(options.count)]
     seeds = [options.seed + number for _ in things for number in range(options.count)]
     return places, seeds, Output(options, [things[place] for place in places], seeds, fact)
@@ -86,13 +87,13 @@ class Output:
         out = Path(options.out or ("samples.png" if options.grid else "samples"))
         single = out.suffix.lower() == ".png"
         if options.grid and not single:
-            raise ValueError(f"--grid draws one sheet, and --out {out} is no PNG; name one, such as sheet.png")
+            raise InputError(f"--grid draws one sheet, and --out {out} is no PNG; name one, such as sheet.png")
         if single and not options.grid and len(captions) > 1:
-            raise ValueError(
+            raise InputError(
                 f"--out {out} is one file but {len(captions)} pictures are to be drawn; name a folder, or add --grid"
             )
         if out.exists() and (out.is_dir() if single else not out.is_dir()):
-            raise ValueError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
+            raise InputError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
         self.path = out
         self.paths = [out]
         if not single:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dalle2_jax._version import __version__
 from dalle2_jax.cli.sampling import add_sampling_arguments, read_sampling
+from dalle2_jax.errors import InputError
 
 HELP = "a larger picture of a picture, by one trained upsampler"
 DRAWS = True
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from dalle2_jax.checkpoint import load_stage
+    from dalle2_jax.checkpoint.run import of_kind
     from dalle2_jax.cli.pictures import read_whole_picture
     from dalle2_jax.data.transforms import resize, to_square_rgb
     from dalle2_jax.evaluation.grid import save_png
@@ -37,15 +39,15 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.picture)
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}_large.png")
     if out.suffix.lower() != ".png" or out.is_dir():
-        raise ValueError(f"--out {out} is no PNG; name one, such as large.png")
+        raise InputError(f"--out {out} is no PNG; name one, such as large.png")
     changes = read_sampling(options, default="upsampler")
     if changes["prior"] or changes["decoder"]:
-        raise ValueError("only the upsampler is at work here; leave prior= and decoder= out")
+        raise InputError("only the upsampler is at work here; leave prior= and decoder= out")
     stage = load_stage(options.stage)
-    if stage.kind != "upsampler":
-        raise ValueError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
+    if not of_kind([stage], "upsampler"):
+        raise InputError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
     picture = to_square_rgb(read_whole_picture(path))
-    small = resize(picture[None], stage.info["low_size"])
+    small = resize(picture[None], stage.record.low_size)
     key = jax.random.key(options.seed)
     large = enlarge(stage, key, to_float(small), tile=options.tile, **changes["upsampler"])
     facts = {"source": path.name, "seed": str(options.seed), "software": f"dalle2_jax {__version__}"}

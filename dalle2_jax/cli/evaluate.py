@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax._version import __version__
+from dalle2_jax.errors import InputError
 
 HELP = "how good a run's pictures are, measured on held-out captions"
 DRAWS = True
@@ -34,15 +35,15 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.run)
     model = DALLE2.load(folder)
     model.need("clip", "prior", "decoder")
-    data = model.part("data")
+    data = model.recorded("data")
     settings: dict[str, Any] = {"count": options.count, "seed": options.seed}
     settings["say"] = lambda line: print(line, flush=True)
     if data.name == "captioned_shapes":
         if data.config not in (None, "one_object"):
-            raise ValueError(f"{folder} was trained on captioned_shapes/{data.config}; only one_object is evaluated")
+            raise InputError(f"{folder} was trained on captioned_shapes/{data.config}; only one_object is evaluated")
         for name in ("judge", "split"):
             if getattr(options, name):
-                raise ValueError(
+                raise InputError(
                     f"{folder} was trained on captioned_shapes, whose test split the oracle judges; leave --{name} out"
                 )
         report, shown = evaluate(model, data, **settings)
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
         report, shown = evaluate_pictures(model, data, split=options.split, judge=judge, **settings)
         report["judge"] = options.judge or options.run
         text = format_pictures_report(report)
-    report["seconds"] = {stage.name: round(stage.info.get("seconds", 0.0), 1) for stage in model.stages}
+    report["seconds"] = {stage.name: round(stage.record.seconds or 0.0, 1) for stage in model.stages}
     report["version"] = __version__
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
     _save_samples(folder / "samples.png", shown)

@@ -6,6 +6,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from dalle2_jax.errors import InputError
+
 CHUNK = 256
 
 
@@ -13,7 +15,7 @@ def run(options: argparse.Namespace) -> int:
     """Writes `NAME.png` and `NAME.txt` of every chosen example; the folder appears when it is whole.
 
     Raises:
-        ValueError: for a data set or split that does not exist, or a folder that does.
+        InputError: for a data set or split that does not exist, or a folder that does.
     """
     import numpy as np
 
@@ -23,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.folder)
     if folder.exists():
-        raise ValueError(f"{folder} exists already; name a folder to make")
+        raise InputError(f"{folder} exists already; name a folder to make")
     name, _, config = options.name.partition("/")
     source = open_source(Data(name=name, config=config or None, cache=False), options.split)
     count = min(options.count or len(source), len(source))

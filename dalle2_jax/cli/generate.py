@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dalle2_jax.cli.drawing import add_drawing_arguments, draw, plan
 from dalle2_jax.cli.sampling import read_sampling
+from dalle2_jax.errors import InputError
 
 HELP = "pictures of captions"
 DRAWS = True
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else ())]
     if not prompts:
-        raise ValueError("there is nothing to draw; give captions in quotes, or a file of them by --prompts")
+        raise InputError("there is nothing to draw; give captions in quotes, or a file of them by --prompts")
     places, seeds, out = plan(options, prompts, "prompt")
     changes = read_sampling(options)
     model = DALLE2.load(options.run, dtype=options.dtype)
@@ -53,17 +54,17 @@ def read_prompts(name: str, option: str = "--prompts", what: str = "caption") ->
     """The captions of a text file, one a line; empty lines and those that start with # are left out.
 
     Raises:
-        ValueError: if there is no such file, it is not UTF-8, or no caption is in it.
+        InputError: if there is no such file, it is not UTF-8, or no caption is in it.
     """
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         lines = data.decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise ValueError(f"{option} {name} cannot be read: {error.strerror}") from error
+        raise InputError(f"{option} {name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise ValueError(f"{option} {name} is not UTF-8 in line {line}; save it as UTF-8") from error
+        raise InputError(f"{option} {name} is not UTF-8 in line {line}; save it as UTF-8") from error
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
-        raise ValueError(f"{option} {name} holds no {what}; write one a line")
+        raise InputError(f"{option} {name} holds no {what}; write one a line")
     return prompts

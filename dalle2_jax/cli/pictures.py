@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.errors import InputError
+
 
 def read_pictures(names: Sequence[str]) -> list[Any]:
     """Whole pictures, uint8 `[h, w, 3]` each; what is transparent turns white.
 
     Raises:
-        ValueError: naming the file that is no picture that can be read, and why.
+        InputError: naming the file that is no picture that can be read, and why.
     """
     return [read_whole_picture(Path(name)) for name in names]
 
@@ -26,4 +28,4 @@ def read_whole_picture(path: Path) -> Any:
     try:
         return to_rgb(np.asarray(open_picture(path.read_bytes())[0]))
     except PictureError as error:
-        raise ValueError(f"{path} is no picture that can be read: {error}") from error
+        raise InputError(f"{path} is no picture that can be read: {error}") from error

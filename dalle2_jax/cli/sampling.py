@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Callable
 from typing import Any
+
+from dalle2_jax.errors import InputError, nearest
 
 STAGES = ("prior", "decoder", "upsampler")
 
@@ -44,7 +45,7 @@ def read_sampling(options: argparse.Namespace, default: str | None = None) -> di
     """{stage: {field of Sampling: value}} of all stages.
 
     Raises:
-        ValueError: for an unknown stage, or a value that cannot be read, naming it.
+        InputError: for an unknown stage, or a value that cannot be read, naming it.
     """
     changes: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
     for option, (field, read, takes, own, _) in OPTIONS.items():
@@ -52,12 +53,12 @@ def read_sampling(options: argparse.Namespace, default: str | None = None) -> di
             stage, separator, value = text.rpartition("=")
             stage = stage if separator else default or own
             if stage not in changes:
-                near = difflib.get_close_matches(stage, STAGES, n=1, cutoff=0)[0]
-                raise ValueError(
-                    f"{option} {text}: there is no stage {stage!r}; the nearest of {', '.join(STAGES)} is {near}"
+                raise InputError(
+                    f"{option} {text}: there is no stage {stage!r}; the nearest of {', '.join(STAGES)} is "
+                    f"{nearest(stage, STAGES)}"
                 )
             try:
                 changes[stage][field] = read(value)
             except ValueError:
-                raise ValueError(f"{option} takes {takes}, not {value!r}") from None
+                raise InputError(f"{option} takes {takes}, not {value!r}") from None
     return changes

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from dalle2_jax.cli.sampling import STAGES
+from dalle2_jax.errors import InputError
 
 HELP = "quality against network evaluations: samplers, steps and guidance scales of one stage"
 DRAWS = True
@@ -33,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         scales = [float(text) for text in options.guidance_scales.split(",")]
     except ValueError:
-        raise ValueError(
+        raise InputError(
             f"--guidance-scales takes numbers with commas between, not {options.guidance_scales}"
         ) from None
     model = DALLE2.load(options.run)
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
     rows = sweep(
         model,
-        model.part("data"),
+        model.recorded("data"),
         stage=options.stage,
         samplers=options.samplers.split(","),
         steps=options.steps.split(","),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dalle2_jax.cli.drawing import add_drawing_arguments, draw, plan
 from dalle2_jax.cli.sampling import read_sampling
+from dalle2_jax.errors import InputError
 
 HELP = "variations of pictures"
 DRAWS = True
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     places, seeds, out = plan(options, [Path(name).stem for name in options.picture], "source")
     changes = read_sampling(options)
     if changes["prior"]:
-        raise ValueError("no prior is at work in variations; leave prior= out")
+        raise InputError("no prior is at work in variations; leave prior= out")
     model = DALLE2.load(options.run, dtype=options.dtype)
 
     def draw_batch(keys, rows):

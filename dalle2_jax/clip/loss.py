@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
+
 
 def contrastive_loss(
     image_embedding: jax.Array, text_embedding: jax.Array, logit_scale: jax.Array, chunk: int | None = None
@@ -23,7 +25,7 @@ def contrastive_loss(
       whose own caption is the nearest, and the reverse.
 
     Raises:
-      ValueError: if the batch does not divide by `chunk`.
+      InputError: if the batch does not divide by `chunk`.
     """
     image_embedding = image_embedding.astype(jnp.float32)
     text_embedding = text_embedding.astype(jnp.float32)
@@ -49,7 +51,7 @@ def _among(anchors: jax.Array, others: jax.Array, scale: jax.Array, chunk: int) 
     """(logsumexp `[b]` of each anchor's logits, index `[b]` of the highest) over all others, `chunk` at a time."""
     batch = others.shape[0]
     if chunk < 1 or batch % chunk:
-        raise ValueError(f"a batch of {batch} does not divide into chunks of {chunk}: choose one that divides it")
+        raise InputError(f"a batch of {batch} does not divide into chunks of {chunk}: choose one that divides it")
 
     @jax.checkpoint
     def look(seen: tuple[jax.Array, ...], part: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.clip.text import TextTransformer
 from dalle2_jax.clip.vision import VisionTransformer
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import unit_norm
 
 
@@ -73,10 +74,10 @@ class CLIP(nn.Module):
           float32 `[batch, embedding_size]`, with unit norm if `unit_norm`.
 
         Raises:
-          ValueError: if the pictures have another size or are not floats, or this CLIP has no picture encoder.
+          InputError: if the pictures have another size or are not floats, or this CLIP has no picture encoder.
         """
         if self.vision is None:
-            raise ValueError("this CLIP reads captions alone; take one with a picture encoder")
+            raise InputError("this CLIP reads captions alone; take one with a picture encoder")
         return self._leaving(self.image_projection(self.vision(pictures)))
 
     def encode_text(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -87,7 +88,7 @@ class CLIP(nn.Module):
           `[batch, length, text width]`, of which those at padding mean nothing.
 
         Raises:
-          ValueError: if the captions are longer than the context.
+          InputError: if the captions are longer than the context.
         """
         pooled, states = self.text(tokens, mask)
         return self._leaving(self.text_projection(pooled)), states

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
@@ -46,13 +47,13 @@ class TextTransformer(nn.Module):
           after the final norm. States at padding mean nothing.
 
         Raises:
-          ValueError: if `length` is over `context_length`, or `mask` has another shape.
+          InputError: if `length` is over `context_length`, or `mask` has another shape.
         """
         batch, length = tokens.shape
         if length > self.context_length:
-            raise ValueError(f"captions of {length} tokens are longer than the context of {self.context_length}")
+            raise InputError(f"captions of {length} tokens are longer than the context of {self.context_length}")
         if mask.shape != tokens.shape:
-            raise ValueError(f"the mask {list(mask.shape)} must have the shape of the tokens {list(tokens.shape)}")
+            raise InputError(f"the mask {list(mask.shape)} must have the shape of the tokens {list(tokens.shape)}")
         init = nn.initializers.normal
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = nn.Embed(self.vocabulary_size, self.width, embedding_init=init(0.02), name="token_embedding", **dtypes)(

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
@@ -45,7 +46,7 @@ class VisionTransformer(nn.Module):
           `[batch, width]`, the normalised final state of the class token.
 
         Raises:
-          ValueError: if the pictures have another size or are not floats, or `patch_size` does not divide `image_size`.
+          InputError: if the pictures have another size or are not floats, or `patch_size` does not divide `image_size`.
         """
         x = self._patches(pictures)
         init = nn.initializers.normal
@@ -78,11 +79,11 @@ class VisionTransformer(nn.Module):
         """Normalised pictures as `[batch, patches, patch_size * patch_size * 3]`, rows first, channels last."""
         size, patch = self.image_size, self.patch_size
         if size % patch:
-            raise ValueError(f"image size {size} does not divide by patch size {patch}; choose a patch size that does")
+            raise InputError(f"image size {size} does not divide by patch size {patch}; choose a patch size that does")
         if pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3):
-            raise ValueError(f"CLIP needs pictures [batch, {size}, {size}, 3], got {list(pictures.shape)}; resize them")
+            raise InputError(f"CLIP needs pictures [batch, {size}, {size}, 3], got {list(pictures.shape)}; resize them")
         if not jnp.issubdtype(pictures.dtype, jnp.floating):
-            raise ValueError(f"CLIP needs float pictures in [-1, 1], got {pictures.dtype}; scale them first")
+            raise InputError(f"CLIP needs float pictures in [-1, 1], got {pictures.dtype}; scale them first")
         mean = jnp.asarray(self.mean, jnp.float32).reshape(1, 1, 1, 3)
         std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
         x = (pictures.astype(jnp.float32) * 0.5 + (0.5 - mean)) / std

@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from dalle2_jax.data import scene as scenes
 from dalle2_jax.data.build import png, prepare_builder
+from dalle2_jax.errors import InputError
 
 IMAGE_SIZE = 64
 MOST_CAPTIONS = 16  # beside the full one, there is no other thing to say of a single object
@@ -49,16 +50,16 @@ CONFIGS = {
 def configured(config: str, **changes: int) -> CaptionedShapesConfig:
     """The builder config of that name, or a variant with other counts or seed that is kept in a folder of its own."""
     if config not in CONFIGS:
-        raise ValueError(f"captioned_shapes has no config {config!r}; it has {', '.join(CONFIGS)}")
+        raise InputError(f"captioned_shapes has no config {config!r}; it has {', '.join(CONFIGS)}")
     base = CONFIGS[config]
     allowed = (*SPLITS, "captions", "seed")
     for name, value in changes.items():
         if name not in allowed:
-            raise ValueError(f"captioned_shapes has no setting {name!r}; it has {', '.join(allowed)}")
+            raise InputError(f"captioned_shapes has no setting {name!r}; it has {', '.join(allowed)}")
         if value < (0 if name == "seed" else 1):
-            raise ValueError(f"captioned_shapes cannot have {name}={value}; use a larger number")
+            raise InputError(f"captioned_shapes cannot have {name}={value}; use a larger number")
     if changes.get("captions", 1) > MOST_CAPTIONS:
-        raise ValueError(
+        raise InputError(
             f"captioned_shapes cannot have captions={changes['captions']}; there are {MOST_CAPTIONS} to say"
         )
     changes = {name: changes[name] for name in allowed if name in changes and changes[name] != getattr(base, name)}
@@ -120,7 +121,7 @@ def prepare(data_dir: str, config: str = "one_object", **changes: int) -> Captio
     """The prepared builder; draws the data set under `data_dir` first where it is not there yet.
 
     `changes` are other counts a split (`train=64`), `captions` or `seed`. What an interrupted preparation left behind
-    is removed. Raises ValueError for an unknown config or setting.
+    is removed. Raises InputError for an unknown config or setting.
     """
     settings = configured(config, **changes)
     root = str(Path(data_dir).expanduser())

@@ -9,6 +9,8 @@ import io
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
+
 SMALLEST = 8
 METHODS = ("linear", "cubic", "area")
 
@@ -16,11 +18,11 @@ METHODS = ("linear", "cubic", "area")
 def bsr(picture: np.ndarray, factor: int, rng: np.random.Generator) -> np.ndarray:
     """A picture uint8 [h, w, 3], made `factor` times smaller and worse: uint8 [h / factor, w / factor, 3].
 
-    Raises ValueError unless the factor divides the sides and leaves at least 8 pixels.
+    Raises InputError unless the factor divides the sides and leaves at least 8 pixels.
     """
     height, width = picture.shape[0] // factor, picture.shape[1] // factor
     if picture.shape != (height * factor, width * factor, 3) or min(height, width) < SMALLEST:
-        raise ValueError(
+        raise InputError(
             f"a picture of shape {picture.shape} cannot be made {factor} times smaller; its sides must be multiples of "
             f"that, and {SMALLEST * factor} at least"
         )

@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dalle2_jax.data.build import png, prepare_builder
+from dalle2_jax.errors import InputError
 
 IMAGE_SIZE = 136
 STRIKE = 109  # the only size in the font, in its own points
@@ -49,7 +50,7 @@ class Entry:
 
 
 def read_table(text: str) -> list[Entry]:
-    """The fully qualified emoji of an emoji-test.txt, in its order; ValueError where there is none."""
+    """The fully qualified emoji of an emoji-test.txt, in its order; InputError where there is none."""
     group = subgroup = ""
     found = []
     for line in text.splitlines():
@@ -61,7 +62,7 @@ def read_table(text: str) -> list[Entry]:
             characters = "".join(chr(int(point, 16)) for point in match["points"].split())
             found.append(Entry(characters, match["name"].strip(), group, subgroup))
     if not found:
-        raise ValueError(f"there is no emoji in it; is it Unicode's {TABLE}?")
+        raise InputError(f"there is no emoji in it; is it Unicode's {TABLE}?")
     return found
 
 
@@ -126,14 +127,14 @@ def _with_article(words: str) -> str:
 class Painter:
     """Draws emoji with the font in `path`.
 
-    Raises ValueError where Pillow cannot read the font, or cannot join sequences (that needs libraqm and libfribidi).
+    Raises InputError where Pillow cannot read the font, or cannot join sequences (that needs libraqm and libfribidi).
     """
 
     def __init__(self, path: str):
         from PIL import ImageFont, features
 
         if not features.check("raqm") or not features.check("fribidi"):
-            raise ValueError(
+            raise InputError(
                 "emoji of several characters fall apart without libfribidi; install it (Debian and Ubuntu: apt install "
                 "libfribidi0) and use a Pillow with raqm, as the one of PyPI is"
             )
@@ -142,19 +143,19 @@ class Painter:
             file = io.BytesIO(Path(path).read_bytes())
             self._font = ImageFont.truetype(file, STRIKE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be read as a font with pictures of {STRIKE} px ({error}); install {FONT} (Debian and "
                 "Ubuntu: apt install fonts-noto-color-emoji)"
             ) from error
 
     def draw(self, text: str) -> np.ndarray:
-        """One emoji on white, uint8 [136, 136, 3]; ValueError where the font has no single picture for it."""
+        """One emoji on white, uint8 [136, 136, 3]; InputError where the font has no single picture for it."""
         from PIL import Image, ImageDraw
 
         box = self._font.getbbox(text)
         if (box[2] - box[0], box[3] - box[1]) != DRAWN:
             points = " ".join(f"U+{ord(character):04X}" for character in text)
-            raise ValueError(f"the font has no single picture for {points}; use {FONT} of the same Unicode version")
+            raise InputError(f"the font has no single picture for {points}; use {FONT} of the same Unicode version")
         picture = Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE), "white")
         corner = (-box[0], (IMAGE_SIZE - DRAWN[1]) // 2 - box[1])
         ImageDraw.Draw(picture).text(corner, text, font=self._font, embedded_color=True)
@@ -205,12 +206,12 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
 
 
 def find_font() -> str:
-    """The font's path; ValueError, naming the package, where there is none. DALLE2_EMOJI_FONT goes before all."""
+    """The font's path; InputError, naming the package, where there is none. DALLE2_EMOJI_FONT goes before all."""
     return _find("DALLE2_EMOJI_FONT", FONT, FONT_FOLDERS, "fonts-noto-color-emoji")
 
 
 def find_table() -> str:
-    """The table's path; ValueError, naming the package, where there is none. DALLE2_EMOJI_TABLE goes before all."""
+    """The table's path; InputError, naming the package, where there is none. DALLE2_EMOJI_TABLE goes before all."""
     return _find("DALLE2_EMOJI_TABLE", TABLE, TABLE_FOLDERS, "unicode-data")
 
 
@@ -218,13 +219,13 @@ def _find(variable: str, name: str, folders: tuple[str, ...], package: str) -> s
     told = os.environ.get(variable)
     if told:
         if not Path(told).is_file():
-            raise ValueError(f"{variable} names {told}, which is no file; name {name}, or unset it")
+            raise InputError(f"{variable} names {told}, which is no file; name {name}, or unset it")
         return told
     for folder in folders:
         found = sorted(Path(folder).expanduser().rglob(name)) if Path(folder).expanduser().is_dir() else []
         if found:
             return str(found[0])
-    raise ValueError(
+    raise InputError(
         f"the emoji data set needs {name}; install it (Debian and Ubuntu: apt install {package}) or name it by the "
         f"environment variable {variable}"
     )
@@ -234,7 +235,7 @@ def prepare(data_dir: str, config: str | None = None) -> Emoji:
     """The prepared builder; draws the data set under `data_dir` first where it is not there yet.
 
     `config` None is the one that is prepared there, else that of the Unicode version of this machine's table. Raises
-    ValueError where something is missing that drawing needs.
+    InputError where something is missing that drawing needs.
     """
     ready = sorted(Path(data_dir).expanduser().glob(f"emoji/{config or '*'}/{Emoji.VERSION}/dataset_info.json"))
     if ready:
@@ -245,11 +246,11 @@ def prepare(data_dir: str, config: str | None = None) -> Emoji:
             text = Path(table).read_text(encoding="utf-8")
             count = len(read_table(text))
         except ValueError as error:
-            raise ValueError(f"{table} cannot be used: {error}") from error
+            raise InputError(f"{table} cannot be used: {error}") from error
         Painter(font)
         settings = EmojiConfig(name=f"unicode_{table_version(text).replace('.', '_')}", font=font, table=table)
         if config not in (None, settings.name):
-            raise ValueError(f"emoji has no config {config!r} here; {table} is that of {settings.name}")
+            raise InputError(f"emoji has no config {config!r} here; {table} is that of {settings.name}")
         message = f"drawing emoji/{settings.name}: {count} pictures"
     make = functools.partial(Emoji, data_dir=str(Path(data_dir).expanduser()), config=settings)
     return prepare_builder(functools.partial(make, file_format="array_record"), data_dir, message)

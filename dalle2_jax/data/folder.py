@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dalle2_jax.data.picture import PictureError, open_picture
+from dalle2_jax.errors import InputError
 
 SPLITS = ("train", "validation", "test")
 EXTENSIONS = (
@@ -63,9 +64,9 @@ class Folder:
     problems: tuple[Problem, ...]
 
     def split(self, name: str) -> list[Picture]:
-        """The pictures of a split, or of several as TFDS joins them ("validation+test"); ValueError for others."""
+        """The pictures of a split, or of several as TFDS joins them ("validation+test"); InputError for others."""
         if not set(wanted := name.split("+")) <= set(SPLITS):
-            raise ValueError(f"the folder {self.root} has no split {name!r}; it has {', '.join(SPLITS)}")
+            raise InputError(f"the folder {self.root} has no split {name!r}; it has {', '.join(SPLITS)}")
         return [picture for picture in self.pictures if picture.split in wanted]
 
     def problems_by_kind(self) -> dict[str, list[Problem]]:
@@ -101,12 +102,12 @@ def read_folder(root: str | Path, cache_dir: str | Path | None = None) -> Folder
     cache_dir: keeps there what was found of each file, so that only new and changed files are decoded the next time.
 
     Raises:
-        ValueError: if `root` is no folder, has two metadata files or one that cannot be read as such, or holds no
+        InputError: if `root` is no folder, has two metadata files or one that cannot be read as such, or holds no
             captioned picture.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; name one with pictures and captions")
+        raise InputError(f"there is no folder {root}; name one with pictures and captions")
     problems = _Problems()
     files = _files(root, problems)
     captions = _captions(root, files, problems)
@@ -126,7 +127,7 @@ def read_folder(root: str | Path, cache_dir: str | Path | None = None) -> Folder
         _write_cache(root, cache_dir, found)
     result = Folder(root, tuple(pictures), problems.sorted())
     if not pictures:
-        raise ValueError(
+        raise InputError(
             f"no captioned picture is left in {root}: it has {len(files)} picture files "
             f"({', '.join(extension[1:] for extension in EXTENSIONS)}) and {len(result.problems)} problems"
             + (f", the first: {result.problems[0]}" if result.problems else "")
@@ -217,7 +218,7 @@ def _captions(root: Path, files: dict[str, Path], problems: _Problems) -> dict[s
     """{picture name: captions}, from the metadata file and from the text files."""
     present = [name for name in METADATA if (root / name).is_file()]
     if len(present) > 1:
-        raise ValueError(f"{root} has both {' and '.join(present)}; keep one of them")
+        raise InputError(f"{root} has both {' and '.join(present)}; keep one of them")
     captions: dict[str, list[str]] = {}
     for place, name, texts in _metadata(root / present[0], problems) if present else ():
         name = os.path.normpath(name).replace(os.sep, "/")
@@ -270,7 +271,7 @@ def _metadata(path: Path, problems: _Problems) -> Iterator[tuple[str, str, list[
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8; save it as UTF-8") from None
+        raise InputError(f"{path} is not UTF-8; save it as UTF-8") from None
     for number, row, problem in _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(text):
         place = f"{path.name} line {number}"
         if problem:
@@ -300,19 +301,19 @@ def _json_rows(text: str) -> Iterator[tuple[int, object, str | None]]:
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, object, str | None]]:
-    """The same of a table; ValueError where a quote is left open, since nobody can say what follows it."""
+    """The same of a table; InputError where a quote is left open, since nobody can say what follows it."""
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         missing = {"file_name", "text"} - set(rows.fieldnames or ())
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{path} has no column {' and no column '.join(sorted(missing))}; its first line names them"
             )
         for row in rows:
             surplus = None in row
             yield rows.line_num, row, "it has more fields than the first line; put its text in quotes" * surplus
     except csv.Error as error:
-        raise ValueError(f"{path} cannot be read up to line {rows.line_num} ({error}); mend its quotes") from None
+        raise InputError(f"{path} cannot be read up to line {rows.line_num} ({error}); mend its quotes") from None
 
 
 def _facts(path: Path, known: dict | None) -> dict:

@@ -7,12 +7,13 @@ import warnings
 import numpy as np
 
 from dalle2_jax.data.transforms import to_square_rgb
+from dalle2_jax.errors import InputError
 
 MOST_PIXELS = 100_000_000
 _QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """A file that is no picture, or none that can be trained on; says what is wrong in a few words."""
 
 

@@ -19,6 +19,7 @@ from dalle2_jax.data.folder import FolderRecords, read_folder
 from dalle2_jax.data.scene import Scene
 from dalle2_jax.data.source import Source, open_builder, open_records
 from dalle2_jax.data.transforms import shrink
+from dalle2_jax.errors import CaptionTruncated, InputError
 from dalle2_jax.tokenizer import Tokenizer
 
 
@@ -50,9 +51,9 @@ class Data:
 
     def __post_init__(self):
         if not 0 <= self.caption_probability_full <= 1:
-            raise ValueError(f"caption_probability_full is {self.caption_probability_full}; it must lie in 0 to 1")
+            raise InputError(f"caption_probability_full is {self.caption_probability_full}; it must lie in 0 to 1")
         if self.counts is not None and len(self.counts) != 4:
-            raise ValueError("counts names four numbers of pictures: train, validation, test, unseen")
+            raise InputError("counts names four numbers of pictures: train, validation, test, unseen")
 
     @property
     def prepared_dir(self) -> str:
@@ -62,10 +63,10 @@ class Data:
 def open_source(data: Data, split: str) -> Source:
     """The examples of one split, in a fixed order; draws captioned_shapes on its first use.
 
-    Raises ValueError, naming what there is, for a data set, config or split that does not exist.
+    Raises InputError, naming what there is, for a data set, config or split that does not exist.
     """
     if (data.name == "folder") != (data.folder is not None):
-        raise ValueError(
+        raise InputError(
             f"data.name is {data.name!r} and data.folder {data.folder!r}; pictures of a folder want data.name=folder "
             "and data.folder=PATH, other data sets no folder"
         )
@@ -101,12 +102,16 @@ def all_captions(data: Data, split: str, source: Source | None = None) -> list[s
 
 def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """As `Tokenizer.encode`, but with one warning for all the captions that are too long."""
-    with warnings.catch_warnings(record=True) as cut:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CaptionTruncated)
         tokens, mask = tokenizer.encode(captions)
+    cut = [warning for warning in caught if issubclass(warning.category, CaptionTruncated)]
+    for other in caught:
+        if other not in cut:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     if cut:
         longer = f"{len(cut)} of {len(captions)} captions are longer than {tokenizer.context_length} tokens and are cut"
-        warnings.warn(longer, stacklevel=3)
+        warnings.warn(longer, CaptionTruncated, stacklevel=3)
     return tokens, mask
 
 
@@ -189,7 +194,7 @@ class TrainIterator:
 
     def set_state(self, state: dict) -> None:
         if state.get("examples") != self._examples:
-            raise ValueError(
+            raise InputError(
                 f"the saved position is of a split of {state.get('examples')} pictures, this one has {self._examples}; "
                 "bring the pictures back as they were, or start another run from this one (--run NEW --init-from)"
             )
@@ -217,16 +222,16 @@ def train_iterator(
     generator that depends on the seed and the picture's place alone) into entries of the batch instead of "image".
     `batch_size` is that of all processes together, and `rows` are those of each batch that this one reads (all by
     default): the rows of one batch are the same however many processes share them, and so is the position that
-    `get_state` gives. Raises ValueError for a batch larger than the split and for rows that it has not. `source` spares
+    `get_state` gives. Raises InputError for a batch larger than the split and for rows that it has not. `source` spares
     opening the split again.
     """
     import grain
 
     source = source or open_source(data, split)
     if batch_size > len(source):
-        raise ValueError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} pictures")
+        raise InputError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} pictures")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
     mine = _rows(rows, batch_size)
 
     def draw(number: int, index: np.ndarray) -> dict[str, np.ndarray]:
@@ -248,7 +253,7 @@ def train_iterator(
 def _rows(rows: Sequence[int] | None, batch_size: int) -> np.ndarray:
     mine = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
     if not len(mine) or mine.min() < 0 or mine.max() >= batch_size:
-        raise ValueError(f"rows must be some of the {batch_size} of a batch, and not {mine.tolist()}")
+        raise InputError(f"rows must be some of the {batch_size} of a batch, and not {mine.tolist()}")
     return mine
 
 
@@ -269,16 +274,16 @@ def evaluation_batches(
 
     The last batch is smaller where `batch_size` does not divide `count`. `with_captions` adds "captions" (list of str)
     and `with_scenes` "scenes" (list of `Scene`) to each batch. `rows` are those of each batch that are read (all by
-    default), as in `train_iterator`. Raises ValueError where the split has fewer examples.
+    default), as in `train_iterator`. Raises InputError where the split has fewer examples.
     """
     source = source or open_source(data, split)
     count = len(source) if count is None else count
     if not 1 <= count <= len(source):
-        raise ValueError(f"{count} examples are asked of {data.name} ({split}), which has {len(source)}")
+        raise InputError(f"{count} examples are asked of {data.name} ({split}), which has {len(source)}")
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        raise InputError(f"batch_size is {batch_size}; it must be at least 1")
     if rows is not None and count % batch_size:
-        raise ValueError(f"with rows, all batches must be of one size; {count} examples leave a part of {batch_size}")
+        raise InputError(f"with rows, all batches must be of one size; {count} examples leave a part of {batch_size}")
     mine, batches = _rows(rows, batch_size), []
     for start in range(0, count, batch_size):
         index = start + mine[mine < count - start]
@@ -310,7 +315,7 @@ def evaluation_examples(data: Data, split: str, count: int, *, source: Source | 
     """
     source = source or open_source(data, split)
     if not len(source):
-        raise ValueError(f"the split {split!r} of {data.folder or data.name} is empty; there is nothing to measure on")
+        raise InputError(f"the split {split!r} of {data.folder or data.name} is empty; there is nothing to measure on")
     index = range(min(count, len(source)))
     pictures, captions = source.examples(index)
     scenes = source.scenes(index) if source.has_scenes else None

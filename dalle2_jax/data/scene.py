@@ -10,6 +10,8 @@ import re
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
+
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = {
     "red": (250, 5, 5),
@@ -127,7 +129,7 @@ def coverage(shape: str, center: tuple[float, float], extent: float, image_size:
     if shape == "cross":  # a plus sign with arms a third wide
         wide_x, wide_y, arm_x, arm_y = _span(x, half), _span(y, half), _span(x, half / 3), _span(y, half / 3)
         return wide_y[:, None] * arm_x[None, :] + (arm_y[:, None] * (wide_x - arm_x)[None, :])
-    raise ValueError(f"there is no shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+    raise InputError(f"there is no shape {shape!r}; the shapes are {', '.join(SHAPES)}")
 
 
 def draw(scene: Scene, image_size: int = 64) -> np.ndarray:
@@ -196,12 +198,12 @@ _CAPTION = re.compile(
 def parse_caption(caption: str) -> Scene:
     """What a caption states, as a Scene with None for what it leaves unsaid (no objects for "a gray background").
 
-    Case and white space do not matter. Raises ValueError for a caption outside the grammar.
+    Case and white space do not matter. Raises InputError for a caption outside the grammar.
     """
     match = _CAPTION.fullmatch(" ".join(caption.lower().split()))
     if match is None:
         example = "a small red circle on a gray background"
-        raise ValueError(f"the caption {caption!r} is outside the grammar of captioned shapes (such as {example!r})")
+        raise InputError(f"the caption {caption!r} is outside the grammar of captioned shapes (such as {example!r})")
     found = match.groupdict()
     objects = []
     for tag in "12":

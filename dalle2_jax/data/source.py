@@ -1,6 +1,5 @@
 """Random access to the pictures and captions of one split of any TFDS builder, without TensorFlow."""
 
-import difflib
 import functools
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import numpy as np
 from dalle2_jax.data.picture import PictureError, read_square
 from dalle2_jax.data.scene import Scene
 from dalle2_jax.data.transforms import scaled, shrink
+from dalle2_jax.errors import InputError, nearest
 
 CAPTION_NAMES = ("captions", "caption", "text", "label")
 AT_ONCE = 32  # undecoded records in memory: photographs are large
@@ -52,7 +52,7 @@ class Source:
         except PictureError as error:
             which = f"picture {index} of {self.name} ({self.split})"
             which = which if self._files is None else f"{self._files[index]} in {self.name}"
-            raise ValueError(f"{which} cannot be used: {error}; mend it or take it out") from error
+            raise InputError(f"{which} cannot be used: {error}; mend it or take it out") from error
         return picture if self.image_size is None else scaled(picture, self.image_size)
 
     def _texts(self, record) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ class Source:
         texts = [item.decode() if isinstance(item, bytes) else str(item) for item in texts]
         texts = tuple(text for text in texts if text.strip())
         if not texts:
-            raise ValueError(f"an example of {self.name} ({self.split}) has no caption")
+            raise InputError(f"an example of {self.name} ({self.split}) has no caption")
         return texts
 
     def _read(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
@@ -81,7 +81,7 @@ class Source:
                 pictures.append(np.asarray(scaled(picture, at_most) if small else picture))
                 captions.append(self._texts(record))
         if len(sizes) > 1:
-            raise ValueError(
+            raise InputError(
                 f"the pictures of {self.name} have several sizes ({min(sizes)} to {max(sizes)} px); set data.image_size"
             )
         return np.stack(pictures), captions
@@ -113,9 +113,9 @@ class Source:
         return self._read(indices, at_most)
 
     def scenes(self, indices: Sequence[int] | None = None) -> list[Scene]:
-        """What is drawn in each picture, for data sets that know it; ValueError for others."""
+        """What is drawn in each picture, for data sets that know it; InputError for others."""
         if not self.has_scenes:
-            raise ValueError(f"the data set {self.name} does not record scenes; captioned_shapes does")
+            raise InputError(f"the data set {self.name} does not record scenes; captioned_shapes does")
         records = self._fetch(range(len(self)) if indices is None else indices)
         return [Scene.from_json(record["scene"].decode()) for record in records]
 
@@ -140,12 +140,12 @@ def open_records(name: str, builder, split: str):
     import tensorflow_datasets as tfds
 
     if not {part.split("[")[0] for part in split.split("+")} <= set(builder.info.splits):
-        raise ValueError(f"the data set {name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        raise InputError(f"the data set {name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     features = builder.info.features
     image = next((key for key, feature in features.items() if isinstance(feature, tfds.features.Image)), None)
     caption = next((key for key in CAPTION_NAMES if key in features), None)
     if image is None or caption is None:
-        raise ValueError(
+        raise InputError(
             f"the data set {name} needs a picture and one of {', '.join(CAPTION_NAMES)}; it has {', '.join(features)}"
         )
     class_names = features[caption].names if isinstance(features[caption], tfds.features.ClassLabel) else None
@@ -157,22 +157,18 @@ def _prepared(tfds, name: str, data_dir: str):
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(
-            name,
-            ["captioned_shapes", "emoji", "folder", *tfds.list_builders(with_community_datasets=False)],
-            3,
-            cutoff=0.5,
-        )
-        hint = f"; did you mean {' or '.join(near)}?" if near else "; captioned_shapes needs no download"
-        raise ValueError(f"there is no data set {name!r}{hint}") from error
+        known = ["captioned_shapes", "emoji", "folder", *tfds.list_builders(with_community_datasets=False)]
+        near = nearest(name, known, cutoff=0.5)
+        hint = f"; did you mean {near}?" if near else "; captioned_shapes needs no download"
+        raise InputError(f"there is no data set {name!r}{hint}") from error
     except ValueError as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the data set {name} cannot be opened ({reason}); try another data.config") from error
+        raise InputError(f"the data set {name} cannot be opened ({reason}); try another data.config") from error
     if not builder.is_prepared():
         print(f"preparing {name} under {data_dir}", file=sys.stderr, flush=True)
         try:
             builder.download_and_prepare()
         except Exception as error:  # whatever a download or a builder may raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"the data set {name} could not be prepared under {data_dir} ({reason})") from error
+            raise InputError(f"the data set {name} could not be prepared under {data_dir} ({reason})") from error
     return builder

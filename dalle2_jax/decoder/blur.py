@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
+
 
 def gaussian_blur(pictures: jax.Array, sigma: float | jax.Array, kernel_size: int = 3) -> jax.Array:
     """Blurs every channel of `pictures` [batch, height, width, channels] on its own; any float range, same shape out.
@@ -11,14 +13,14 @@ def gaussian_blur(pictures: jax.Array, sigma: float | jax.Array, kernel_size: in
     picture stays as it is. `sigma` is one number of pixels for the whole batch, and may be traced.
 
     Raises:
-        ValueError: if `kernel_size` is not odd, a known `sigma` is not positive, or `pictures` has not rank 4.
+        InputError: if `kernel_size` is not odd, a known `sigma` is not positive, or `pictures` has not rank 4.
     """
     if pictures.ndim != 4:
-        raise ValueError(f"gaussian_blur wants pictures [batch, height, width, channels], not shape {pictures.shape}.")
+        raise InputError(f"gaussian_blur wants pictures [batch, height, width, channels], not shape {pictures.shape}.")
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"gaussian_blur's kernel_size must be odd and positive, not {kernel_size}.")
+        raise InputError(f"gaussian_blur's kernel_size must be odd and positive, not {kernel_size}.")
     if isinstance(sigma, (int, float)) and sigma <= 0:
-        raise ValueError(f"gaussian_blur's sigma must be positive, not {sigma}.")
+        raise InputError(f"gaussian_blur's sigma must be positive, not {sigma}.")
     radius = kernel_size // 2
     offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
     weights = jnp.exp(-0.5 * (offsets / sigma) ** 2)

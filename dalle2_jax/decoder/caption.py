@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
@@ -41,15 +42,15 @@ class CaptionEncoder(nn.Module):
         padded. Returns states [batch, context_length, width] in the compute dtype.
 
         Raises:
-            ValueError: if `tokens` are not integers of rank 2, or longer than `context_length`.
+            InputError: if `tokens` are not integers of rank 2, or longer than `context_length`.
         """
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(
+            raise InputError(
                 f"the caption encoder wants tokens int32 [batch, length], not {tokens.dtype} {tokens.shape}."
             )
         length = tokens.shape[1]
         if length > self.context_length:
-            raise ValueError(
+            raise InputError(
                 f"the caption has {length} tokens, the decoder's caption encoder a context of {self.context_length}: "
                 "shorten it, or train with a larger context_length."
             )

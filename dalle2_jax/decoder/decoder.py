@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.decoder.caption import CaptionEncoder
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.transformer import LayerNorm
 from dalle2_jax.layers.unet import UNet
 
@@ -78,7 +79,7 @@ class Decoder(nn.Module):
             float32 [batch, height, width, unet.out_channels].
 
         Raises:
-            ValueError: if the caption is missing, superfluous or of the wrong kind, or an input's shape does not fit.
+            InputError: if the caption is missing, superfluous or of the wrong kind, or an input's shape does not fit.
         """
         self._check(x_t, image_embedding, text, text_mask, keep_text, text_embedding, known)
         batch = x_t.shape[0]
@@ -156,33 +157,33 @@ class Decoder(nn.Module):
         batch = x_t.shape[0]
         if self.reads_image != (image_embedding is not None):
             wanted = "an image embedding" if self.reads_image else "no image embedding: it has reads_image=False"
-            raise ValueError(f"this decoder reads {wanted}.")
+            raise InputError(f"this decoder reads {wanted}.")
         if self.reads_image and (image_embedding.ndim != 2 or image_embedding.shape[0] != batch):
-            raise ValueError(
+            raise InputError(
                 f"the decoder's image_embedding must be [batch, size] with the batch of x_t {x_t.shape}, "
                 f"not {image_embedding.shape}."
             )
         if self.inpainting != (known is not None) or (self.inpainting and known.shape != (*x_t.shape[:3], 4)):
             wanted = f"known {(*x_t.shape[:3], 4)}" if self.inpainting else "no known: it has inpainting=False"
-            raise ValueError(f"this decoder wants {wanted}, not {None if known is None else known.shape}.")
+            raise InputError(f"this decoder wants {wanted}, not {None if known is None else known.shape}.")
         if self.text is not None and self.text_width is not None:
-            raise ValueError("the decoder reads captions in one way: set text or text_width, not both.")
+            raise InputError("the decoder reads captions in one way: set text or text_width, not both.")
         if self.text is None and self.text_width is None:
             if text is not None:
-                raise ValueError("this decoder has no caption pathway: pass no text, or set its text or text_width.")
+                raise InputError("this decoder has no caption pathway: pass no text, or set its text or text_width.")
             return
         if text is None:
-            raise ValueError("this decoder reads captions: pass text, with keep_text False where it is withheld.")
+            raise InputError("this decoder reads captions: pass text, with keep_text False where it is withheld.")
         rank, kind, names = (2, jnp.integer, "int32 [batch, n] tokens")
         if self.text is None:
             rank, kind, names = (3, jnp.floating, "float [batch, n, d] states")
         if text.ndim != rank or not jnp.issubdtype(text.dtype, kind) or text.shape[0] != batch:
-            raise ValueError(f"the decoder's text must be {names}, not {text.dtype} {text.shape}.")
+            raise InputError(f"the decoder's text must be {names}, not {text.dtype} {text.shape}.")
         if text_mask is not None and text_mask.shape != text.shape[:2]:
-            raise ValueError(f"the decoder's text_mask must have shape {text.shape[:2]}, not {text_mask.shape}.")
+            raise InputError(f"the decoder's text_mask must have shape {text.shape[:2]}, not {text_mask.shape}.")
         if text_embedding is not None and self.text is not None:
-            raise ValueError("text_embedding goes with CLIP's text states: this decoder encodes captions itself.")
+            raise InputError("text_embedding goes with CLIP's text states: this decoder encodes captions itself.")
         if text_embedding is None and self.pools_embedding:
-            raise ValueError("this decoder pools CLIP's text embedding: pass text_embedding.")
+            raise InputError("this decoder pools CLIP's text embedding: pass text_embedding.")
         if keep_text is not None and self.text is None and not self.learned_null_text:
-            raise ValueError("this decoder has learned no null caption: give it the empty caption's states instead.")
+            raise InputError("this decoder has learned no null caption: give it the empty caption's states instead.")

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.decoder.caption import CaptionEncoder
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.unet import UNet
 
 RESIZE_METHODS = ("nearest", "bilinear", "bicubic")
@@ -53,18 +54,18 @@ class Upsampler(nn.Module):
         float32 [batch, height, width, unet.out_channels].
 
         Raises:
-            ValueError: if `resize` is unknown, the shapes do not fit, the caption or what is known is missing or
+            InputError: if `resize` is unknown, the shapes do not fit, the caption or what is known is missing or
                 superfluous, or the U-Net refuses the size.
         """
         if self.resize not in RESIZE_METHODS:
-            raise ValueError(f"Upsampler.resize must be one of {', '.join(RESIZE_METHODS)}, not {self.resize!r}.")
+            raise InputError(f"Upsampler.resize must be one of {', '.join(RESIZE_METHODS)}, not {self.resize!r}.")
         if low_resolution.ndim != 4 or low_resolution.shape[0] != x_t.shape[0]:
-            raise ValueError(
+            raise InputError(
                 f"the upsampler's low_resolution must be [batch, height, width, channels] with the batch of x_t "
                 f"{x_t.shape}, not {low_resolution.shape}."
             )
         if (self.text is None) != (text is None) or self.inpainting != (known is not None):
-            raise ValueError(
+            raise InputError(
                 f"this upsampler reads {'tokens' if self.text else 'no caption'} and "
                 f"{'what is known' if self.inpainting else 'nothing that is known'} of the picture; pass just that."
             )
@@ -115,18 +116,18 @@ def random_crop(
     the dtypes that came. Can be jitted with `size` static.
 
     Raises:
-        ValueError: if the ratio of the two pictures is not one whole number, or `size` does not fit it or the picture.
+        InputError: if the ratio of the two pictures is not one whole number, or `size` does not fit it or the picture.
     """
     batch, height, width, channels = picture.shape
     low_batch, low_height, low_width, low_channels = low_resolution.shape
     ratio = height // low_height
     if low_batch != batch or low_height * ratio != height or low_width * ratio != width:
-        raise ValueError(
+        raise InputError(
             f"random_crop wants a low_resolution of picture's shape {picture.shape} with height and width divided by "
             f"one whole number, not {low_resolution.shape}."
         )
     if size % ratio or not 0 < size <= min(height, width):
-        raise ValueError(
+        raise InputError(
             f"random_crop's size must be a multiple of {ratio} and at most {min(height, width)}, not {size}."
         )
     low_size = size // ratio

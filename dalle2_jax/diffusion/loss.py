@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.diffusion.process import Process
+from dalle2_jax.errors import InputError
 
 KINDS = ("simple", "vlb", "hybrid")
 WEIGHTINGS = ("uniform", "min_snr", "min_snr_plus_one")
@@ -55,7 +56,7 @@ def diffusion_loss(
       is "simple".
 
     Raises:
-      ValueError: for an unknown kind or weighting, for "hybrid" without a learned variance, and for a weighting that
+      InputError: for an unknown kind or weighting, for "hybrid" without a learned variance, and for a weighting that
         does not go with the prediction or the kind.
     """
     check_loss(process, kind, weighting, weight_limit)
@@ -80,26 +81,26 @@ def diffusion_loss(
 
 
 def check_loss(process: Process, kind: str, weighting: str = "uniform", weight_limit: float = 5.0) -> None:
-    """Raises ValueError for what `diffusion_loss` does not take."""
+    """Raises InputError for what `diffusion_loss` does not take."""
     if kind not in KINDS:
-        raise ValueError(f"unknown diffusion loss {kind!r}; the losses are {', '.join(KINDS)}")
+        raise InputError(f"unknown diffusion loss {kind!r}; the losses are {', '.join(KINDS)}")
     if kind == "hybrid" and process.variance != "learned_range":
-        raise ValueError(f"the hybrid loss needs variance='learned_range', and this process has {process.variance!r}")
+        raise InputError(f"the hybrid loss needs variance='learned_range', and this process has {process.variance!r}")
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"unknown weighting {weighting!r} of the timesteps; there are {', '.join(WEIGHTINGS)}")
+        raise InputError(f"unknown weighting {weighting!r} of the timesteps; there are {', '.join(WEIGHTINGS)}")
     if weighting == "uniform":
         return
     if weight_limit < 1:
-        raise ValueError(f"weight_limit is {weight_limit}; it must be 1 or more")
+        raise InputError(f"weight_limit is {weight_limit}; it must be 1 or more")
     if weighting == "min_snr" and process.zero_terminal_snr:
-        raise ValueError(
+        raise InputError(
             "min_snr gives the last timestep of a process with zero_terminal_snr no weight, and sampling starts there; "
             "set weighting=min_snr_plus_one"
         )
     if kind == "vlb":
-        raise ValueError("the vlb loss has weights of its own; set weighting=uniform")
+        raise InputError("the vlb loss has weights of its own; set weighting=uniform")
     if weighting == "min_snr_plus_one" and process.prediction == "epsilon":
-        raise ValueError(
+        raise InputError(
             "min_snr_plus_one weights the squared error of a network that predicts x0 or v: under much noise that of "
             "epsilon says nothing of x_0; set weighting=min_snr or uniform"
         )

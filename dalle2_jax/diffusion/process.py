@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.diffusion import schedule as schedules
+from dalle2_jax.errors import InputError
 
 PREDICTIONS = ("epsilon", "x0", "v")
 VARIANCES = ("fixed_small", "fixed_large", "learned_range", "analytic")
@@ -70,33 +71,33 @@ class Process:
         choices = {"schedule": tuple(schedules.SCHEDULES), "prediction": PREDICTIONS, "variance": VARIANCES}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"Process.{name} is {getattr(self, name)!r}; it must be one of {allowed}")
+                raise InputError(f"Process.{name} is {getattr(self, name)!r}; it must be one of {allowed}")
         if isinstance(self.timesteps, bool) or not isinstance(self.timesteps, int) or self.timesteps < 1:
-            raise ValueError(f"Process.timesteps is {self.timesteps!r}; it must be an integer of at least 1")
+            raise InputError(f"Process.timesteps is {self.timesteps!r}; it must be an integer of at least 1")
         is_number = isinstance(self.clip, int | float) and not isinstance(self.clip, bool)
         if self.clip is not None and not (is_number and self.clip > 0):
-            raise ValueError(f"Process.clip is {self.clip!r}; it must be a positive number, or None for no clamp")
+            raise InputError(f"Process.clip is {self.clip!r}; it must be a positive number, or None for no clamp")
         if self.dynamic_percentile is not None and not (0 < self.dynamic_percentile <= 1 and self.clip is not None):
-            raise ValueError(
+            raise InputError(
                 f"Process.dynamic_percentile is {self.dynamic_percentile!r} with clip {self.clip!r}; it must be a "
                 "share of 1, such as 0.995, with a clip to scale back to"
             )
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ValueError(
+            raise InputError(
                 "zero_terminal_snr leaves nothing of x_0 at the last timestep, and epsilon says nothing of it there; "
                 "set Process.prediction to v or x0"
             )
         if self.zero_terminal_snr and self.timesteps == 1:
-            raise ValueError("zero_terminal_snr with one timestep leaves no signal at all; set Process.timesteps to 2")
+            raise InputError("zero_terminal_snr with one timestep leaves no signal at all; set Process.timesteps to 2")
         if self.variance == "analytic" and self.x0_error is None:
-            raise ValueError(
+            raise InputError(
                 "the analytic variance needs the network's measured error (Process.x0_error); it is recorded when a "
                 "stage's training ends"
             )
         if self.respacing is not None:
             kept = schedules.respace(self.respacing, self.timesteps, self._alphas_cumprod)
             if self.zero_terminal_snr and kept[-1] != self.timesteps - 1:
-                raise ValueError(
+                raise InputError(
                     f"respacing {self.respacing!r} starts at timestep {kept[-1]} of {self.timesteps}, and with "
                     "zero_terminal_snr only the last one is pure noise; give a plain number of steps"
                 )
@@ -264,11 +265,11 @@ class Process:
         return signal * noise - sigma * x_0
 
     def split(self, output: jax.Array, x_t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """A network's output as float32 (prediction, variance channels or None); ValueError if the shape is wrong."""
+        """A network's output as float32 (prediction, variance channels or None); InputError if the shape is wrong."""
         channels = x_t.shape[-1]
         expected = 2 * channels if self.variance == "learned_range" else channels
         if output.shape != (*x_t.shape[:-1], expected):
-            raise ValueError(
+            raise InputError(
                 f"the denoiser returned shape {output.shape} for x_t of shape {x_t.shape}; "
                 f"variance={self.variance!r} needs {expected} channels"
             )

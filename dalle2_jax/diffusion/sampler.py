@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.diffusion.process import Process, gather
+from dalle2_jax.errors import InputError
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 Step = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
@@ -137,7 +138,7 @@ def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     if key.ndim == 0:
         return jax.random.normal(key, shape, jnp.float32)
     if key.shape != shape[:1]:
-        raise ValueError(f"{key.shape} keys for a batch of {shape[0]}; give one key, or one for each example")
+        raise InputError(f"{key.shape} keys for a batch of {shape[0]}; give one key, or one for each example")
     return jax.vmap(lambda one: jax.random.normal(one, shape[1:], jnp.float32))(key)
 
 

@@ -7,6 +7,7 @@ import jax
 
 from dalle2_jax.diffusion.process import VARIANCES, Process
 from dalle2_jax.diffusion.sampler import SAMPLERS, Denoiser
+from dalle2_jax.errors import InputError
 
 THRESHOLDS = ("none", "static", "dynamic")
 
@@ -36,20 +37,20 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
-            raise ValueError(f"there is no sampler {self.sampler!r}; the samplers are {', '.join(sorted(SAMPLERS))}")
+            raise InputError(f"there is no sampler {self.sampler!r}; the samplers are {', '.join(sorted(SAMPLERS))}")
         if not isinstance(self.steps, str):
-            raise ValueError(f"steps is {self.steps!r}; it is written as text, such as {str(self.steps)!r}")
+            raise InputError(f"steps is {self.steps!r}; it is written as text, such as {str(self.steps)!r}")
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must lie in 0 to 1")
+            raise InputError(f"eta is {self.eta}; it must lie in 0 to 1")
         if self.candidates < 1:
-            raise ValueError(f"candidates is {self.candidates}; at least one sample must be drawn")
+            raise InputError(f"candidates is {self.candidates}; at least one sample must be drawn")
         if self.variance not in (None, *VARIANCES):
-            raise ValueError(f"there is no variance {self.variance!r}; the variances are {', '.join(VARIANCES)}")
+            raise InputError(f"there is no variance {self.variance!r}; the variances are {', '.join(VARIANCES)}")
         if self.threshold not in (None, *THRESHOLDS):
-            raise ValueError(f"there is no threshold {self.threshold!r}; the thresholds are {', '.join(THRESHOLDS)}")
+            raise InputError(f"there is no threshold {self.threshold!r}; the thresholds are {', '.join(THRESHOLDS)}")
         interval = self.guidance_interval
         if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
-            raise ValueError(f"guidance_interval is {interval}; it must be two shares from 0 to 1, the smaller first")
+            raise InputError(f"guidance_interval is {interval}; it must be two shares from 0 to 1, the smaller first")
 
     def interval(self, process: Process) -> tuple[float, float] | None:
         """The timesteps that are guided, as `classifier_free_guidance` wants them; None: all."""
@@ -60,19 +61,19 @@ class Sampling:
         """The chain that is sampled: the trained process with these settings' timesteps, variance and clamp.
 
         Raises:
-          ValueError: for timesteps the process does not have, or a variance or a threshold that it cannot have.
+          InputError: for timesteps the process does not have, or a variance or a threshold that it cannot have.
         """
         even = self.sampler == "dpmpp_2m" and self.steps.strip().isdigit()
         changes = {"respacing": f"logsnr{self.steps}" if even else self.steps}
         if self.variance is not None:
             if self.variance == "learned_range" != trained.variance:
-                raise ValueError("the network has learned no variance; choose fixed_small, fixed_large or analytic")
+                raise InputError("the network has learned no variance; choose fixed_small, fixed_large or analytic")
             changes["variance"] = self.variance
         if self.threshold == "none":
             changes |= {"clip": None, "dynamic_percentile": None}
         elif self.threshold is not None:
             if trained.clip is None:
-                raise ValueError(
+                raise InputError(
                     f"the threshold {self.threshold!r} scales x_0 back to the process' clamp, and this one has none: "
                     "its x_0 is not bounded"
                 )

@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
+
 MAX_BETA = 0.999
 
 RESPACINGS = (
@@ -37,9 +39,9 @@ SCHEDULES = {"linear": linear_betas, "cosine": cosine_betas}
 
 
 def betas(name: str, timesteps: int) -> np.ndarray:
-    """The betas of the schedule `name` ("linear" or "cosine"), float64 [timesteps]; ValueError for any other name."""
+    """The betas of the schedule `name` ("linear" or "cosine"), float64 [timesteps]; InputError for any other name."""
     if name not in SCHEDULES:
-        raise ValueError(f"unknown noise schedule {name!r}; the schedules are {sorted(SCHEDULES)}")
+        raise InputError(f"unknown noise schedule {name!r}; the schedules are {sorted(SCHEDULES)}")
     return SCHEDULES[name](timesteps)
 
 
@@ -61,7 +63,7 @@ def respace(spec: str, timesteps: int, alphas_cumprod: np.ndarray | None = None)
     - `"logsnr12"`: 12 steps evenly spaced in log(abar / (1 - abar)), as DPM-Solver wants them (Lu et al. 2022); they
       need the schedule's `alphas_cumprod` (float64 [timesteps]), and leave out timesteps that are all but noise.
 
-    ValueError, naming the spec, if it is malformed or asks for more steps than there are.
+    InputError, naming the spec, if it is malformed or asks for more steps than there are.
     """
     if spec == "fast27":
         return (*_sections(spec, [10, 10, 3, 2, 2], timesteps)[:-1], timesteps - 3)
@@ -81,7 +83,7 @@ def _counts(spec: str, text: str) -> list[int]:
     single_only = isinstance(spec, str) and spec.startswith(("ddim", "logsnr"))
     well_formed = all(part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts)
     if not parts or not well_formed or (single_only and len(parts) > 1):
-        raise ValueError(f"bad respacing {spec!r}; write {RESPACINGS}, with counts of at least 1")
+        raise InputError(f"bad respacing {spec!r}; write {RESPACINGS}, with counts of at least 1")
     return [int(part) for part in parts]
 
 
@@ -91,7 +93,7 @@ def _sections(spec: str, counts: list[int], timesteps: int) -> tuple[int, ...]:
     for section, count in enumerate(counts):
         length = size + (section < longer)
         if count > length:
-            raise ValueError(
+            raise InputError(
                 f"respacing {spec!r} asks for {count} steps in a section of {length} of the {timesteps} timesteps; "
                 f"write {RESPACINGS}, with no more steps than timesteps"
             )
@@ -110,20 +112,20 @@ def _strided(spec: str, count: int, timesteps: int) -> tuple[int, ...]:
     for stride in range(1, timesteps + 1):
         if len(range(0, timesteps, stride)) == count:
             return tuple(range(0, timesteps, stride))
-    raise ValueError(
+    raise InputError(
         f"respacing {spec!r}: no integer stride gives {count} of {timesteps} timesteps; write {RESPACINGS}"
     )
 
 
 def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray | None) -> tuple[int, ...]:
     if alphas_cumprod is None:
-        raise ValueError(f"respacing {spec!r} counts in the schedule's noise; give its alphas_cumprod")
+        raise InputError(f"respacing {spec!r} counts in the schedule's noise; give its alphas_cumprod")
     abar = np.asarray(alphas_cumprod)
     with np.errstate(divide="ignore"):  # nothing may be left of the picture at the last timestep
         half_log_snr = 0.5 * (np.log(abar) - np.log1p(-abar))
     last = int(np.flatnonzero(half_log_snr >= LOWEST_HALF_LOG_SNR)[-1])
     if count > last + 1:
-        raise ValueError(
+        raise InputError(
             f"respacing {spec!r} asks for {count} steps, but only {last + 1} timesteps are not all but noise; "
             f"write {RESPACINGS}, with no more steps than timesteps"
         )

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle2_jax.errors import InputError
+
 
 def tiled(
     denoiser: Callable[[jax.Array, jax.Array, Any], jax.Array], condition: Any, tile: int, overlap: int
@@ -27,10 +29,10 @@ def tiled(
       f(x_t, t) -> prediction, float32.
 
     Raises:
-      ValueError: unless 0 <= overlap < tile.
+      InputError: unless 0 <= overlap < tile.
     """
     if not 0 <= overlap < tile:
-        raise ValueError(f"tiles of {tile} pixels cannot share {overlap}; the overlap must be from 0 to below the tile")
+        raise InputError(f"tiles of {tile} pixels cannot share {overlap}; the overlap must be from 0 to below the tile")
 
     def whole(x_t: jax.Array, t: jax.Array) -> jax.Array:
         height, width = x_t.shape[1:3]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.evaluation.grid import save_figure
 
 METRICS_FILE = "metrics.jsonl"
@@ -18,11 +19,11 @@ def read_curves(run_dir: str | Path) -> Curves:
     """{stage: {"train" or "validation": [(step, loss), ...]}} of a run, its stages in the order of training.
 
     Raises:
-        ValueError: where no stage in the folder has numbers.
+        InputError: where no stage in the folder has numbers.
     """
     paths = sorted(Path(run_dir).glob(f"*/{METRICS_FILE}"), key=lambda path: _place(path.parent.name))
     if not paths:
-        raise ValueError(f"there are no curves in {run_dir}; name a run's folder, such as runs/demo")
+        raise InputError(f"there are no curves in {run_dir}; name a run's folder, such as runs/demo")
     return {path.parent.name: _losses(path) for path in paths}
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
+
 _MARGIN, _LINE = 6, 12
 _SMALLEST_CELL = 96
 _SIZE = 10
@@ -33,14 +35,14 @@ def caption_grid(
     at the left.
 
     Raises:
-        ValueError: if there is no caption, or not a picture for each.
+        InputError: if there is no caption, or not a picture for each.
     """
     from PIL import Image, ImageDraw
 
     groups = [pictures] if isinstance(pictures, np.ndarray) else list(pictures)
     count = len(captions)
     if not count or any(len(group) != count for group in groups):
-        raise ValueError(
+        raise InputError(
             f"a sheet needs one picture a caption: {[len(group) for group in groups]} for {count} captions"
         )
     if cell is None:
@@ -115,17 +117,17 @@ def save_figure(path: str | Path, draw: Callable[[Any], None], size: tuple[float
     """Writes what `draw` draws into a figure of matplotlib, of that size in inches, as PNG, whole or not at all.
 
     Raises:
-        ValueError: where matplotlib is not installed, or the file is to be no PNG.
+        InputError: where matplotlib is not installed, or the file is to be no PNG.
     """
     from PIL import Image
 
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} is no PNG; name one, such as curves.png")
+        raise InputError(f"{path} is no PNG; name one, such as curves.png")
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ValueError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
+        raise InputError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
     figure = Figure(figsize=size, layout="constrained")
     draw(figure)
     pixels = io.BytesIO()

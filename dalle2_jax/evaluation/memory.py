@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax import stages
-from dalle2_jax.checkpoint import LoadedStage, load_shapes, read_stage, rebuild
-from dalle2_jax.decoder import caption_for
+from dalle2_jax.checkpoint import LoadedStage, Run, StageFolder, load_shapes
+from dalle2_jax.checkpoint.run import KINDS, first_of_kind, require
+from dalle2_jax.clip import CLIP
+from dalle2_jax.decoder import Decoder, caption_for
 from dalle2_jax.layers.precision import cast, with_dtype
+from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.tokenizer import tokenizer_from_json
 
 
@@ -35,15 +38,15 @@ def memory_of_drawing(run: str | Path, dtype: str | None = None) -> Iterator[Mem
 
     Raises, before anything is compiled:
         CheckpointError: for a run or stage that cannot be read, or if no stage reads captions.
-        ValueError: if prior or decoder work with a CLIP that is not there.
+        InputError: if prior or decoder work with a CLIP that is not there.
     """
-    found = sorted((_planned(path.parent, dtype) for path in Path(run).glob("*/stage.json")), key=_order)
-    clip = next((stage for stage in found if stage.kind == "clip"), None)
-    reader = stages.reader_of(run, found)
+    folders = Run(run)
+    found = [_planned(folder, dtype) for folder in folders if folder.kind in KINDS]
+    clip = first_of_kind(found, "clip")
+    length = tokenizer_from_json(folders.caption_reader.record.tokenizer).context_length
     if any(_reads_clip(stage) for stage in found):
-        stages.need(found, "clip")
+        require(found, "clip")
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    length = tokenizer_from_json(reader.info["tokenizer"]).context_length
     encoded = encoded_shapes(clip, length)
     return (_memory(stage, key, encoded) for stage in found)
 
@@ -55,21 +58,16 @@ def _memory(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) ->
 
 def _reads_clip(stage: LoadedStage) -> bool:
     """Whether a stage is given CLIP's embeddings, or a decoder its text states."""
-    if stage.kind == "decoder":
+    if isinstance(stage.module, Decoder):
         return stage.module.reads_image or stage.module.text_width is not None
-    return stage.kind == "prior"
+    return isinstance(stage.module, DiffusionPrior)
 
 
-def _order(stage: LoadedStage) -> tuple[int, int]:
-    return ("clip", "prior", "decoder", "upsampler").index(stage.kind), stage.info.get("image_size") or 0
-
-
-def _planned(folder: Path, dtype: str | None) -> LoadedStage:
-    info, params = read_stage(folder), load_shapes(folder)
-    module = rebuild(info["module"])
+def _planned(folder: StageFolder, dtype: str | None) -> LoadedStage:
+    module, params = folder.record.rebuilt("module"), load_shapes(folder.path)
     if dtype is not None:
         module, params = with_dtype(module, dtype), jax.eval_shape(lambda tree: cast(tree, dtype), params)
-    return LoadedStage(info.get("stage", folder.name), info["kind"], module, params, info)
+    return LoadedStage(module, params, folder.record)
 
 
 def encoded_shapes(clip: LoadedStage | None, length: int) -> tuple[Any, Any, Any, Any]:
@@ -87,22 +85,22 @@ def trace_drawing(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, An
     """What a stage runs for one image, traced from shapes: of its parameters, one key `[1]` and the caption."""
     embedding, states, tokens, mask = encoded
     module = stage.module
-    if stage.kind == "clip":
+    if isinstance(module, CLIP):
         return stages.encode_text.trace(stage.params, tokens, mask, module=module)
     settings = {"module": module, "process": stages.process_of(stage), "sampling": stages.sampling_of(stage, {})}
     null = (embedding, states, mask)
-    if stage.kind == "prior":
+    if isinstance(module, DiffusionPrior):
         text = tokens if module.vocabulary_size is not None else states
         null = None if module.learned_null else null
         return stages.draw_embeddings.trace(key, stage.params, embedding, text, mask, null, **settings)
-    if stage.kind == "decoder":
+    if isinstance(module, Decoder):
         caption = caption_for(module, encoded, jax.ShapeDtypeStruct((1,), bool), lambda: null)
         image = embedding if module.reads_image else None
         return stages.decode.trace(key, stage.params, image, caption, None, **settings)
-    size = stage.info["low_size"]
+    size = stage.record.low_size
     small = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     caption = (tokens, mask) if module.text is not None else None
-    settings |= {"size": stage.info["image_size"], "tile": None}
+    settings |= {"size": stage.record.image_size, "tile": None}
     return stages.upsample.trace(key, stage.params, small, caption, **settings)
 
 

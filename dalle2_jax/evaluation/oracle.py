@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dalle2_jax.data.scene import BACKGROUNDS, BRIGHTNESS, COLORS, EXTENTS, SHAPES, Scene, SceneObject, coverage
+from dalle2_jax.errors import InputError
 
 SIDE = 64  # every picture is looked at in this size
 COLOR_TOLERANCE = 45  # of the largest channel difference; a half blend with any background is 60 or more away
@@ -38,7 +39,7 @@ ATTRIBUTES = ("color", "background", "shape", "size", "relation")
 def _at_side(picture: np.ndarray) -> np.ndarray:
     picture = np.asarray(picture)
     if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or min(picture.shape) < 1:
-        raise ValueError(f"the oracle reads uint8 [height, width, 3] pictures, not {picture.dtype} {picture.shape}")
+        raise InputError(f"the oracle reads uint8 [height, width, 3] pictures, not {picture.dtype} {picture.shape}")
     if picture.shape[:2] != (SIDE, SIDE):
         from PIL import Image
 

@@ -38,7 +38,7 @@ def oracle_accuracies(pictures: np.ndarray, scenes: list[Any]) -> dict[str, floa
 
 def upsampler_against_bicubic(model: DALLE2, key: jax.Array, pictures: np.ndarray) -> dict[str, float]:
     """PSNR of the whole chain of upsamplers on real small pictures, beside bicubic enlargement of the same."""
-    small = resize(to_float(jnp.asarray(pictures)), model.decoder.info["image_size"])
+    small = resize(to_float(jnp.asarray(pictures)), model.decoder.record.image_size)
     large = np.asarray(to_uint8(resize(to_float(jnp.asarray(pictures)), model.image_size)))
     bicubic = to_uint8(resize(small, model.image_size, "cubic"))
     enlarged = small
@@ -54,7 +54,7 @@ def there_and_back(model: DALLE2, pictures: np.ndarray, captions: list[str], ste
     embeddings, x_T = model.invert(pictures, captions, steps=steps)
     settings = {"steps": steps, "sampler": "ddim", "eta": 0.0, "guidance_scale": 1.0}
     drawn = model.decode(jax.random.key(0), embeddings, captions, x_T=x_T, **settings)
-    small = to_uint8(resize(to_float(jnp.asarray(pictures)), model.decoder.info["image_size"]))
+    small = to_uint8(resize(to_float(jnp.asarray(pictures)), model.decoder.record.image_size))
     return {"psnr": psnr(np.asarray(to_uint8(drawn)), np.asarray(small)), "steps": steps}
 
 

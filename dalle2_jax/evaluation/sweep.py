@@ -40,7 +40,7 @@ def sweep(
     stage: "prior", "decoder" or "upsampler".
 
     Raises:
-        ValueError: for settings that the stage does not have, before anything is drawn.
+        InputError: for settings that the stage does not have, before anything is drawn.
     """
     examples = evaluation_examples(data, data.test_split, count)
     key = jax.random.key(seed)

@@ -1,1 +1,19 @@
-"""Flax building blocks: attention, transformer, convolution, embedding and the U-Net."""
+"""Building blocks of the networks: attention, transformers, the U-Net, convolutions and embeddings."""
+
+from dalle2_jax.layers.attention import MultiHeadAttention, dot_product_attention
+from dalle2_jax.layers.convolution import GroupNorm, Resample, ResBlock
+from dalle2_jax.layers.embedding import timestep_embedding
+from dalle2_jax.layers.transformer import LayerNorm, Transformer
+from dalle2_jax.layers.unet import UNet
+
+__all__ = [
+    "GroupNorm",
+    "LayerNorm",
+    "MultiHeadAttention",
+    "ResBlock",
+    "Resample",
+    "Transformer",
+    "UNet",
+    "dot_product_attention",
+    "timestep_embedding",
+]

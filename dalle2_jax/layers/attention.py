@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
 from dalle2_jax.layers.product import product
 
@@ -182,11 +183,11 @@ class MultiHeadAttention(nn.Module):
           `[batch, tokens, width]`, or `[batch, 1, width]` with `last_only`.
 
         Raises:
-          ValueError: if the width does not divide by `heads`.
+          InputError: if the width does not divide by `heads`.
         """
         batch, _, width = x.shape
         if width % self.heads:
-            raise ValueError(f"width {width} does not divide into {self.heads} heads; choose heads that divide it")
+            raise InputError(f"width {width} does not divide into {self.heads} heads; choose heads that divide it")
         scale, dtypes = width**-0.5, {"dtype": self.dtype, "param_dtype": self.param_dtype}
         qkv = nn.DenseGeneral(
             (self.heads, 3, width // self.heads),

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.kernels.group_norm import group_norm
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
 
@@ -44,11 +45,11 @@ class GroupNorm(nn.Module):
         with `silu`, SiLU follows.
 
         Raises:
-            ValueError: if the channels do not divide into the groups.
+            InputError: if the channels do not divide into the groups.
         """
         batch, height, width, channels = x.shape
         if channels % self.groups:
-            raise ValueError(
+            raise InputError(
                 f"{channels} channels do not divide into {self.groups} groups: choose channels or groups anew."
             )
         gain = self.param("scale", nn.initializers.ones, (channels,), jnp.dtype(self.param_dtype)).astype(jnp.float32)
@@ -85,7 +86,7 @@ def downsample(x: jax.Array) -> jax.Array:
     """Halves height and width of [batch, height, width, channels], both even, by averaging squares of two by two."""
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:
-        raise ValueError(f"a picture of {height}x{width} cannot be halved: both sides must be even.")
+        raise InputError(f"a picture of {height}x{width} cannot be halved: both sides must be even.")
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
@@ -157,7 +158,7 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, embedding: jax.Array, deterministic: bool = True) -> jax.Array:
         """`x` [batch, height, width, c], time `embedding` [batch, e]; returns [batch, height', width', channels]."""
         if self.resample not in RESAMPLING:
-            raise ValueError(f'ResBlock.resample must be None, "up" or "down", not {self.resample!r}.')
+            raise InputError(f'ResBlock.resample must be None, "up" or "down", not {self.resample!r}.')
         dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
         resample = RESAMPLING[self.resample]
 
@@ -202,7 +203,7 @@ class Resample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, height, width, c] to [batch, height', width', channels]."""
         if self.direction not in ("up", "down"):
-            raise ValueError(f'Resample.direction must be "up" or "down", not {self.direction!r}.')
+            raise InputError(f'Resample.direction must be "up" or "down", not {self.direction!r}.')
         if self.direction == "up":
             x = upsample(x)
         return Conv(

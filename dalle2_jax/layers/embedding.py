@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
+
 
 def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
     """Sinusoids of the timesteps, as in DDPM, with GLIDE's layout: all cosines, then all sines.
@@ -19,10 +21,10 @@ def timestep_embedding(timesteps: jax.Array, width: int) -> jax.Array:
       float32 `[batch, width]`.
 
     Raises:
-      ValueError: if `width` is odd.
+      InputError: if `width` is odd.
     """
     if width % 2:
-        raise ValueError(f"a timestep embedding needs an even width, got {width}")
+        raise InputError(f"a timestep embedding needs an even width, got {width}")
     half = width // 2
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = timesteps.astype(jnp.float32)[:, None] * frequencies[None, :]

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
+
 
 def to_float(pictures: jax.Array) -> jax.Array:
     """uint8 `[..., h, w, c]` in 0..255 to float32 in [-1, 1]; floats pass through."""
@@ -24,7 +26,7 @@ def resize(pictures: jax.Array, size: int, method: str = "area") -> jax.Array:
     """
     height, width = pictures.shape[1:3]
     if height != width:
-        raise ValueError(f"the pictures are {height}x{width}; resize takes square ones, so crop them first")
+        raise InputError(f"the pictures are {height}x{width}; resize takes square ones, so crop them first")
     if height == size:
         return pictures
     pictures = pictures.astype(jnp.float32)

@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 import flax.linen as nn
 
+from dalle2_jax.errors import InputError
+
 Remat = bool | Literal["products"]
 
 
@@ -14,7 +16,7 @@ def rematerialised(block: type[nn.Module], remat: Remat, **options: Any) -> type
     operations. "products": what matrix products and convolutions give is kept (but for attention's, which grow with the
     square of the length), and only the cheap rest computed again: norms, activations, softmax.
 
-    options: of `flax.linen.remat`. Raises ValueError for another `remat`.
+    options: of `flax.linen.remat`. Raises InputError for another `remat`.
     """
     if remat is False:
         return block
@@ -22,7 +24,7 @@ def rematerialised(block: type[nn.Module], remat: Remat, **options: Any) -> type
         return nn.remat(block, **options)
     if remat == "products":
         return nn.remat(block, policy=_is_product, **options)
-    raise ValueError(f"remat is {remat!r}; it must be false, true or 'products'")
+    raise InputError(f"remat is {remat!r}; it must be false, true or 'products'")
 
 
 def _is_product(primitive: Any, *_: Any, **parameters: Any) -> bool:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.attention import MultiHeadAttention, last_of, pack
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
 from dalle2_jax.layers.product import product
@@ -182,12 +183,12 @@ class Transformer(nn.Module):
           `[batch, tokens, width]` in `dtype`, or `[batch, 1, width]` with `last_only`.
 
         Raises:
-          ValueError: if `x` is not of `width`, `width` does not divide by `heads`, or `activation` is unknown.
+          InputError: if `x` is not of `width`, `width` does not divide by `heads`, or `activation` is unknown.
         """
         if x.shape[-1] != self.width:
-            raise ValueError(f"a transformer of width {self.width} got states of width {x.shape[-1]}")
+            raise InputError(f"a transformer of width {self.width} got states of width {x.shape[-1]}")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+            raise InputError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
         fields = {
             "heads": self.heads,
             "is_causal": self.is_causal,

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.attention import dot_product_attention, pack
 from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, fold, unfold
 from dalle2_jax.layers.embedding import timestep_embedding
@@ -39,7 +40,7 @@ class AttentionBlock(nn.Module):
         `context_mask` bool [batch, m] is True, or its first `context_lengths` int32 [batch] tokens are."""
         batch, height, width, channels = x.shape
         if channels % self.head_channels:
-            raise ValueError(
+            raise InputError(
                 f"{channels} channels do not divide into heads of {self.head_channels}: choose head_channels anew."
             )
         dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
@@ -129,7 +130,7 @@ class UNet(nn.Module):
         key unless `deterministic`. Returns float32 [batch, height, width, out_channels], zero before training.
 
         Raises:
-            ValueError: if height or width, channels, groups or heads do not divide, or an input's shape does not fit.
+            InputError: if height or width, channels, groups or heads do not divide, or an input's shape does not fit.
         """
         self._check(x, timesteps, condition, context, context_mask)
         dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
@@ -213,36 +214,36 @@ class UNet(nn.Module):
     def _check(self, x, timesteps, condition, context, context_mask) -> None:
         """Refuses what the layers would fail on with less clear words."""
         if x.ndim != 4:
-            raise ValueError(f"the U-Net wants x [batch, height, width, channels], not shape {x.shape}.")
+            raise InputError(f"the U-Net wants x [batch, height, width, channels], not shape {x.shape}.")
         batch, height, width, _ = x.shape
         divisor = self.patch * 2 ** (len(self.channel_multipliers) - 1)
         if height % divisor or width % divisor:
-            raise ValueError(
+            raise InputError(
                 f"a picture of {height}x{width} does not divide by {divisor}, as the U-Net's "
                 f"{len(self.channel_multipliers)} levels and patches of {self.patch} need: pad or crop it."
             )
         if timesteps.shape != (batch,):
-            raise ValueError(f"the U-Net wants one timestep an example, shape ({batch},), not {timesteps.shape}.")
+            raise InputError(f"the U-Net wants one timestep an example, shape ({batch},), not {timesteps.shape}.")
         for level, multiplier in enumerate(self.channel_multipliers):
             channels = self.channels * multiplier
             if channels % self.groups:
-                raise ValueError(
+                raise InputError(
                     f"the U-Net's {channels} channels at level {level} do not divide into {self.groups} groups: "
                     "choose channels or groups anew."
                 )
             attends = self.attends(level) or (self.middle_attention and level == len(self.channel_multipliers) - 1)
             if attends and channels % self.head_channels:
-                raise ValueError(
+                raise InputError(
                     f"the U-Net's {channels} channels at level {level} do not divide into heads of "
                     f"{self.head_channels}: choose channels or head_channels anew."
                 )
         if condition is not None and condition.shape != (batch, 4 * self.channels):
-            raise ValueError(
+            raise InputError(
                 f"the U-Net's condition must be [batch, 4 * channels] = ({batch}, {4 * self.channels}), "
                 f"not {condition.shape}."
             )
         if context is not None and (context.ndim != 3 or context.shape[0] != batch):
-            raise ValueError(f"the U-Net's context must be [batch = {batch}, tokens, width], not {context.shape}.")
+            raise InputError(f"the U-Net's context must be [batch = {batch}, tokens, width], not {context.shape}.")
         if context_mask is not None and (context is None or context_mask.shape != context.shape[:2]):
             wanted = "a context to go with it" if context is None else f"shape {context.shape[:2]}"
-            raise ValueError(f"the U-Net's context_mask {context_mask.shape} needs {wanted}.")
+            raise InputError(f"the U-Net's context_mask {context_mask.shape} needs {wanted}.")

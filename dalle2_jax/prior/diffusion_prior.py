@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import timestep_embedding, unit_norm
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
@@ -79,7 +80,7 @@ class DiffusionPrior(nn.Module):
     def _statistic(self, name: str) -> jax.Array:
         values = jnp.asarray(getattr(self, f"embedding_{name}"), jnp.float32)
         if values.shape != (self.embedding_size,):
-            raise ValueError(
+            raise InputError(
                 f"the prior's embedding_{name} has {values.size} numbers for embeddings of size {self.embedding_size}"
             )
         return values[None]
@@ -113,7 +114,7 @@ class DiffusionPrior(nn.Module):
           float32 `[batch, embedding_size]`, in the scaled space.
 
         Raises:
-          ValueError: if a shape does not fit the fields, or `text` is tokens where states are due or the reverse.
+          InputError: if a shape does not fit the fields, or `text` is tokens where states are due or the reverse.
         """
         self._check(noised_image_embedding, text_embedding, text, text_mask, keep_text)
         batch, length = text.shape[:2]
@@ -179,22 +180,22 @@ class DiffusionPrior(nn.Module):
         image_size = self.embedding_size
         text_size = self.text_embedding_size or image_size
         if noised_image_embedding.shape[-1] != image_size:
-            raise ValueError(
+            raise InputError(
                 f"the prior works on image embeddings of size {image_size}, got {noised_image_embedding.shape[-1]}"
             )
         if text_embedding.shape[-1] != text_size:
-            raise ValueError(f"the prior needs text embeddings of size {text_size}, got {text_embedding.shape[-1]}")
+            raise InputError(f"the prior needs text embeddings of size {text_size}, got {text_embedding.shape[-1]}")
         if self.vocabulary_size is None and text.ndim != 3:
-            raise ValueError(
+            raise InputError(
                 f"a prior without vocabulary_size needs text states [batch, length, width], got {list(text.shape)}"
             )
         if self.vocabulary_size is not None and not (text.ndim == 2 and jnp.issubdtype(text.dtype, jnp.integer)):
-            raise ValueError(
+            raise InputError(
                 f"a prior with vocabulary_size needs int32 tokens [batch, length], got {text.dtype} {list(text.shape)}"
             )
         if text.shape[1] > self.context_length:
-            raise ValueError(f"captions of {text.shape[1]} tokens are longer than the context of {self.context_length}")
+            raise InputError(f"captions of {text.shape[1]} tokens are longer than the context of {self.context_length}")
         if text_mask.shape != text.shape[:2]:
-            raise ValueError(f"the text mask {list(text_mask.shape)} must be [batch, length] {list(text.shape[:2])}")
+            raise InputError(f"the text mask {list(text_mask.shape)} must be [batch, length] {list(text.shape[:2])}")
         if keep_text is not None and not self.learned_null:
-            raise ValueError("this prior has learned no null caption: give it the empty caption's text instead")
+            raise InputError("this prior has learned no null caption: give it the empty caption's text instead")

@@ -2,6 +2,7 @@
 
 import json
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer.clip import ClipTokenizer
 from dalle2_jax.tokenizer.glide import GlideTokenizer
 from dalle2_jax.tokenizer.own import END, PAD, START, Tokenizer
@@ -24,8 +25,8 @@ _KINDS = {None: Tokenizer, "clip": ClipTokenizer, "glide": GlideTokenizer}
 
 
 def tokenizer_from_json(text: str) -> AnyTokenizer:
-    """The tokenizer that a stage's folder records; ValueError for one of a later version."""
+    """The tokenizer that a stage's folder records; InputError for one of a later version."""
     kind = json.loads(text).get("kind")
     if kind not in _KINDS:
-        raise ValueError(f"the tokenizer is of the kind {kind!r}, which this version does not know; update dalle2_jax")
+        raise InputError(f"the tokenizer is of the kind {kind!r}, which this version does not know; update dalle2_jax")
     return _KINDS[kind].from_json(text)

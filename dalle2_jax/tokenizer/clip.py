@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer.rows import Published, byte_letters, check_text, optional, rows
 
 _VOCABULARY = 49_408
@@ -36,13 +37,13 @@ class ClipTokenizer(Published):
 
     def __post_init__(self):
         if self.cleaning not in ("ftfy", "nfc"):
-            raise ValueError(f"a tokenizer's cleaning is ftfy or nfc, not {self.cleaning!r}")
+            raise InputError(f"a tokenizer's cleaning is ftfy or nfc, not {self.cleaning!r}")
 
     @classmethod
     def read(cls, path: str | Path, context_length: int = 77, padding: int = 0) -> "ClipTokenizer":
         """From a folder with `vocab.json` and `merges.txt`, or `tokenizer.json`, or from OpenAI's packed file.
 
-        Raises ValueError where the files are missing or are not CLIP's.
+        Raises InputError where the files are missing or are not CLIP's.
         """
         path = Path(path)
         try:
@@ -62,12 +63,12 @@ class ClipTokenizer(Published):
                 letters = list(byte_letters().values())
                 vocabulary = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, merges), *_ENDS]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds no vocabulary of CLIP's ({error}); give a folder with vocab.json and merges.txt or with "
                 "tokenizer.json, or bpe_simple_vocab_16e6.txt.gz"
             ) from error
         if len(vocabulary) < 514 or any(len(merge) != 2 for merge in merges):
-            raise ValueError(f"the vocabulary in {path} is not CLIP's: {len(vocabulary)} tokens, {len(merges)} merges")
+            raise InputError(f"the vocabulary in {path} is not CLIP's: {len(vocabulary)} tokens, {len(merges)} merges")
         return cls(tuple(vocabulary), tuple(merges), context_length, padding)
 
     @functools.cached_property
@@ -105,7 +106,7 @@ class ClipTokenizer(Published):
         captions = [captions] if isinstance(captions, str) else list(captions)
         cleaned = [self._clean(caption) for caption in captions]
         if not all(cleaned):
-            raise ValueError("the prompt is empty; say what the picture should show")
+            raise InputError("the prompt is empty; say what the picture should show")
         return self._rows(cleaned, strict, warn)
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer.rows import Published, byte_letters, check_text, optional, rows
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -30,12 +31,12 @@ class GlideTokenizer(Published):
     def read(cls, folder: str | Path, context_length: int = 128) -> "GlideTokenizer":
         """From a folder with `encoder.json` and `vocab.bpe` (packed or not), or GPT-2's `vocab.json` and `merges.txt`.
 
-        Raises ValueError where the files are missing or are not GPT-2's.
+        Raises InputError where the files are missing or are not GPT-2's.
         """
         folder = Path(folder)
         found = next((names for names in _FILES if all((folder / name).is_file() for name in names)), None)
         if found is None:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds no vocabulary of GLIDE's; put glide-text2im's encoder.json.gz and vocab.bpe.gz there, "
                 "or GPT-2's vocab.json and merges.txt"
             )
@@ -45,9 +46,9 @@ class GlideTokenizer(Published):
             vocabulary = sorted(numbers, key=numbers.get)
             pairs = [tuple(line.split()) for line in merges.split("\n")[1:] if line.strip()]
         except (OSError, ValueError, TypeError, AttributeError, EOFError) as error:
-            raise ValueError(f"the vocabulary in {folder} is damaged ({error}); fetch it again") from error
+            raise InputError(f"the vocabulary in {folder} is damaged ({error}); fetch it again") from error
         if len(vocabulary) < 257 or any(len(pair) != 2 for pair in pairs):
-            raise ValueError(f"the vocabulary in {folder} is not GPT-2's: {len(vocabulary)} tokens")
+            raise InputError(f"the vocabulary in {folder} is not GPT-2's: {len(vocabulary)} tokens")
         return cls(tuple(vocabulary), tuple(pairs), context_length)
 
     @functools.cached_property
@@ -70,7 +71,7 @@ class GlideTokenizer(Published):
         captions = [captions] if isinstance(captions, str) else list(captions)
         lowered = [check_text(caption).lower() for caption in captions]
         if not all(caption.strip() for caption in lowered):
-            raise ValueError("the prompt is empty; say what the picture should show")
+            raise InputError("the prompt is empty; say what the picture should show")
         return rows(lowered, self._found(lowered), self.context_length, self.vocabulary_size - 1, (), strict, warn)
 
     def decode(self, tokens: np.ndarray) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer.rows import check_text, rows
 
 PAD, START, END = 0, 1, 2
@@ -36,7 +37,7 @@ class Tokenizer:
 
     def __post_init__(self):
         if self.context_length < 3:
-            raise ValueError(
+            raise InputError(
                 f"a context length of {self.context_length} has no room for text between the start and end tokens; "
                 "use 3 or more"
             )
@@ -46,7 +47,7 @@ class Tokenizer:
         """Learns up to `vocabulary_size` tokens, the three special ones and the 256 bytes included.
 
         Fewer come out where the captions give no more. The order of the captions does not matter.
-        Raises ValueError for a vocabulary too small for the bytes.
+        Raises InputError for a vocabulary too small for the bytes.
         """
         from tokenizers import Tokenizer as Backend
         from tokenizers import models, pre_tokenizers, trainers
@@ -54,7 +55,7 @@ class Tokenizer:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         least = len(alphabet) + _SPECIAL
         if vocabulary_size < least:
-            raise ValueError(
+            raise InputError(
                 f"a vocabulary of {vocabulary_size} is too small; all bytes and special tokens take {least}"
             )
         backend = Backend(models.BPE())
@@ -96,12 +97,12 @@ class Tokenizer:
 
         The mask is True from the start token through the end token. A caption that is too long is cut, keeps its end
         token, and a UserWarning names the words that were cut (unless `warn` is False); with `strict` that is a
-        ValueError. An empty caption is one too.
+        InputError. An empty caption is one too.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         cleaned = [_clean(caption) for caption in captions]
         if not all(cleaned):
-            raise ValueError("the prompt is empty; say what the picture should show")
+            raise InputError("the prompt is empty; say what the picture should show")
         found = []
         for encoding in self._backend.encode_batch(cleaned):
             found.append(([i + _SPECIAL for i in encoding.ids], [start for start, _ in encoding.offsets]))

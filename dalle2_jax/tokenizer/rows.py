@@ -8,23 +8,25 @@ from types import ModuleType
 
 import numpy as np
 
+from dalle2_jax.errors import CaptionTruncated, InputError
+
 
 def check_text(caption: str) -> str:
-    """The caption; ValueError where it holds what is no Unicode text, such as bytes of another encoding."""
+    """The caption; InputError where it holds what is no Unicode text, such as bytes of another encoding."""
     try:
         caption.encode()
     except UnicodeEncodeError:
         shown = caption.encode(errors="backslashreplace").decode()
-        raise ValueError(f"the prompt is not valid Unicode text: {shown!r}; write it in UTF-8") from None
+        raise InputError(f"the prompt is not valid Unicode text: {shown!r}; write it in UTF-8") from None
     return caption
 
 
 def optional(name: str) -> ModuleType:
-    """A library that only public weights' tokenizers need; ValueError where it is not installed."""
+    """A library that only public weights' tokenizers need; InputError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ValueError(f"this run's tokenizer needs {name}; pip install {name}, or 'dalle2-jax[weights]'") from error
+        raise InputError(f"this run's tokenizer needs {name}; pip install {name}, or 'dalle2-jax[weights]'") from error
 
 
 class Published:
@@ -79,8 +81,8 @@ def rows(
     """Tokens int32 [batch, context_length] and their mask, of captions' ids and where each begins in its caption.
 
     ends: the tokens before and after a caption; () where there are none. A caption that is too long is cut, keeps its
-    end token, and a UserWarning names the words that were cut (unless `warn` is False); with `strict` that is a
-    ValueError.
+    end token, and a CaptionTruncated warning names the words that were cut (unless `warn` is False); with `strict` that
+    is an InputError.
     """
     before, after = ends[:1], ends[1:]
     tokens = np.full((len(cleaned), context_length), padding, np.int32)
@@ -93,9 +95,9 @@ def rows(
             cut = caption[begin:].strip()
             text = f"the prompt is longer than {context_length} tokens; this part is cut: {cut!r}"
             if strict:
-                raise ValueError(text)
+                raise InputError(text)
             if warn:
-                warnings.warn(text, stacklevel=3)
+                warnings.warn(text, CaptionTruncated, stacklevel=3)
             ids = ids[:room]
         filled = [*before, *ids, *after]
         tokens[row, : len(filled)] = filled

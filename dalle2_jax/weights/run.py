@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax._version import __version__
-from dalle2_jax.checkpoint import CheckpointWriter, write_stage
+from dalle2_jax.checkpoint import CheckpointWriter, StageRecord, write_record
 from dalle2_jax.checkpoint.stage import stage_version
 from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.weights.table import Table
@@ -152,20 +152,19 @@ def write_run(
             with CheckpointWriter(directory, write_bytes=_written_at_once(params)) as writer:
                 writer.save(0, {"ema": params})
             del params
-            info = {
-                "stage": conversion.name,
-                "kind": conversion.kind,
-                "module": with_dtype(conversion.module, dtype),
+            record = StageRecord(
+                stage=conversion.name,
+                kind=conversion.kind,
+                module=with_dtype(conversion.module, dtype),
                 **conversion.info,
-                "built_on": {kind: versions[kind] for kind in conversion.needs if kind in versions},
-                "source": source,
-                "versions": {"dalle2-jax": __version__},
-                "finished": True,
-                "parameters": count(shape),
-                "step": 0,
-                "steps": 0,
-            }
-            write_stage(directory, info)
+                built_on={kind: versions[kind] for kind in conversion.needs if kind in versions},
+                source=source,
+                versions={"dalle2-jax": __version__},
+                finished=True,
+                parameters=count(shape),
+                steps=0,
+            )
+            write_record(directory, record)
             versions.setdefault(conversion.kind, stage_version(directory, 0))
             for line in conversion.told():
                 say(line)

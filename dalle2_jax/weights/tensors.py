@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from dalle2_jax.errors import InputError
+
 PICKLES = (".pt", ".pth", ".th", ".ckpt", ".bin")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """Weights that are not what they should be; its message says which file, which tensor, and what to do."""
 
 

@@ -69,7 +69,9 @@ def recipe_and_frozen() -> tuple[DecoderRecipe, dict]:
     )
     projection = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, Projection.embedding_size))
     params = {"projection": projection.astype(np.float32)}
-    return recipe.attach({"clip": SimpleNamespace(module=Projection(), params=params, info={})})
+    return recipe.attach(
+        {"clip": SimpleNamespace(module=Projection(), params=params, record=SimpleNamespace(tokenizer=None))}
+    )
 
 
 def test_overfitting_eight_captioned_pictures():

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from dalle2_jax.checkpoint import LoadedStage, to_json
+from dalle2_jax.checkpoint import LoadedStage, StageRecord
 from dalle2_jax.clip import CLIP
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.tokenizer import ClipTokenizer
@@ -146,8 +146,8 @@ def text_stage(reference: dict) -> Conversion:
 def loaded(conversion: Conversion) -> LoadedStage:
     """As from a run, but without the disk."""
     params = jax.device_put(conversion.table.convert(conversion.tensors, conversion.shapes))
-    info = to_json({**conversion.info, "image_size": conversion.info.get("image_size")})
-    return LoadedStage(conversion.name, conversion.kind, conversion.module, params, info)
+    module, names = conversion.module, {"stage": conversion.name, "kind": conversion.kind}
+    return LoadedStage(module, params, StageRecord(**names, module=module, **conversion.info))
 
 
 def published(conversion: Conversion) -> None:

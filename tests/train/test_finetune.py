@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dalle2_jax.checkpoint import load_params, load_stage, read_stage
+from dalle2_jax.checkpoint import load_params, load_stage, read_record
 from dalle2_jax.layers.transformer import stacked
 from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer
 from tests import cascade
@@ -19,7 +19,7 @@ from train.finetune import inherited_tokenizer, initial_parameters
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny) -> Tokenizer:
-    return Tokenizer.from_json(read_stage(tiny.run_dir / "clip")["tokenizer"])
+    return Tokenizer.from_json(read_record(tiny.run_dir / "clip").tokenizer)
 
 
 def started(tiny, name, **changes):
@@ -36,9 +36,9 @@ def test_a_stage_starts_from_the_average_of_another(tiny, tmp_path):
     theirs = load_params(tiny.run_dir / "clip", ema=True)
     for ema in (True, False):
         chex.assert_trees_all_close(load_params(tmp_path / "run" / "clip", ema=ema), theirs, atol=1e-6)
-    info = read_stage(tmp_path / "run" / "clip")
-    assert info["init_from"] == str(tiny.run_dir / "clip")
-    assert info["tokenizer"] == read_stage(tiny.run_dir / "clip")["tokenizer"]
+    info = read_record(tmp_path / "run" / "clip")
+    assert info.init_from == str(tiny.run_dir / "clip")
+    assert info.tokenizer == read_record(tiny.run_dir / "clip").tokenizer
     said = "\n".join(log)
     assert f"the tokenizer is that of {tiny.run_dir / 'clip'}" in said
     assert f"clip starts from {tiny.run_dir / 'clip'} (step 4); optimizer and average start afresh" in said

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from dalle2_jax import DALLE2
-from dalle2_jax.checkpoint import checkpoint_steps, load_stage, read_stage
+from dalle2_jax.checkpoint import checkpoint_steps, load_stage, read_record
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from train import __main__ as command
@@ -48,9 +48,9 @@ def test_a_run_is_whole_after_one_of_its_stages_is_trained(tiny, system, tmp_pat
         assert checkpoint_steps(run / name) == [4], "the newest checkpoint alone"
         for file in files(run / name):
             assert os.path.samefile(run / name / file, tiny.run_dir / name / file)
-    info = read_stage(run / "decoder")
-    assert info["built_on"] == {"clip": before["clip"]}
-    assert info["tokenizer"] == read_stage(tiny.run_dir / "clip")["tokenizer"]
+    info = read_record(run / "decoder")
+    assert info.built_on == {"clip": before["clip"]}
+    assert info.tokenizer == read_record(tiny.run_dir / "clip").tokenizer
     assert DALLE2.load(run).image_size == 16
 
     # What is trained takes the given one's place, and nothing else does.

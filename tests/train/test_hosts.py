@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle2_jax.checkpoint import checkpoint_steps, read_stage
+from dalle2_jax.checkpoint import checkpoint_steps, read_record
 from dalle2_jax.sharding import batch_sharding, make_mesh, own_rows, place_rows
 from tests.train.hosts import Process, do, start, train
 from train import hosts
@@ -57,7 +57,7 @@ def test_two_processes_learn_what_one_does_and_share_its_checkpoints(place):
     assert min(expected) < 0.5 * max(expected)
     for run in jobs:
         assert_close(losses(place, run), expected, 20)
-        assert read_stage(place / "runs" / run / "toy")["finished"]
+        assert read_record(place / "runs" / run / "toy").finished
     assert_close(losses(place, "two", kind="validation"), losses(place, "one", kind="validation"), 2)
     sheets = [
         np.asarray(Image.open(place / "runs" / run / "toy" / "samples" / "step_20.png")) for run in ("one", "two")

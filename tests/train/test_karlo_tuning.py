@@ -11,7 +11,7 @@ import pytest
 
 from configs import karlo
 from dalle2_jax import DALLE2
-from dalle2_jax.checkpoint import load_params, load_stage, read_stage, rebuild, write_stage
+from dalle2_jax.checkpoint import load_params, load_stage, read_record, rebuild, write_record
 from dalle2_jax.data import open_source
 from dalle2_jax.sharding import make_mesh
 from dalle2_jax.tokenizer import ClipTokenizer, tokenizer_from_json
@@ -74,8 +74,8 @@ def attached(system, place, name):
 
 def test_the_config_is_that_of_the_run(place, system):
     for name in TUNED:
-        info, recipe = read_stage(place / "karlo" / name), system.stages[name]
-        assert recipe.module == rebuild(info["module"]) and recipe.process == rebuild(info["process"])
+        info, recipe = read_record(place / "karlo" / name), system.stages[name]
+        assert recipe.module == rebuild(info.module) and recipe.process == rebuild(info.process)
         assert recipe.init_from == str(place / "karlo" / name)
     assert system.stages["prior"].process.clip == 5 and not system.stages["prior"].module.learned_null
     assert not system.stages["decoder"].module.learned_null_text
@@ -96,10 +96,10 @@ def test_a_tuned_run_draws_pictures(place, system, tuned):
     assert {name for name in theirs if theirs[name] != between[name]} == {"decoder"}
     assert {name for name in theirs if theirs[name] != versions[name]} == set(TUNED)
     for name in TUNED:
-        info = read_stage(run / name)
-        assert info["built_on"] == {"clip": theirs["clip"]} and info["finished"] and info["step"] == 2
-        assert info["tokenizer"] == read_stage(place / "karlo" / "clip")["tokenizer"]
-        assert info["source"] == read_stage(place / "karlo" / name)["source"]  # the licence goes along
+        info = read_record(run / name)
+        assert info.built_on == {"clip": theirs["clip"]} and info.finished and info.step == 2
+        assert info.tokenizer == read_record(place / "karlo" / "clip").tokenizer
+        assert info.source == read_record(place / "karlo" / name).source  # the licence goes along
         lines = [json.loads(line) for line in (run / name / "metrics.jsonl").read_text().splitlines()]
         assert [line["kind"] for line in lines] == ["train", "train", "validation"]
         assert all(np.isfinite(line["loss"]) for line in lines)
@@ -114,7 +114,7 @@ def test_a_tuned_run_draws_pictures(place, system, tuned):
 @pytest.mark.parametrize("name", TUNED)
 def test_what_is_trained_starts_from_the_public_weights(place, system, name):
     recipe, _ = attached(system, place, name)
-    tokenizer = tokenizer_from_json(read_stage(place / "karlo" / "clip")["tokenizer"])
+    tokenizer = tokenizer_from_json(read_record(place / "karlo" / "clip").tokenizer)
     initial = initial_parameters(name, recipe, tokenizer, lambda line: None)
     state = create_state(recipe, abstract_state(recipe, make_mesh(devices=jax.devices()[:1])), initial)
     theirs = load_params(place / "karlo" / name)
@@ -129,7 +129,7 @@ def test_bfloat16_weights_are_trained_in_float32(tmp_path, place):
     recipe, _ = system.stages["prior"].attach({"clip": load_stage(run / "clip")})
     theirs = load_params(run / "prior")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(theirs)} == {"bfloat16"}
-    tokenizer = tokenizer_from_json(read_stage(run / "clip")["tokenizer"])
+    tokenizer = tokenizer_from_json(read_record(run / "clip").tokenizer)
     initial = initial_parameters("prior", recipe, tokenizer, lambda line: None)
     state = create_state(recipe, abstract_state(recipe, make_mesh(devices=jax.devices()[:1])), initial)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state["params"])} == {"float32"}
@@ -143,7 +143,7 @@ def test_a_dropped_caption_is_the_empty_one(place, system, name):
     """The loss of dropped captions is that of empty ones, whatever they said."""
     recipe, frozen = attached(system, place, name)
     params = load_params(place / "karlo" / name)
-    tokenizer = tokenizer_from_json(read_stage(place / "karlo" / "clip")["tokenizer"])
+    tokenizer = tokenizer_from_json(read_record(place / "karlo" / "clip").tokenizer)
     pictures = open_source(system.data, "train").pictures([0, 1])
     cats, said = (np.asarray(x) for x in tokenizer.encode(["a cat", "red"]))
     nothing, unsaid = (np.repeat(np.asarray(x), 2, axis=0) for x in tokenizer.empty())
@@ -176,14 +176,14 @@ def test_the_command(place, system, monkeypatch, capsys):
 def test_refusals(place, tmp_path):
     with pytest.raises(ValueError, match="nowhere is no whole run of Karlo: .*/clip is not a stage's folder"):
         karlo.system(False, str(tmp_path / "nowhere"), "pictures")
-    records = {name: read_stage(place / "karlo" / name) for name in karlo.STAGES}
+    records = {name: read_record(place / "karlo" / name) for name in karlo.STAGES}
     for name in ("clip", "prior", "decoder"):
-        write_stage(tmp_path / "run" / name, records[name])
+        write_record(tmp_path / "run" / name, records[name])
     with pytest.raises(ValueError, match="/upsampler is not a stage's folder.*; make one with: dalle2 convert karlo"):
         karlo.system(False, str(tmp_path / "run"), "pictures")
-    write_stage(tmp_path / "run" / "upsampler", records["upsampler"])
+    write_record(tmp_path / "run" / "upsampler", records["upsampler"])
     karlo.system(False, str(tmp_path / "run"), "pictures")
-    module = rebuild(records["clip"]["module"]).clone(vision=None)
-    write_stage(tmp_path / "run" / "clip", {**records["clip"], "module": module})
+    module = records["clip"].rebuilt("module").clone(vision=None)
+    write_record(tmp_path / "run" / "clip", dataclasses.replace(records["clip"], module=module))
     with pytest.raises(ValueError, match="no picture encoder, .*; convert again with --clip openai/clip-vit-large"):
         karlo.system(False, str(tmp_path / "run"), "pictures")

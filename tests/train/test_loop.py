@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from dalle2_jax.checkpoint import CheckpointError, checkpoint_steps, load_params, read_stage
+from dalle2_jax.checkpoint import CheckpointError, checkpoint_steps, load_params, read_record
 from dalle2_jax.sharding import make_mesh
 from tests.train.toy import SIZE, ToyBatches, ToyNet, toy_recipe
 from train import loop
@@ -68,12 +68,10 @@ def test_loss_falls_and_every_step_is_recorded(alone):
 
 
 def test_the_stage_file(alone):
-    info = read_stage(alone)
-    assert (info["stage"], info["kind"], info["finished"], info["step"]) == ("toy", "toy", True, 12)
-    assert (
-        info["module"]["fields"] == {"width": 16, "features": 48} and info["parameters"] == 48 * 16 + 16 + 16 * 48 + 48
-    )
-    assert info["optimizer"]["learning_rate"] == 1e-2 and info["seconds"] > 0
+    info = read_record(alone)
+    assert (info.stage, info.kind, info.finished, info.step) == ("toy", "toy", True, 12)
+    assert info.module["fields"] == {"width": 16, "features": 48} and info.parameters == 48 * 16 + 16 + 16 * 48 + 48
+    assert info.optimizer["learning_rate"] == 1e-2 and info.seconds > 0
 
 
 def test_progress_line(tmp_path):
@@ -159,7 +157,7 @@ def test_too_few_steps_for_a_profile(tmp_path):
 def test_finished_stays_finished(alone):
     before = {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
     result, lines = train(alone)
-    assert result.finished and result.step == 12 and result.seconds == read_stage(alone)["seconds"]
+    assert result.finished and result.step == 12 and result.seconds == read_record(alone).seconds
     assert lines == [f"toy is finished: 12 steps in {duration(result.seconds)}"]
     assert before == {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file()}
 
@@ -169,7 +167,7 @@ def test_stopped_and_resumed_is_bit_equal(alone, tmp_path, stop_at):
     result, lines = train(tmp_path, stop_at=stop_at)
     assert (result.step, result.finished, result.signal) == (stop_at, False, signal.SIGTERM)
     assert f"saved at step {stop_at} of 12" in lines[-1] and "goes on" in lines[-1]
-    assert read_stage(tmp_path)["finished"] is False
+    assert read_record(tmp_path).finished is False
     result, lines = train(tmp_path)
     assert result.finished and f"toy goes on from step {stop_at}" in lines
     assert_same_ending(alone, tmp_path)
@@ -207,10 +205,10 @@ def test_seconds_add_up(tmp_path, monkeypatch):
         now[0] += 1.0
 
     train(tmp_path, toy_recipe(steps=4), stop_at=2, log=tick)
-    first = read_stage(tmp_path)["seconds"]
+    first = read_record(tmp_path).seconds
     now[0] += 1000.0
     result, _ = train(tmp_path, toy_recipe(steps=4), log=tick)
-    assert 1 <= first < result.seconds < 20 and read_stage(tmp_path)["seconds"] == result.seconds
+    assert 1 <= first < result.seconds < 20 and read_record(tmp_path).seconds == result.seconds
 
 
 def test_signals_save_and_stop(tmp_path):
@@ -234,7 +232,7 @@ def test_a_signal_at_the_last_step_is_not_lost(tmp_path):
 
     result, _ = train(tmp_path, log=interrupt)
     assert (result.step, result.finished, result.signal) == (12, True, signal.SIGTERM)
-    assert read_stage(tmp_path)["finished"]
+    assert read_record(tmp_path).finished
 
 
 @pytest.mark.parametrize("stop_at", [2, 4])
@@ -320,7 +318,7 @@ def test_the_folder_of_another_stage_is_refused(tmp_path, recipe, info, sentence
     train(tmp_path, info=first, stop_at=2)
     with pytest.raises(ValueError, match=sentence):
         train(tmp_path, recipe, info={**first, **info})
-    assert read_stage(tmp_path)["module"]["fields"]["width"] == 16 and checkpoint_steps(tmp_path) == [2]
+    assert read_record(tmp_path).module["fields"]["width"] == 16 and checkpoint_steps(tmp_path) == [2]
 
 
 def test_other_rates_are_allowed_and_logged(tmp_path):

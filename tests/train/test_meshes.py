@@ -12,6 +12,7 @@ from dalle2_jax.checkpoint import CheckpointWriter, LoadedStage, restore_latest
 from dalle2_jax.sharding import batch_sharding, make_mesh, partition
 from tests.cascade import tiny_system
 from train.cascade import abstract_batch
+from train.resume import stage_record
 from train.state import abstract_state, create_state, make_step
 
 STEPS, BATCH, BOUND = 20, 16, 1e-5
@@ -43,7 +44,7 @@ class Trained:
             if name == stage:
                 break
             params = jax.jit(self.recipe.init)(jax.random.key(5))
-            planned[self.recipe.kind] = LoadedStage(name, recipe.kind, recipe.module, params, recipe.describe())
+            planned[self.recipe.kind] = LoadedStage(recipe.module, params, stage_record(recipe, name))
         self.frozen, self.places = {}, {}
         for name in MESHES:
             mesh = mesh_of(name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle2_jax.checkpoint import checkpoint_steps, load_params, read_stage
+from dalle2_jax.checkpoint import checkpoint_steps, load_params, read_record
 from tests.train import processes
 from tests.train.processes import finish, wait_for
 
@@ -64,7 +64,7 @@ def test_killed_and_stopped_runs_go_on_bit_equal(place):
     wait_for(killed, "toy 34/100 ")
     killed.kill()
     assert finish(killed)[0] == -signal.SIGKILL
-    assert checkpoint_steps(runs / "killed" / "toy") and not read_stage(runs / "killed" / "toy")["finished"]
+    assert checkpoint_steps(runs / "killed" / "toy") and not read_record(runs / "killed" / "toy").finished
     again = start(place, "killed", steps)
     code, output = finish(again)
     assert code == 0 and "toy goes on from step" in output

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_stage
+from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_record
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from tests.train import processes
@@ -44,8 +44,8 @@ def assert_same_ending(a: Path, b: Path) -> None:
 
 def test_every_stage_is_trained_and_recorded(tiny):
     for name in STAGES:
-        folder, info = tiny.run_dir / name, read_stage(tiny.run_dir / name)
-        assert (info["kind"], info["finished"], info["step"]) == (name, True, cascade.STEPS)
+        folder, info = tiny.run_dir / name, read_record(tiny.run_dir / name)
+        assert (info.kind, info.finished, info.step) == (name, True, cascade.STEPS)
         assert checkpoint_steps(folder) == [2, 4]
         found = records(folder)
         assert [(r["kind"], r["step"]) for r in found] == [
@@ -58,11 +58,11 @@ def test_every_stage_is_trained_and_recorded(tiny):
         assert (folder / "samples" / "step_4.png").is_file() == (name in ("decoder", "upsampler"))
         recipe = tiny.system.stages[name]
         assert load_stage(folder).module == recipe.module
-        error = read_stage(folder)["measured"].get("x0_error")
+        error = read_record(folder).measured.get("x0_error")
         assert (error is None) == (name == "clip")
         # The network has hardly learned: where all is noise it knows nothing of a picture, where there is none a lot.
         assert error is None or (len(error) == 20 and np.isfinite(error).all() and min(error) >= 0)
-    assert {name: set(read_stage(tiny.run_dir / name)["built_on"]) for name in STAGES} == {
+    assert {name: set(read_record(tiny.run_dir / name).built_on) for name in STAGES} == {
         name: set(needs) for name, needs in NEEDS.items()
     }
 
@@ -109,8 +109,8 @@ def test_clip_is_not_part_of_what_is_built_on_it(tiny, name):
     assert own == saved and set(frozen) == {"clip"}
     parts = {path.name for path in (tiny.run_dir / name / "checkpoints" / "4").iterdir() if path.is_dir()}
     assert parts == {"params", "ema", "optimizer", "progress"}
-    assert read_stage(tiny.run_dir / name)["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    assert "clip" not in read_stage(tiny.run_dir / name)["module"]["fields"]
+    assert read_record(tiny.run_dir / name).parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert "clip" not in read_record(tiny.run_dir / name).module["fields"]
 
 
 class Clip:
@@ -272,7 +272,7 @@ def test_what_is_drawn_by_losses_from_degraded_pictures_goes_on_bit_equal(tiny, 
     parts, _ = cascade.train(system, tmp_path / "parts", ["upsampler"])
     assert whole.finished and parts.finished
     assert_same_ending(tmp_path / "whole" / "upsampler", tmp_path / "parts" / "upsampler")
-    assert read_stage(tmp_path / "whole" / "upsampler")["training"]["degradation"] == "bsr"
+    assert read_record(tmp_path / "whole" / "upsampler").training["degradation"] == "bsr"
 
 
 def test_a_new_sampling_of_a_finished_stage_is_recorded(tiny, tmp_path):
@@ -281,9 +281,9 @@ def test_a_new_sampling_of_a_finished_stage_is_recorded(tiny, tmp_path):
     decoder = tiny.system.stages["decoder"]
     changed = dataclasses.replace(decoder, sampling=dataclasses.replace(decoder.sampling, guidance_scale=7.0))
     result, _ = cascade.train(tiny.system.with_stage("decoder", changed), tmp_path, ["decoder"])
-    assert result.finished and load_stage(tmp_path / "decoder").part("sampling").guidance_scale == 7.0
-    before, after = read_stage(tiny.run_dir / "decoder"), read_stage(tmp_path / "decoder")
-    assert {**before, "sampling": after["sampling"]} == after
+    assert result.finished and load_stage(tmp_path / "decoder").record.rebuilt("sampling").guidance_scale == 7.0
+    before, after = read_record(tiny.run_dir / "decoder"), read_record(tmp_path / "decoder")
+    assert dataclasses.replace(before, sampling=after.sampling) == after
 
 
 def test_noise_on_the_embedding_keeps_its_norm(tiny):
@@ -436,7 +436,7 @@ def test_all_stages_killed_at_five_random_points(tmp_path):
         time.sleep(rng.uniform(0.0, 0.1))
         process.kill()
         assert finish(process)[0] == -signal.SIGKILL
-        assert not read_stage(tmp_path / "runs" / "hunted" / name)["finished"]
+        assert not read_record(tmp_path / "runs" / "hunted" / name).finished
     process = start(tmp_path, "hunted", steps, slow_saves=1.0)
     wait_for(process, "saving")
     process.kill()

@@ -74,7 +74,7 @@ def test_clip(sources, photo, tmp_path, capsys, source):
     assert "CLIP: " in told and "parameters" in told and "licence of the weights: MIT" in told
     model = DALLE2.load(run)
     assert np.linalg.norm(np.asarray(model.encode_text(["a b"])[0])) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(ValueError, match="this run has no decoder, which draws pictures; its stages are: clip"):
+    with pytest.raises(ValueError, match="this run has no decoder, which samples images; its stages are: clip"):
         model.generate(KEY, ["a b"])
     # On the command line.
     assert main(["clip", "score", str(run), str(photo), "--caption", "a b", "--caption", "b c"]) == 0
@@ -113,7 +113,7 @@ def test_classifying_is_a_softmax_over_mean_embeddings(sources, tmp_path):
 
 def test_karlo_draws_and_varies(karlo_run, photo, tmp_path, capsys):
     model = DALLE2.load(karlo_run)
-    assert model.prior.part("process").clip == 5.0 and model.part("sampling").guidance_scale == 4.0
+    assert model.prior.record.rebuilt("process").clip == 5.0 and model.recorded("sampling").guidance_scale == 4.0
     pictures = model.generate(KEY, ["a b"], **quick(model))
     assert pictures.shape == (1, 32, 32, 3) and pictures.std() > 0
     few = ["--steps", "2", "--steps", "upsampler=2", "--out", str(tmp_path / "out")]
@@ -132,7 +132,7 @@ def test_the_variation_pipeline_has_no_prior(sources, photo, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["convert", "karlo", str(sources["variation"]), str(run)]) == 0
     assert main(["generate", str(run), "a b", "--out", str(tmp_path / "out")]) == 2
-    assert "this run has no prior, which draws image embeddings of captions" in capsys.readouterr().err
+    assert "this run has no prior, which samples image embeddings of captions" in capsys.readouterr().err
     few = ["--steps", "2", "--steps", "upsampler=2", "--out", str(tmp_path / "x.png")]
     assert main(["vary", str(run), str(photo), *few]) == 0
 
@@ -164,7 +164,9 @@ def test_karlo_as_published(sources, tmp_path, monkeypatch, capsys):
     for published in ("1,022,028,544", "885,439,686", "7,878,400", "691,579,523"):
         assert f"(published: {published})" in told
     model = DALLE2.load(tmp_path / "run")
-    assert model.prior.part("process").clip == 10.0 and model.prior.module.embedding_mean[0] == np.float32(0.1)
+    assert model.prior.record.rebuilt("process").clip == 10.0 and model.prior.module.embedding_mean[0] == np.float32(
+        0.1
+    )
     assert model.generate(KEY, ["a b"], **quick(model)).shape == (1, 32, 32, 3)
     (folder / "ViT-L-14_stats.safetensors").unlink()
     assert main(["convert", "karlo", str(folder), str(tmp_path / "again"), "--clip", str(sources["clip"])]) == 2

@@ -229,7 +229,7 @@ def test_a_table_that_forgets_or_repeats_is_our_own_mistake():
 def test_what_stops_half_way_leaves_nothing(whole, tmp_path, monkeypatch):
     from dalle2_jax.weights import clip, run
 
-    monkeypatch.setattr(run, "write_stage", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(run, "write_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run.write_run(tmp_path / "run", clip.conversions(whole), {"licence": ""}, say=lambda line: None)
     assert list(tmp_path.iterdir()) == []

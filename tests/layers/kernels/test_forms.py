@@ -51,9 +51,9 @@ def test_a_unet_with_masked_context():
     module = UNet(
         image_size=8,
         channels=8,
-        channel_multipliers=(1, 2),
+        channel_multipliers=(1,),
         depth=1,
-        attention_resolutions=(4,),
+        attention_resolutions=(8,),
         head_channels=8,
         groups=4,
     )
