@@ -22,9 +22,10 @@ import numpy as np
 import optax
 
 from benchmarks.worker import Report, ordered_case, peak_memory, start
-from dalle2_jax import stages
+from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.checkpoint import LoadedStage, StageRecord
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
-from dalle2_jax.decoder import Caption, Decoder, Upsampler
+from dalle2_jax.decoder import Decoder, Upsampler, caption_for
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.pictures import to_uint8
@@ -32,6 +33,7 @@ from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, replicate
+from dalle2_jax.unclip.sample import decode, sample_image_embeddings, upsample
 from train.backend import setup
 from train.clip import ClipRecipe
 from train.compiler import compiler_options
@@ -50,16 +52,20 @@ LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2
 class EmbeddedPrior(PriorRecipe):
     """Reads CLIP's embeddings from the batch."""
 
-    def _condition(self, batch, frozen):
-        text = {"text_embedding": batch["text_embedding"], "text": batch["states"], "text_mask": batch["mask"]}
-        return batch["image_embedding"], text
+    def _conditions(self, batch, frozen):
+        return batch["image_embedding"], captions_of(batch)
 
 
 class EmbeddedDecoder(DecoderRecipe):
     """Reads CLIP's embeddings from the batch."""
 
     def _conditions(self, batch, frozen, keep_text):
-        return batch["image_embedding"], Caption(batch["states"], batch["mask"], keep_text, batch["text_embedding"])
+        return batch["image_embedding"], caption_for(self.module, captions_of(batch), keep_text)
+
+
+def captions_of(batch: Any) -> EncodedCaptions:
+    """The batch's own captions; nobody reads the tokens."""
+    return EncodedCaptions(batch["mask"], batch["mask"], batch["text_embedding"], batch["states"])
 
 
 def clip_sizes(case: Case) -> CLIP:
@@ -301,42 +307,20 @@ def measure_generate(case: Case, report: Report) -> None:
     text_embedding = jnp.asarray(rng.standard_normal((count, embedding), dtype=np.float32))
     states = jnp.asarray(rng.standard_normal((count, length, embedding), dtype=np.float32))
     mask, keys = jnp.ones((count, length), bool), jax.random.split(jax.random.key(1), count)
-    caption = Caption(states, mask, jnp.ones(count, bool), text_embedding)
+    captions = EncodedCaptions(mask, mask, text_embedding, states)
+    processes = {"prior": prior, "decoder": decoder, "upsampler": upsampler}
+    size = case["upsampler"]["size"]
+    loaded = {}
+    for (name, module), sampling in zip(modules.items(), samplings, strict=True):
+        settings = {"process": processes[name], "sampling": sampling, "image_size": size}
+        record = StageRecord(stage=name, kind=name, module=module, **settings)
+        loaded[name] = LoadedStage(module, params[name], record)
 
     def generate() -> None:
-        image_embedding = stages.draw_embeddings(
-            keys,
-            params["prior"],
-            text_embedding,
-            states,
-            mask,
-            None,
-            module=modules["prior"],
-            process=prior,
-            sampling=samplings[0],
-        )
-        pictures = stages.decode(
-            keys,
-            params["decoder"],
-            image_embedding,
-            caption,
-            None,
-            module=modules["decoder"],
-            process=decoder,
-            sampling=samplings[1],
-        )
-        pictures = stages.upsample(
-            keys,
-            params["upsampler"],
-            pictures,
-            None,
-            module=modules["upsampler"],
-            process=upsampler,
-            sampling=samplings[2],
-            size=case["upsampler"]["size"],
-            tile=None,
-        )
-        np.asarray(to_uint8(pictures))
+        image_embedding = sample_image_embeddings(loaded["prior"], captions, keys)()
+        images = decode(loaded["decoder"], captions, keys, image_embedding)()
+        images = upsample(loaded["upsampler"], keys, images)()
+        np.asarray(to_uint8(images))
 
     report.add(parameters=size_of(params), devices=1)
     report.measure("generate", generate)

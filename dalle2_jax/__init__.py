@@ -5,8 +5,12 @@ the assembled system; the parts are `dalle2_jax.clip`, `.prior`, `.decoder` and 
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from dalle2_jax._version import __version__
+
+if TYPE_CHECKING:
+    from dalle2_jax.unclip import DALLE2
 
 _LAZY = {"DALLE2": "dalle2_jax.unclip"}
 

@@ -42,7 +42,7 @@ examples = evaluation_examples(data, data.test_split, 6)
 captions = examples.captions
 key = jax.random.key(0)
 drawn = model.generate(key, captions, return_stages=True)
-caption_grid([examples.pictures, drawn.decoded, drawn.pictures], captions, labels=("real", "decoder", "final"))
+caption_grid([examples.pictures, drawn.decoded, drawn.images], captions, labels=("real", "decoder", "final"))
 
 # %% [markdown]
 # ## The caption, and its neighbours
@@ -64,7 +64,7 @@ for row, caption in zip(text @ real.T, captions, strict=True):
 # caption's own does, and different keys should give different ones.
 
 # %%
-again = np.asarray(model.draw_embeddings(jax.random.key(1), captions))
+again = np.asarray(model.sample_prior(jax.random.key(1), captions))
 first = drawn.image_embeddings
 print("caption to true picture      ", np.round((text * real).sum(-1), 2))
 print("prior's to true picture      ", np.round((first * real).sum(-1), 2))
@@ -78,7 +78,7 @@ print("two draws for one caption    ", np.round((first * again).sum(-1), 2))
 # %%
 alone = model.generate(key, captions, image_embeddings=first, caption_to_decoder=False)
 other = model.generate(key, captions, image_embeddings=np.roll(first, 1, axis=0))
-caption_grid([drawn.pictures, alone, other], captions, labels=("both", "embedding", "another's"))
+caption_grid([drawn.images, alone, other], captions, labels=("both", "embedding", "another's"))
 
 # %% [markdown]
 # ## Guidance

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     ("configs", "dalle2_jax.cli"),
     ("train", "dalle2_jax.evaluation", "dalle2_jax.manipulate"),
-    ("dalle2_jax.lineage", "dalle2_jax.unclip", "dalle2_jax.stages", "dalle2_jax.weights"),
+    ("dalle2_jax.lineage", "dalle2_jax.unclip", "dalle2_jax.weights"),
     ("dalle2_jax.clip", "dalle2_jax.prior", "dalle2_jax.decoder"),
     (
         "dalle2_jax.data",
@@ -23,12 +23,11 @@ FLOORS = (
         "dalle2_jax.checkpoint",
         "dalle2_jax.tokenizer",
     ),
-    ("dalle2_jax.errors",),
+    ("dalle2_jax.errors", "dalle2_jax.captions"),
 )
 FLOOR = {part: len(FLOORS) - 1 - height for height, floor in enumerate(FLOORS) for part in floor}
 NEIGHBOURS = {
     ("dalle2_jax.data", "dalle2_jax.tokenizer"),  # the only two of the ground floor
-    ("dalle2_jax.unclip", "dalle2_jax.stages"),  # the cascade, and each of its stages at work
     ("train", "dalle2_jax.evaluation"),  # a preview is drawn as an evaluation's sheet is
 }
 # What may be imported while a network is imported, beside dalle2_jax itself.

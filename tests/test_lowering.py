@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import pytest
 
 from dalle2_jax.checkpoint import LoadedStage
-from dalle2_jax.evaluation.memory import encoded_shapes, trace_drawing
 from dalle2_jax.layers import attention
+from dalle2_jax.unclip.memory import call_for_one_image, caption_shapes
 from tests.lowering import DEVICES, Program, analyse, pretended, traced_for
 from tests.test_configs import system
 from train.cascade import planned_stages, trace_step
@@ -114,8 +114,9 @@ def sampling(name: str, stage: str, platform: str) -> Program:
 
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     with traced_for(DEVICES[platform]):
-        encoded = encoded_shapes(loaded("clip"), system(name).context_length)
-        return analyse(trace_drawing(loaded(stage), key, encoded).lower(lowering_platforms=(platform,)))
+        captions = caption_shapes(loaded("clip"), system(name).context_length)
+        call = call_for_one_image(loaded(stage), key, captions)
+        return analyse(call.trace().lower(lowering_platforms=(platform,)))
 
 
 def check(program: Program) -> None:

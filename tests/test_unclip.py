@@ -1,8 +1,11 @@
 """DALLE2 as users meet it: what generate returns, what a picture depends on, and what is refused."""
 
 import dataclasses
+import gc
 import json
+import resource
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +48,11 @@ def lively(model):
     return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, params=params))
 
 
+def test_it_is_short_in_print(model):
+    assert repr(model) == "DALLE2(clip: clip, prior: prior, decoder: decoder, upsampler: upsampler)"
+    assert repr(model.decoder) == "LoadedStage(decoder: decoder, Decoder)" and len(str(model.stages)) < 300
+
+
 def test_what_is_loaded(model, tiny):
     assert [stage.name for stage in (model.clip, model.prior, model.decoder, *model.upsamplers)] == [
         *tiny.system.stages
@@ -61,27 +69,28 @@ def test_each_stage_has_its_part(model, generated):
         assert embeddings.shape == (3, EMBEDDING)
         np.testing.assert_allclose(np.linalg.norm(embeddings, axis=-1), 1.0, rtol=1e-5)
     assert generated.decoded.shape == (3, DECODER_SIZE, DECODER_SIZE, 3) and len(generated.upsampled) == 1
-    assert generated.pictures is generated.upsampled[-1] and generated.pictures.shape == (3, FINAL_SIZE, FINAL_SIZE, 3)
-    assert generated.decoded.dtype == generated.pictures.dtype == np.uint8
-    text_embedding, _, tokens, mask = model.encode_text(CAPTIONS)
-    np.testing.assert_allclose(generated.text_embeddings, text_embedding, atol=1e-6)
-    assert tokens.shape == mask.shape and model.tokenizer.decode(tokens) == CAPTIONS
+    assert generated.images is generated.upsampled[-1] and generated.images.shape == (3, FINAL_SIZE, FINAL_SIZE, 3)
+    assert generated.decoded.dtype == generated.images.dtype == np.uint8
+    encoded = model.encode_text(CAPTIONS)
+    np.testing.assert_allclose(generated.text_embeddings, encoded.embedding, atol=1e-6)
+    assert encoded.tokens.shape == encoded.mask.shape and model.tokenizer.decode(encoded.tokens) == CAPTIONS
+    assert encoded.states.shape[:2] == encoded.tokens.shape and len(encoded) == 3
 
 
 def test_the_parts_are_those_of_the_stages(model, keys, generated):
     """generate is the stages one after the other, each with its own key of the picture's."""
     stage_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
-    embeddings = model.draw_embeddings(stage_keys[:, 0], CAPTIONS)
+    embeddings = model.sample_prior(stage_keys[:, 0], CAPTIONS)
     np.testing.assert_allclose(generated.image_embeddings, embeddings, atol=1e-6)
     small = model.decode(stage_keys[:, 1], embeddings, CAPTIONS)
     np.testing.assert_array_equal(generated.decoded, to_uint8(small))
-    np.testing.assert_array_equal(generated.pictures, to_uint8(model.upsample(stage_keys[:, 2], small)))
+    np.testing.assert_array_equal(generated.images, to_uint8(model.upsample(stage_keys[:, 2], small)))
 
 
 def test_the_same_key_draws_the_same(model, keys, generated):
     again = model.generate(keys, CAPTIONS)
     assert again.dtype == np.uint8
-    np.testing.assert_array_equal(again, generated.pictures)
+    np.testing.assert_array_equal(again, generated.images)
     first = model.generate(jax.random.key(0), CAPTIONS)
     np.testing.assert_array_equal(first, model.generate(jax.random.key(0), CAPTIONS))
     assert (first != model.generate(jax.random.key(1), CAPTIONS)).any()
@@ -90,27 +99,27 @@ def test_the_same_key_draws_the_same(model, keys, generated):
 def test_a_picture_alone_is_the_picture_in_a_batch(model, keys, generated):
     alone = model.generate(keys[1:2], CAPTIONS[1], return_stages=True)
     np.testing.assert_allclose(alone.image_embeddings[0], generated.image_embeddings[1], atol=1e-5)
-    assert np.abs(alone.pictures[0].astype(int) - generated.pictures[1]).max() <= 1
+    assert np.abs(alone.images[0].astype(int) - generated.images[1]).max() <= 1
     # Batches of one, put together, and with the last batch filled up.
     parts = model.generate(keys, CAPTIONS, batch_size=1)
-    assert np.abs(parts.astype(int) - generated.pictures).max() <= 1
+    assert np.abs(parts.astype(int) - generated.images).max() <= 1
 
 
 def test_a_batch_is_shared_out_among_the_devices(model, keys, generated):
     captions, many = [CAPTIONS[0]] + [CAPTIONS[1]] * 7, jnp.concatenate([keys[:1], jnp.repeat(keys[1:2], 7)])
-    assert len(model.draw_embeddings(many, captions).sharding.device_set) == len(jax.local_devices()) == 8
+    assert len(model.sample_prior(many, captions).sharding.device_set) == len(jax.local_devices()) == 8
     shared = model.generate(many, captions, return_stages=True)
     np.testing.assert_allclose(shared.image_embeddings[:2], generated.image_embeddings[:2], atol=1e-5)
-    assert np.abs(shared.pictures[:2].astype(int) - generated.pictures[:2]).max() <= 1
-    assert np.abs(shared.pictures[2:].astype(int) - shared.pictures[1:2]).max() <= 1
+    assert np.abs(shared.images[:2].astype(int) - generated.images[:2]).max() <= 1
+    assert np.abs(shared.images[2:].astype(int) - shared.images[1:2]).max() <= 1
 
 
 def test_one_caption_and_one_key_need_no_list(model):
     key = jax.random.key(3)
-    one = model.draw_embeddings(key, CAPTIONS[1])
-    np.testing.assert_array_equal(one, model.draw_embeddings(jax.random.split(key, 1), [CAPTIONS[1]]))
-    np.testing.assert_array_equal(one, model.draw_embeddings(jax.random.PRNGKey(3), CAPTIONS[1]))
-    assert model.encode_text(CAPTIONS[1])[0].shape == one.shape == (1, EMBEDDING)
+    one = model.sample_prior(key, CAPTIONS[1])
+    np.testing.assert_array_equal(one, model.sample_prior(jax.random.split(key, 1), [CAPTIONS[1]]))
+    np.testing.assert_array_equal(one, model.sample_prior(jax.random.PRNGKey(3), CAPTIONS[1]))
+    assert model.encode_text(CAPTIONS[1]).embedding.shape == one.shape == (1, EMBEDDING)
 
 
 def test_a_clip_that_was_trained_on_is_noticed(tiny, tmp_path):
@@ -124,7 +133,7 @@ def test_a_clip_that_was_trained_on_is_noticed(tiny, tmp_path):
 
 def test_embeddings_in_place_of_the_priors(model, keys, generated):
     given = model.generate(keys, CAPTIONS, image_embeddings=generated.image_embeddings)
-    np.testing.assert_array_equal(given, generated.pictures)
+    np.testing.assert_array_equal(given, generated.images)
     turned = np.roll(generated.image_embeddings, 1, axis=0)
     other = model.generate(keys, CAPTIONS, image_embeddings=turned, return_stages=True)
     np.testing.assert_array_equal(other.image_embeddings, turned)
@@ -144,7 +153,7 @@ def test_a_withheld_caption_does_not_show(lively, keys, generated):
 
 def test_inverted_pictures(model, keys, generated):
     """The noise is the picture's: another picture, another embedding or caption asks for other noise."""
-    pictures = generated.pictures
+    pictures = generated.images
     embeddings, x_T = model.invert(pictures, CAPTIONS, steps="3")
     np.testing.assert_allclose(embeddings, model.encode_image(pictures), atol=1e-6)
     assert x_T.shape == (3, DECODER_SIZE, DECODER_SIZE, 3) and np.isfinite(x_T).all()
@@ -175,19 +184,58 @@ def test_changed_settings_reach_their_stage(lively, keys, generated):
         lively.generate(keys, CAPTIONS, upsampler={"sampler": "euler"}, **settings)
 
 
+def resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_other_numbers_compile_nothing(lively, keys, generated):
+    """Guidance scale, guidance interval and eta are arguments of the compiled program."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+    settings = {"image_embeddings": generated.image_embeddings}
+
+    def draw(scale: float, eta: float = 0.5, interval: tuple[float, float] = (0.0, 0.9)) -> np.ndarray:
+        changes = {"sampler": "ddim", "eta": eta, "guidance_interval": interval}
+        return lively.generate(keys, CAPTIONS, guidance_scale=scale, decoder=changes, **settings)
+
+    first = draw(2.0)
+    compiled.clear()
+    draw(2.5)
+    before = resident_bytes()
+    drawn = [draw(3.0 + number / 4) for number in range(12)]
+    assert resident_bytes() - before < 5 * 2**20
+    drawn += [draw(2.0, eta=0.25), draw(2.0, interval=(0.5, 1.0))]
+    assert compiled == []
+    assert len({images.tobytes() for images in (first, *drawn)}) == 1 + len(drawn)
+    np.testing.assert_array_equal(first, draw(2.0))
+
+
+def test_variations_are_of_no_caption(model, keys, generated):
+    photo = np.asarray(generated.images[0])
+    varied = model.vary(keys[:1], [photo], return_stages=True)
+    assert varied.captions == ()
+    np.testing.assert_allclose(varied.image_embeddings, varied_embedding := model.encode_image(photo[None]), atol=1e-6)
+    alone = model.generate(keys[:1], ["a cross"], image_embeddings=varied_embedding, caption_to_decoder=False)
+    np.testing.assert_array_equal(varied.images, alone)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"captions": None}, "neither captions nor image embeddings; give one of them"),
         ({"captions": []}, "no caption to draw"),
         ({"captions": ["a red circle", "  "]}, "the prompt is empty"),
-        ({"keys": 2}, "2 keys were given for 3 captions"),
+        ({"keys": 2}, "2 keys were given for 3 examples"),
         ({"image_embeddings": np.ones((2, EMBEDDING), np.float32)}, "2 image embeddings were given for 3 captions"),
         ({"captions": [LONG], "strict": True}, "longer than 12 tokens; this part is cut: .* zebra"),
         ({"captions": ["caf\udce9"]}, "not valid Unicode text: 'caf.*udce9'; write it in UTF-8"),
         ({"decoder": {"variance": "fixed_large"}}, "variance has no effect with the sampler ddim; take ddpm"),
         ({"decoder": {"sampler": "dpmpp_2m", "eta": 1.0}}, "eta has no effect with the sampler dpmpp_2m; take ddim"),
         ({"decoder": {"percentile": 0.9}}, "percentile has no effect with this threshold; take threshold dynamic"),
-        ({"decoder": {"candidates": 2}}, "candidates has no effect with the decoder; the prior draws them"),
+        ({"decoder": {"candidates": 2}}, "candidates has no effect with the decoder; the prior samples them"),
         (
             {"upsampler": {"guidance_scale": 2.0}},
             "guidance_scale has no effect with an upsampler, which is not guided",
@@ -219,7 +267,7 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
     path = run / "upsampler" / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "low_size": 12}))
     with pytest.raises(
-        CheckpointError, match="upsampler of .* enlarges 12 px pictures but the stage before it makes 8"
+        CheckpointError, match="upsampler of .* enlarges 12 px images but the stage before it makes 8"
     ):
         DALLE2.load(run)
     shutil.rmtree(run / "upsampler")
@@ -236,9 +284,9 @@ def test_pictures_are_judged_by_retrieval(model, tiny):
     report, shown = evaluate_pictures(model, tiny.system.data, count=6, judge=model)
     assert report["data"] == "captioned_shapes" and report["test"]["captions"] == 6
     drawn = model.generate(jax.random.split(jax.random.key(0), 3)[0], shown["test"].captions)
-    np.testing.assert_array_equal(drawn, shown["generated"].pictures)
+    np.testing.assert_array_equal(drawn, shown["generated"].images)
     image = np.asarray(model.encode_image(drawn))
-    text = np.asarray(model.encode_text(shown["test"].captions)[0])
+    text = np.asarray(model.encode_text(shown["test"].captions).embedding)
     generated = report["test"]["generated"]
     assert generated["clip_score"] == pytest.approx(float((image * text).sum(-1).mean()), abs=1e-5)
     assert generated["image_to_text_r5"] == recall_at(image, text, shown["test"].captions, 5)["image_to_text_r5"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from dalle2_jax.clip import CLIP
+from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.clip import CLIP, encode_captions
 from dalle2_jax.decoder import Caption, Decoder, caption_for, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
@@ -74,17 +74,15 @@ class DecoderRecipe(DiffusionRecipe):
         return self.module.init(key, pictures, timesteps, embedding, text, mask, **pooled)["params"]
 
     def _conditions(self, batch: Batch, frozen: Parameters, keep_text: jax.Array) -> tuple[jax.Array, Caption]:
-        """CLIP's embeddings of the pictures, and what the decoder reads of the captions."""
-        clip = {"params": frozen["clip"]}
-        pictures = resize(to_float(batch["image"]), self.clip.vision.image_size)
-        image_embedding = self.clip.apply(clip, pictures, method="encode_image")
-        tokens, mask = batch["tokens"], batch["mask"]
-        embedding, states = None, None
+        """CLIP's embeddings of the images, and what the decoder reads of the captions."""
+        params = frozen["clip"]
+        images = resize(to_float(batch["image"]), self.clip.vision.image_size)
+        image_embedding = self.clip.apply({"params": params}, images, method="encode_image")
+        captions = EncodedCaptions(batch["tokens"], batch["mask"])
         if self.module.text_width is not None:
-            embedding, states = self.clip.apply(clip, tokens, mask, method="encode_text")
-        encoded = (embedding, states, tokens, mask)
-        empty = partial(empty_caption, self.clip, clip, self.empty)
-        return image_embedding, caption_for(self.module, encoded, keep_text, empty)
+            captions = encode_captions(self.clip, params, captions.tokens, captions.mask)
+        empty = empty_caption(self.clip, params, self.empty) if self.module.needs_empty_caption else None
+        return image_embedding, caption_for(self.module, captions, keep_text, empty)
 
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         keys = dict(zip(("image", "text", "noise", "loss", "dropout"), jax.random.split(key, 5), strict=True))

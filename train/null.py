@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage
-from dalle2_jax.clip import CLIP
+from dalle2_jax.clip import CLIP, encode_captions
 from dalle2_jax.tokenizer import ClipTokenizer, tokenizer_from_json
 
 
@@ -21,10 +21,9 @@ def empty_tokens(clip: LoadedStage) -> tuple[int, ...]:
     return tuple(tokens[mask].tolist())
 
 
-def empty_caption(clip: CLIP, params: Any, tokens: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """CLIP's text embedding `[1, z]`, states `[1, n, d]` and mask `[1, n]` of the empty caption."""
+def empty_caption(clip: CLIP, params: Any, tokens: tuple[int, ...]) -> EncodedCaptions:
+    """The empty caption of these tokens, a batch of one."""
     length = clip.text.context_length
     row = jnp.zeros((1, length), jnp.int32).at[0, : len(tokens)].set(jnp.asarray(tokens, jnp.int32))
     mask = (jnp.arange(length) < max(len(tokens), 1))[None]
-    embedding, states = clip.apply(params, row, mask, method="encode_text")
-    return embedding, states, mask
+    return encode_captions(clip, params, row, mask)

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
-from dalle2_jax.clip import CLIP
+from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.clip import CLIP, encode_captions
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pictures import resize, to_float
-from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.prior import DiffusionPrior, caption_condition
 from train.diffusion import DiffusionRecipe
 from train.null import empty_caption, empty_tokens
 from train.system import Batch, Parameters, check_share
@@ -62,30 +63,29 @@ class PriorRecipe(DiffusionRecipe):
         timesteps, mask = jnp.zeros(1, jnp.int32), jnp.ones((1, length), bool)
         return self.module.init(key, text_embedding, timesteps, text_embedding, text, mask)["params"]
 
-    def _condition(self, batch: Batch, frozen: Parameters) -> tuple[jax.Array, dict[str, jax.Array]]:
-        clip = {"params": frozen["clip"]}
-        pictures = resize(to_float(batch["image"]), self.clip.vision.image_size)
-        image_embedding = self.clip.apply(clip, pictures, method="encode_image")
-        text_embedding, states = self.clip.apply(clip, batch["tokens"], batch["mask"], method="encode_text")
-        text = states if self.module.vocabulary_size is None else batch["tokens"]
-        return image_embedding, {"text_embedding": text_embedding, "text": text, "text_mask": batch["mask"]}
+    def _conditions(self, batch: Batch, frozen: Parameters) -> tuple[jax.Array, EncodedCaptions]:
+        """CLIP's embeddings of the images, and the encoded captions."""
+        images = resize(to_float(batch["image"]), self.clip.vision.image_size)
+        image_embedding = self.clip.apply({"params": frozen["clip"]}, images, method="encode_image")
+        return image_embedding, encode_captions(self.clip, frozen["clip"], batch["tokens"], batch["mask"])
 
-    def _dropped(self, condition: dict[str, jax.Array], keep: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+    def _dropped(self, captions: EncodedCaptions, keep: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
         """The condition with the captions that are not kept left out: by the network, or made the empty caption."""
+        condition = caption_condition(self.module, captions)
         if self.module.learned_null:
             return {**condition, "keep_text": keep}
-        null = jax.lax.stop_gradient(empty_caption(self.clip, {"params": frozen["clip"]}, self.empty))
-        empty = dict(zip(("text_embedding", "text", "text_mask"), null, strict=True))
-        return {
-            name: jnp.where(keep.reshape(-1, *(1,) * (value.ndim - 1)), value, empty[name])
-            for name, value in condition.items()
-        }
+        empty = caption_condition(self.module, empty_caption(self.clip, frozen["clip"], self.empty))
+
+        def choose(one: jax.Array, null: jax.Array) -> jax.Array:
+            return jnp.where(keep.reshape(-1, *(1,) * (one.ndim - 1)), one, jax.lax.stop_gradient(null))
+
+        return jax.tree.map(choose, condition, empty)
 
     def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
-        image_embedding, condition = jax.lax.stop_gradient(self._condition(batch, frozen))
+        image_embedding, captions = jax.lax.stop_gradient(self._conditions(batch, frozen))
         drop_key, loss_key = jax.random.split(key)
         keep_text = jax.random.uniform(drop_key, image_embedding.shape[:1]) >= (self.text_drop if training else 0.0)
-        condition = self._dropped(condition, keep_text, frozen)
+        condition = self._dropped(captions, keep_text, frozen)
         rngs = {"dropout": jax.random.fold_in(key, 2)}
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:

@@ -14,7 +14,7 @@ from dalle2_jax.checkpoint.record import StageRecord, read_record
 from dalle2_jax.checkpoint.store import checkpoint_path, load_part
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LoadedStage:
     """A trained stage: its network, its parameters, and what is recorded of it.
 
@@ -25,6 +25,9 @@ class LoadedStage:
     params: Any
     record: StageRecord
     version: str = ""
+
+    def __repr__(self) -> str:
+        return f"LoadedStage({self.name}: {self.kind}, {type(self.module).__name__})"
 
     @property
     def name(self) -> str:

@@ -33,9 +33,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_memory(folder: Path, dtype: str | None) -> None:
-    from dalle2_jax.evaluation.memory import memory_of_drawing
+    from dalle2_jax.unclip.memory import memory_of_sampling
 
-    memories = memory_of_drawing(folder, dtype)
+    memories = memory_of_sampling(folder, dtype)
     print("GiB for one picture     weights  beside them")
     for memory in memories:
         print(f"  {memory.stage:<20}{memory.weights / 2**30:9.2f}{memory.working / 2**30:13.2f}", flush=True)

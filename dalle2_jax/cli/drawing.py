@@ -107,12 +107,12 @@ class Output:
         from dalle2_jax.evaluation.grid import save_png
 
         if self.grid:
-            self.shown.extend(generated.pictures[: part.stop - part.start])
+            self.shown.extend(generated.images[: part.stop - part.start])
             return
         for row, path in enumerate(self.paths[part]):
             facts = {self.fact: self.captions[part][row], "seed": str(self.seeds[part][row])}
             facts["software"] = f"dalle2_jax {__version__}"
-            save_png(path, generated.pictures[row], facts)
+            save_png(path, generated.images[row], facts)
             if self.stages and generated.upsampled:
                 save_png(path.with_name(f"{path.stem}_decoder.png"), generated.decoded[row], facts)
                 for number, pictures in enumerate(generated.upsampled[:-1]):

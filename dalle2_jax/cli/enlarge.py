@@ -32,9 +32,10 @@ def run(options: argparse.Namespace) -> int:
     from dalle2_jax.checkpoint.run import of_kind
     from dalle2_jax.cli.pictures import read_whole_picture
     from dalle2_jax.data.transforms import resize, to_square_rgb
+    from dalle2_jax.diffusion.sampler import keys_for
     from dalle2_jax.evaluation.grid import save_png
     from dalle2_jax.layers.pictures import to_float, to_uint8
-    from dalle2_jax.stages import enlarge
+    from dalle2_jax.unclip.sample import upsample
 
     path = Path(options.picture)
     out = Path(options.out) if options.out else path.with_name(f"{path.stem}_large.png")
@@ -48,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
     picture = to_square_rgb(read_whole_picture(path))
     small = resize(picture[None], stage.record.low_size)
-    key = jax.random.key(options.seed)
-    large = enlarge(stage, key, to_float(small), tile=options.tile, **changes["upsampler"])
+    keys = keys_for(jax.random.key(options.seed), 1)
+    large = upsample(stage, keys, to_float(small), tile=options.tile, **changes["upsampler"])()
     facts = {"source": path.name, "seed": str(options.seed), "software": f"dalle2_jax {__version__}"}
     save_png(out, np.asarray(to_uint8(large))[0], facts)
     print(out)

@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.run)
     model = DALLE2.load(folder)
-    model.need("clip", "prior", "decoder")
+    model.require("clip", "prior", "decoder")
     data = model.recorded("data")
     settings: dict[str, Any] = {"count": options.count, "seed": options.seed}
     settings["say"] = lambda line: print(line, flush=True)
@@ -75,7 +75,7 @@ def _save_samples(path: Path, shown: dict[str, Any]) -> None:
         found, generated = shown[examples], shown[drawn]
         count = min(most, len(found.captions))
         chosen = [place * len(found.captions) // count for place in range(count)]  # all over a split that is sorted
-        for row, pictures in zip(rows, (found.pictures, generated.decoded, generated.pictures), strict=True):
+        for row, pictures in zip(rows, (found.pictures, generated.decoded, generated.images), strict=True):
             row.extend(pictures[place] for place in chosen)
         captions.extend(found.captions[place] + note for place in chosen)
     save_png(path, caption_grid(rows, captions, labels=("real", "decoder", "final")))

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
             f"--guidance-scales takes numbers with commas between, not {options.guidance_scales}"
         ) from None
     model = DALLE2.load(options.run)
-    model.need("clip", "prior", "decoder")
+    model.require("clip", "prior", "decoder")
     base = Path(options.out) if options.out else Path(options.run) / f"sweep_{options.stage}"
     table = base.with_name(base.name + ".json")
     shown: list[dict] = []

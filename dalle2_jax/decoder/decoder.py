@@ -49,6 +49,11 @@ class Decoder(nn.Module):
     dtype: str = "float32"
     param_dtype: str = "float32"
 
+    @property
+    def needs_empty_caption(self) -> bool:
+        """Whether the empty caption stands for a withheld one, since no null caption was learned."""
+        return self.text is None and self.text_width is not None and not self.learned_null_text
+
     @nn.compact
     def __call__(
         self,

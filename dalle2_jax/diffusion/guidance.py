@@ -11,14 +11,15 @@ def classifier_free_guidance(
     denoiser: Callable[[jax.Array, jax.Array, Any], jax.Array],
     condition: Any,
     null_condition: Any,
-    guidance_scale: jax.Array | float,
+    guidance_scale: jax.Array | float | None,
     channels: int | None = None,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[jax.Array | float, jax.Array | float] | None = None,
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Guide a denoiser (Ho & Salimans 2021; GLIDE Sec. 2.3): unconditional + scale (conditional - unconditional).
 
     Both predictions come from one batch of twice the size, x_t and t in both halves, the condition in the first and the
-    null condition in the second. A scale of 0 is unconditional, 1 is conditional; a Python 1 leaves the batch as it is.
+    null condition in the second. A scale of 0 is unconditional, 1 is conditional; a Python 1 or None leaves the batch
+    as it is.
 
     Args:
       denoiser: f(x_t, t, condition) -> [batch, ..., channels or more].
@@ -33,7 +34,7 @@ def classifier_free_guidance(
     Returns:
       f(x_t, t) -> guided prediction, float32 (the denoiser's own dtype at a Python 1).
     """
-    if isinstance(guidance_scale, int | float) and guidance_scale == 1:
+    if guidance_scale is None or (isinstance(guidance_scale, int | float) and guidance_scale == 1):
         return lambda x_t, t: denoiser(x_t, t, condition)
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), condition, null_condition)
 

@@ -40,8 +40,8 @@ class Process:
     """A discrete-time Gaussian diffusion process, and how the network that reverses it is read.
 
     Attributes:
-      schedule: "cosine" (IDDPM) or "linear" (DDPM).
-      timesteps: T, the length of the process as trained.
+      schedule: "cosine" (IDDPM), "linear" (DDPM), or betas of your own, an array of numbers between 0 and 1.
+      timesteps: T, the length of the process as trained; with betas of your own their number, which need not be given.
       prediction: what the network predicts: "epsilon" (DDPM), "x0" (the prior of DALL-E 2) or
         "v" = sqrt(abar) epsilon - sqrt(1 - abar) x_0 (Salimans & Ho 2022).
       variance: of p(x_{t-1} | x_t): "fixed_small" (beta~), "fixed_large" (beta), "learned_range" (IDDPM Eq. 15), for
@@ -55,9 +55,11 @@ class Process:
         for networks that predict x0 or v, as epsilon says nothing there.
       x0_error: the mean squared error a dimension of the network's predicted x_0, at timesteps spread evenly from the
         first to the last (`loss.x0_error` measures it).
+      clamped_epsilon: whether the epsilon of a clamped x_0 is the one that leads from x_t to it, which DDIM then
+        follows; False: the network's.
     """
 
-    schedule: str = "cosine"
+    schedule: str | tuple[float, ...] = "cosine"
     timesteps: int = 1000
     prediction: str = "epsilon"
     variance: str = "learned_range"
@@ -66,9 +68,14 @@ class Process:
     dynamic_percentile: float | None = None
     zero_terminal_snr: bool = False
     x0_error: tuple[float, ...] | None = None
+    clamped_epsilon: bool = True
 
     def __post_init__(self):
-        choices = {"schedule": tuple(schedules.SCHEDULES), "prediction": PREDICTIONS, "variance": VARIANCES}
+        choices = {"prediction": PREDICTIONS, "variance": VARIANCES}
+        if isinstance(self.schedule, str):
+            choices["schedule"] = tuple(schedules.SCHEDULES)
+        else:
+            self._take_betas(tuple(float(beta) for beta in self.schedule))
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"Process.{name} is {getattr(self, name)!r}; it must be one of {allowed}")
@@ -102,6 +109,18 @@ class Process:
                     "zero_terminal_snr only the last one is pure noise; give a plain number of steps"
                 )
 
+    def _take_betas(self, betas: tuple[float, ...]) -> None:
+        """Makes an array hashable, and the process as long as it is."""
+        default = type(self).__dataclass_fields__["timesteps"].default
+        if not betas or not all(0 < beta < 1 for beta in betas):
+            raise InputError("Process.schedule as betas must be numbers between 0 and 1, at least one of them")
+        if self.timesteps not in (default, len(betas)):
+            raise InputError(
+                f"Process.timesteps is {self.timesteps} but schedule has {len(betas)} betas; leave timesteps out"
+            )
+        object.__setattr__(self, "schedule", betas)
+        object.__setattr__(self, "timesteps", len(betas))
+
     def respaced(self, spec: str | None) -> "Process":
         """The same process with only the timesteps that `spec` keeps (of the original T); None: all of them."""
         return dataclasses.replace(self, respacing=spec)
@@ -132,7 +151,8 @@ class Process:
     @cached_property
     def _alphas_cumprod(self) -> np.ndarray:
         """abar of every timestep, visited or not."""
-        abar = np.cumprod(1 - schedules.betas(self.schedule, self.timesteps))
+        own = not isinstance(self.schedule, str)
+        abar = np.cumprod(1 - (np.asarray(self.schedule) if own else schedules.betas(self.schedule, self.timesteps)))
         return schedules.zero_terminal_snr(abar) if self.zero_terminal_snr else abar
 
     @cached_property
@@ -281,14 +301,15 @@ class Process:
     def predict(self, output: jax.Array, x_t: jax.Array, i: jax.Array) -> Prediction:
         """Read a network's `output` at x_t: the x_0 it implies (clamped), that x_0's epsilon, and p(x_{t-1} | x_t).
 
-        The mean is q_posterior's at the predicted x_0; epsilon is the one that leads from x_t to the clamped x_0.
+        The mean is q_posterior's at the predicted x_0; epsilon is the one that leads from x_t to the clamped x_0,
+        unless `clamped_epsilon` is False.
         """
         (x_t,) = _float32(x_t)
         prediction, variance_channels = self.split(output, x_t)
         x_0, epsilon = self._x_0_and_epsilon(prediction, x_t, i)
         if self.clip is not None:
             x_0 = self._clamp(x_0)
-            epsilon = self.epsilon_from_x_0(x_0, x_t, i)
+            epsilon = self.epsilon_from_x_0(x_0, x_t, i) if self.clamped_epsilon else epsilon
         mean, _, _ = self.q_posterior(x_0, x_t, i)
         return Prediction(x_0, epsilon, mean, self._log_variance(variance_channels, x_t, i))
 

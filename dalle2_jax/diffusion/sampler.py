@@ -66,37 +66,51 @@ def dpmpp_2m_step(x_0: jax.Array, previous_x_0: jax.Array, x_t: jax.Array, i: ja
     return gather(ratio, i, x_t) * x_t + gather(weight, i, x_t) * extrapolated
 
 
-def ddpm(key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process) -> jax.Array:
+def ddpm(
+    key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process, return_path: bool = False
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Ancestral sampling (DDPM Alg. 2) with the process' variances, from noise x_T [batch, ...] to x_0, float32.
 
     `key` is one key, or a batch of keys [batch] with which an example's noise does not depend on its neighbours.
+    return_path: also return x after each step, [steps, batch, ...], of which the last is x_0.
     """
-    return _scan(key, denoiser, x_T, process, lambda *step: ddpm_step(*step[:3], process, step[3]))
+    return _scan(key, denoiser, x_T, process, lambda *step: ddpm_step(*step[:3], process, step[3]), return_path)
 
 
 def ddim(
-    key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process, eta: jax.Array | float = 0.0
-) -> jax.Array:
+    key: jax.Array,
+    denoiser: Denoiser,
+    x_T: jax.Array,
+    process: Process,
+    eta: jax.Array | float = 0.0,
+    return_path: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """DDIM sampling (Song et al. 2021) from noise x_T [batch, ...] to x_0, float32; eta 0 is deterministic in x_T.
 
-    `key` is one key or a batch of keys [batch], as in `ddpm`; at eta 0 it has no effect.
+    `key` is one key or a batch of keys [batch], as in `ddpm`; at eta 0 it has no effect. return_path: as in `ddpm`.
     """
-    return _scan(key, denoiser, x_T, process, lambda *step: ddim_step(*step[:3], process, step[3], eta))
+    return _scan(key, denoiser, x_T, process, lambda *step: ddim_step(*step[:3], process, step[3], eta), return_path)
 
 
-def dpmpp_2m(key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process) -> jax.Array:
-    """DPM-Solver++(2M) (Lu et al. 2022) from noise x_T [batch, ...] to x_0, float32; deterministic in x_T."""
+def dpmpp_2m(
+    key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process, return_path: bool = False
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """DPM-Solver++(2M) (Lu et al. 2022) from noise x_T [batch, ...] to x_0, float32; deterministic in x_T.
+
+    return_path: as in `ddpm`.
+    """
     del key
     timesteps = jnp.asarray(process.timestep_map)
 
     def body(carry, i):
         x_t, previous_x_0 = carry
         x_0 = process.predict(denoiser(x_t, jnp.full(x_T.shape[:1], timesteps[i])), x_t, i).x_0
-        return (dpmpp_2m_step(x_0, previous_x_0, x_t, i, process), x_0), None
+        x_next = dpmpp_2m_step(x_0, previous_x_0, x_t, i, process)
+        return (x_next, x_0), (x_next if return_path else None)
 
     x_T = x_T.astype(jnp.float32)
-    (x_0, _), _ = jax.lax.scan(body, (x_T, x_T), jnp.arange(process.steps, dtype=jnp.int32), reverse=True)
-    return x_0
+    (x_0, _), path = jax.lax.scan(body, (x_T, x_T), jnp.arange(process.steps, dtype=jnp.int32), reverse=True)
+    return (x_0, path[::-1]) if return_path else x_0
 
 
 def ddim_invert(denoiser: Denoiser, x_0: jax.Array, process: Process, refinements: int = 0) -> jax.Array:
@@ -148,22 +162,44 @@ def fold_in(key: jax.Array, data: jax.Array | int) -> jax.Array:
     return jax.random.fold_in(key, data) if key.ndim == 0 else jax.vmap(lambda one: jax.random.fold_in(one, data))(key)
 
 
-def _scan(key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process, step: Step) -> jax.Array:
+def _scan(
+    key: jax.Array, denoiser: Denoiser, x_T: jax.Array, process: Process, step: Step, return_path: bool
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     timesteps = jnp.asarray(process.timestep_map)
 
     def body(x_t, i):
         output = denoiser(x_t, jnp.full(x_T.shape[:1], timesteps[i]))
-        return step(output, x_t, i, normal(fold_in(key, i), x_T.shape)), None
+        x_next = step(output, x_t, i, normal(fold_in(key, i), x_T.shape))
+        return x_next, (x_next if return_path else None)
 
     indices = jnp.arange(process.steps, dtype=jnp.int32)
-    x_0, _ = jax.lax.scan(body, x_T.astype(jnp.float32), indices, reverse=True)
-    return x_0
+    x_0, path = jax.lax.scan(body, x_T.astype(jnp.float32), indices, reverse=True)
+    return (x_0, path[::-1]) if return_path else x_0  # a reversed scan's first entry is its last step
 
 
 def _unless_last(i: jax.Array, noise: jax.Array) -> jax.Array:
     """`noise`, or 0 where i = 0: the last step only takes the mean."""
     is_last = jnp.asarray(i) == 0
     return jnp.where(is_last.reshape(is_last.shape + (1,) * (noise.ndim - is_last.ndim)), 0.0, noise)
+
+
+def keys_for(key: jax.Array, count: int) -> jax.Array:
+    """One key an example `[count]`, from one for all of them or from one each.
+
+    Raises:
+      InputError: for another number of keys.
+    """
+    key = _typed(key)
+    keys = jax.random.split(key, count) if key.ndim == 0 else key
+    if keys.shape != (count,):
+        raise InputError(f"{keys.size} keys were given for {count} examples; give one key, or one for each")
+    return keys
+
+
+def split_each(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two batches of keys `[b]` of one, each from its own."""
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _typed(key: jax.Array) -> jax.Array:

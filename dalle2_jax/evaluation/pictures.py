@@ -46,7 +46,7 @@ def evaluate_pictures(
         examples = evaluation_examples(data, name, count)
         say(f"drawing {len(examples.captions)} captions of the {name} split")
         generated = model.generate(keys[part], examples.captions, return_stages=True)
-        report[part] = _judged(judge or model, examples, generated.pictures)
+        report[part] = _judged(judge or model, examples, generated.images)
         true = np.asarray(model.encode_image(examples.pictures))
         report[part]["prior"] = prior_suite(generated.image_embeddings, true, generated.text_embeddings)
         shown |= {part: examples, "generated" if part == "test" else "unseen_generated": generated}
@@ -60,7 +60,7 @@ def evaluate_pictures(
 def _judged(judge: DALLE2, examples: Examples, pictures: np.ndarray) -> dict[str, Any]:
     """Retrieval among these captions, and mean cosines, of the generated and of the true pictures."""
     captions = list(examples.captions)
-    text = np.asarray(judge.encode_text(captions)[0])
+    text = np.asarray(judge.encode_text(captions).embedding)
     result: dict[str, Any] = {"captions": len(captions)}
     for name, shown in (("generated", pictures), ("real", examples.pictures)):
         image = np.asarray(judge.encode_image(shown))

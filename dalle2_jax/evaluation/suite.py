@@ -84,7 +84,7 @@ def evaluate(
 
     say(f"drawing {count} captions of the {data.test_split} split")
     generated = model.generate(keys["test"], test.captions, return_stages=True)
-    report: Report = {"captions": count, "seed": seed, "oracle": oracle_accuracies(generated.pictures, test.scenes)}
+    report: Report = {"captions": count, "seed": seed, "oracle": oracle_accuracies(generated.images, test.scenes)}
 
     say(f"drawing {count} captions with the caption withheld from the decoder")
     embedding_only = model.generate(
@@ -101,7 +101,7 @@ def evaluate(
 
     say(f"drawing {unseen_count} captions of pairs that no stage has seen")
     unseen_generated = model.generate(keys["unseen"], unseen.captions, return_stages=True)
-    report["oracle_unseen_pairs"] = oracle_accuracies(unseen_generated.pictures, unseen.scenes)
+    report["oracle_unseen_pairs"] = oracle_accuracies(unseen_generated.images, unseen.scenes)
     report["captions_unseen_pairs"] = unseen_count
     report["oracle_real_pictures"] = oracle_accuracies(test.pictures, test.scenes)
 

@@ -75,8 +75,8 @@ def _first(embeddings: np.ndarray | None, count: int) -> np.ndarray | None:
 
 def _quality(model: DALLE2, examples: Examples, generated: Any) -> dict[str, float]:
     if examples.scenes is not None:
-        return oracle_accuracies(generated.pictures, examples.scenes)
-    image = np.asarray(model.encode_image(generated.pictures))
+        return oracle_accuracies(generated.images, examples.scenes)
+    image = np.asarray(model.encode_image(generated.images))
     text = generated.text_embeddings
     return {
         "r5": recall_at(image, text, examples.captions, 5)["image_to_text_r5"],

@@ -1,16 +1,23 @@
-"""Drawing an image embedding from the diffusion prior: guidance, and the best of several draws (Sec. 2.2)."""
+"""Sampling image embeddings from the diffusion prior: guidance, and the best of several candidates (Sec. 2.2)."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.diffusion.guidance import classifier_free_guidance
 from dalle2_jax.diffusion.process import Process
-from dalle2_jax.diffusion.sampler import normal
+from dalle2_jax.diffusion.sampler import keys_for, normal, split_each
 from dalle2_jax.diffusion.sampling import Sampling, sample
 from dalle2_jax.prior.diffusion_prior import DiffusionPrior
 from dalle2_jax.prior.selection import best_of
+
+
+def caption_condition(prior: DiffusionPrior, captions: EncodedCaptions) -> dict[str, jax.Array | None]:
+    """What `prior` reads of captions, as its arguments: tokens for an embedding of its own, or CLIP's states."""
+    text = captions.states if prior.vocabulary_size is None else captions.tokens
+    return {"text_embedding": captions.embedding, "text": text, "text_mask": captions.mask}
 
 
 def sample_prior(
@@ -19,32 +26,27 @@ def sample_prior(
     params: Any,
     process: Process,
     sampling: Sampling,
-    text_embedding: jax.Array,
-    text: jax.Array,
-    text_mask: jax.Array,
-    null: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    captions: EncodedCaptions,
+    empty: EncodedCaptions | None = None,
 ) -> jax.Array:
-    """Draws `sampling.candidates` image embeddings a caption and keeps the one nearest to the caption's embedding.
+    """Samples `sampling.candidates` image embeddings a caption and keeps the one nearest to the caption's embedding.
 
-    keys: one a caption `[b]`. text_embedding: CLIP's `[b, z]`. text: tokens `[b, n]` or CLIP's text states `[b, n, d]`,
-    as the prior was built for. null: text_embedding, text and text_mask `[1, ...]` of the empty caption, which guidance
-    sets captions against; None: the prior's learned nulls. Returns CLIP's image embeddings `[b, z]`.
+    keys: one a caption `[b]`, or one for all. captions: with CLIP's embeddings, and its states for a prior without
+    tokens of its own. empty: the empty caption, against which a prior guides that has learned no null caption. Returns
+    CLIP's image embeddings `[b, z]`.
     """
-    batch, count = text_embedding.shape[0], sampling.candidates
-
-    def repeat(value: jax.Array) -> jax.Array:
-        return jnp.repeat(value, count, axis=0)
-
-    keys = jax.vmap(lambda key: jax.random.split(key, count))(keys).reshape(-1)
-    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    condition = {"text_embedding": repeat(text_embedding), "text": repeat(text), "text_mask": repeat(text_mask)}
-    if null is None:
+    batch, count = len(captions), sampling.candidates
+    condition = jax.tree.map(lambda value: jnp.repeat(value, count, axis=0), caption_condition(prior, captions))
+    keys = jax.vmap(lambda key: jax.random.split(key, count))(keys_for(keys, batch)).reshape(-1)
+    noise_keys, step_keys = split_each(keys)
+    if empty is None:
         kept = jnp.ones(batch * count, bool)
         null_condition = {**condition, "keep_text": ~kept}
         condition["keep_text"] = kept
     else:
-        empty = dict(zip(condition, null, strict=True))
-        null_condition = jax.tree.map(lambda one, all: jnp.broadcast_to(one, all.shape), empty, condition)
+        null_condition = jax.tree.map(
+            lambda one, all: jnp.broadcast_to(one, all.shape), caption_condition(prior, empty), condition
+        )
 
     def denoiser(x_t: jax.Array, timesteps: jax.Array, condition: dict[str, jax.Array]) -> jax.Array:
         return prior.apply({"params": params}, x_t, timesteps, **condition)
@@ -58,4 +60,4 @@ def sample_prior(
     )
     x_T = normal(noise_keys, (batch * count, prior.embedding_size))
     candidates = prior.unscale_embedding(sample(step_keys, guided, x_T, process, sampling))
-    return best_of(candidates.reshape(batch, count, -1), text_embedding)
+    return best_of(candidates.reshape(batch, count, -1), captions.embedding)

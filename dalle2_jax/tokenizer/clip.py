@@ -110,7 +110,7 @@ class ClipTokenizer(Published):
         return self._rows(cleaned, strict, warn)
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mask `[1, context_length]` of the empty caption, against which Karlo's networks are guided."""
+        """Tokens and mask `[1, context_length]` of the empty caption, which stands for no caption at all."""
         return self._rows([""], False, False)
 
     def _clean(self, caption: str) -> str:

@@ -74,6 +74,10 @@ class GlideTokenizer(Published):
             raise InputError("the prompt is empty; say what the picture should show")
         return rows(lowered, self._found(lowered), self.context_length, self.vocabulary_size - 1, (), strict, warn)
 
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask `[1, context_length]` of the empty caption, which is nothing but padding."""
+        return rows([""], [([], [])], self.context_length, self.vocabulary_size - 1, (), False, False)
+
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Tokens [batch, length] back to text, without the padding."""
         bytes_of = {letter: byte for byte, letter in byte_letters().items()}

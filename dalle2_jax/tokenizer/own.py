@@ -96,7 +96,7 @@ class Tokenizer:
         """Captions to (tokens int32 [batch, context_length], mask bool [batch, context_length]).
 
         The mask is True from the start token through the end token. A caption that is too long is cut, keeps its end
-        token, and a UserWarning names the words that were cut (unless `warn` is False); with `strict` that is a
+        token, and a UserWarning names the words that were cut (unless `warn` is False); with `strict` that is an
         InputError. An empty caption is one too.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
@@ -107,6 +107,10 @@ class Tokenizer:
         for encoding in self._backend.encode_batch(cleaned):
             found.append(([i + _SPECIAL for i in encoding.ids], [start for start, _ in encoding.offsets]))
         return rows(cleaned, found, self.context_length, PAD, (START, END), strict, warn)
+
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and mask `[1, context_length]` of the empty caption, which stands for no caption at all."""
+        return rows([""], [([], [])], self.context_length, PAD, (START, END), False, False)
 
     def decode(self, tokens: np.ndarray) -> list[str]:
         """Tokens [batch, length] back to text, up to the end token; special tokens are left out."""

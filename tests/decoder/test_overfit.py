@@ -100,7 +100,7 @@ def test_overfitting_eight_captioned_pictures():
     @jax.jit
     def sample(params, embedding, keep_text):
         keys = jax.random.split(jax.random.key(1), PICTURES)
-        caption = Caption(jnp.asarray(tokens), jnp.asarray(mask), keep_text)
+        caption = Caption({"text": jnp.asarray(tokens), "text_mask": jnp.asarray(mask)}, keep_text)
         drawn = sample_decoder(keys, recipe.module, params, recipe.process, sampling, embedding, caption)
         return to_uint8(drawn)
 

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.decoder import Caption, caption_for, sample_decoder, sample_upsampler
+from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.decoder import Caption, CaptionEncoder, Decoder, caption_for, sample_decoder, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.layers import UNet
 
 SIZE = 4
 PROCESS = Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None)
 KEYS = jax.random.split(jax.random.key(0), 3)
 
 
-class Decoder:
+class Formula:
     """A decoder by formula: a picture of one level, 0.1 of the embedding's sum and 0.01 of the tokens' where kept."""
 
     unet = SimpleNamespace(image_size=SIZE)
@@ -41,7 +43,7 @@ def draw(decoder, keep_text=(True, True, True), embedding=EMBEDDING, text=TEXT, 
     sampling = Sampling(**{"sampler": "ddim", "steps": "3", **sampling})
     mask = None if text is None else np.ones(text.shape, bool)
     keep_text = jnp.asarray(keep_text)
-    caption = Caption(text, mask, keep_text)
+    caption = Caption({"text": text, "text_mask": mask}, keep_text)
     return np.asarray(sample_decoder(keys, decoder, {}, PROCESS, sampling, embedding, caption))
 
 
@@ -53,21 +55,21 @@ def level(pictures: np.ndarray) -> np.ndarray:
 
 
 def test_guidance_drops_both_conditions():
-    np.testing.assert_allclose(level(draw(Decoder())), SUMS + TOKENS, atol=1e-5)
-    np.testing.assert_allclose(level(draw(Decoder(), guidance_scale=3.0)), 3 * (SUMS + TOKENS), atol=1e-5)
-    np.testing.assert_allclose(level(draw(Decoder(), guidance_scale=0.0)), 0.0, atol=1e-6)
-    np.testing.assert_allclose(level(draw(Decoder(), text=None)), SUMS, atol=1e-5)
+    np.testing.assert_allclose(level(draw(Formula())), SUMS + TOKENS, atol=1e-5)
+    np.testing.assert_allclose(level(draw(Formula(), guidance_scale=3.0)), 3 * (SUMS + TOKENS), atol=1e-5)
+    np.testing.assert_allclose(level(draw(Formula(), guidance_scale=0.0)), 0.0, atol=1e-6)
+    np.testing.assert_allclose(level(draw(Formula(), text=None)), SUMS, atol=1e-5)
 
 
 def test_a_withheld_caption_is_withheld_in_both_halves():
     kept = (True, False, True)
-    withheld = level(draw(Decoder(), kept, guidance_scale=2.0))
+    withheld = level(draw(Formula(), kept, guidance_scale=2.0))
     np.testing.assert_allclose(withheld, 2 * (SUMS + np.where(kept, TOKENS, 0.0)), atol=1e-5)
-    np.testing.assert_allclose(level(draw(Decoder(), kept))[1], SUMS[1], atol=1e-5)
+    np.testing.assert_allclose(level(draw(Formula(), kept))[1], SUMS[1], atol=1e-5)
 
 
 def test_the_null_half_keeps_x_t():
-    decoder = Decoder(noise=0.3)
+    decoder = Formula(noise=0.3)
     with jax.disable_jit():
         draw(decoder, (True, False, True), guidance_scale=2.0)
     assert len(decoder.calls) == 3
@@ -84,40 +86,41 @@ def test_the_null_half_keeps_x_t():
 
 @pytest.mark.parametrize("settings", [{"sampler": "ddim", "eta": 0.7}, {"sampler": "ddpm"}])
 def test_a_picture_alone_is_the_picture_in_a_batch(settings):
-    together = draw(Decoder(noise=0.4), guidance_scale=2.0, **settings)
-    alone = draw(Decoder(noise=0.4), (True,), EMBEDDING[1:2], TEXT[1:2], KEYS[1:2], guidance_scale=2.0, **settings)
+    together = draw(Formula(noise=0.4), guidance_scale=2.0, **settings)
+    alone = draw(Formula(noise=0.4), (True,), EMBEDDING[1:2], TEXT[1:2], KEYS[1:2], guidance_scale=2.0, **settings)
     np.testing.assert_allclose(alone[0], together[1], atol=1e-6)
     assert np.abs(together[0] - together[1]).max() > 0.01
 
 
+STATES = {"text": "states", "text_mask": "mask"}
+NULL = {"text": "no states", "text_mask": "no mask"}
+
+
 @pytest.mark.parametrize(
-    ("own", "width", "pools", "learned", "read"),
+    ("own", "width", "pools", "learned", "read", "null"),
     [
-        (True, None, False, True, ("tokens", "mask", "keep", None, None)),
-        (False, None, False, True, (None, None, "keep", None, None)),
-        (False, 7, False, True, ("states", "mask", "keep", None, None)),
-        (False, 7, True, True, ("states", "mask", "keep", "embedding", None)),
-        (False, 7, False, False, ("states", "mask", "keep", None, ("no states", "no mask", "no embedding"))),
-        (False, 7, True, False, ("states", "mask", "keep", "embedding", ("no states", "no mask", "no embedding"))),
+        (True, None, False, True, {"text": "tokens", "text_mask": "mask"}, None),
+        (False, None, False, True, {"text": None, "text_mask": None}, None),
+        (False, 7, False, True, STATES, None),
+        (False, 7, True, True, STATES | {"text_embedding": "embedding"}, None),
+        (False, 7, False, False, STATES, NULL),
+        (False, 7, True, False, STATES | {"text_embedding": "embedding"}, NULL | {"text_embedding": "no embedding"}),
     ],
 )
-def test_what_each_kind_of_decoder_reads(own, width, pools, learned, read):
-    """And whether the empty caption is asked for: only where it stands for a withheld one."""
-    text = SimpleNamespace() if own else None
-    decoder = SimpleNamespace(text=text, text_width=width, pools_embedding=pools, learned_null_text=learned)
-    asked = []
-
-    def empty():
-        asked.append(True)
-        return "no embedding", "no states", "no mask"
-
-    caption = caption_for(decoder, ("embedding", "states", "tokens", "mask"), "keep", empty)
-    assert (caption.text, caption.mask, caption.keep, caption.embedding, caption.null) == read
-    assert len(asked) == (not learned)
+def test_what_each_kind_of_decoder_reads(own, width, pools, learned, read, null):
+    """And of the empty caption: only where it stands for a withheld one."""
+    text = CaptionEncoder(vocabulary_size=8, context_length=4, width=8, depth=1, heads=1) if own else None
+    fields = {"text_width": width, "pools_embedding": pools, "learned_null_text": learned}
+    decoder = Decoder(UNet(image_size=8), text=text, **fields)
+    captions = EncodedCaptions("tokens", "mask", "embedding", "states")
+    empty = EncodedCaptions("no tokens", "no mask", "no embedding", "no states")
+    caption = caption_for(decoder, captions, "keep", empty)
+    assert (caption.read, caption.keep, caption.null) == (read, "keep", null)
+    assert decoder.needs_empty_caption == (not learned)
 
 
 def test_pictures_are_clipped():
-    pictures = draw(Decoder(), text=None, guidance_scale=100.0)
+    pictures = draw(Formula(), text=None, guidance_scale=100.0)
     assert pictures.min() == -1.0 and pictures.max() == 1.0
 
 

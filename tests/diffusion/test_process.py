@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dalle2_jax.checkpoint import rebuild, to_json
 from dalle2_jax.diffusion import Process
 
 SHAPES = [(3, 4, 4, 2), (3, 5)]
@@ -201,3 +202,25 @@ def test_everything_is_float32_for_bfloat16_in_and_a_scalar_step_equals_a_batch_
     for one, other in zip(model, batch, strict=True):
         assert one.dtype == jnp.float32 and one.shape == x_t.shape
         np.testing.assert_array_equal(one, other)
+
+
+def test_betas_of_ones_own():
+    """DDPM's linear schedule given as numbers is the named one; another one's tables are those of its betas."""
+    named = Process(schedule="linear", timesteps=100)
+    own = Process(schedule=np.linspace(10 * 1e-4, 10 * 0.02, 100))
+    assert own.timesteps == 100 and hash(own) == hash(dataclasses.replace(own))
+    np.testing.assert_allclose(own.alphas_cumprod, named.alphas_cumprod, rtol=1e-12)
+    betas = (0.1, 0.2, 0.4)
+    process = Process(schedule=betas, prediction="x0", variance="fixed_small")
+    np.testing.assert_allclose(process.alphas_cumprod, [0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.6])
+    np.testing.assert_allclose(process.betas, betas)
+    assert list(process.respaced("2").timestep_map) == [0, 2]
+    assert rebuild(json.loads(json.dumps(to_json(process)))) == process
+    for wrong, sentence in (
+        ({"schedule": (0.1, 1.5)}, "must be numbers between 0 and 1"),
+        ({"schedule": ()}, "at least one"),
+        ({"schedule": betas, "timesteps": 7}, "timesteps is 7 but schedule has 3 betas; leave timesteps out"),
+        ({"schedule": "cubic"}, "Process.schedule is 'cubic'"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Process(**wrong)

@@ -26,7 +26,84 @@ def test_the_chain():
 
 def test_the_guided_interval_is_in_timesteps():
     assert Sampling().interval(LEARNED) is None
-    assert Sampling(guidance_interval=(0.25, 0.5)).interval(LEARNED) == (250.0, 500.0)
+    traced = jax.jit(lambda sampling: sampling.interval(LEARNED))
+    for low, high in ((0.25, 0.5), (0.3, 0.7), (0.1, 0.29), (0.0, 1.0)):
+        sampling = Sampling(guidance_interval=(low, high))
+        assert tuple(traced(sampling)) == (round(1000 * low), round(1000 * high))
+        if high < 1:
+            assert sampling.interval(LEARNED) == (round(1000 * low), round(1000 * high))
+    # A boundary between two timesteps: the first that is guided is the one above it.
+    assert Sampling(guidance_interval=(0.2504, 0.5006)).interval(LEARNED) == (251, 501)
+
+
+def test_steps_are_a_number_or_text():
+    assert Sampling(steps=20) == Sampling(steps="20") and Sampling(steps=20).steps == "20"
+
+
+def test_what_is_turned_is_traced():
+    """One program for all guidance scales, intervals and etas; what it does not take compiles anew."""
+    traces = []
+
+    @jax.jit
+    def scale_of(sampling):
+        traces.append(sampling)
+        return sampling.guidance_scale * jnp.ones(1), sampling.eta, sampling.guidance_interval
+
+    for scale in (2.0, 3.0, 7.5):
+        found, eta, interval = scale_of(Sampling(guidance_scale=scale, eta=scale / 10).turned())
+        assert (float(found[0]), interval) == (scale, (0.0, 1.0)) and float(eta) == pytest.approx(scale / 10)
+    assert len(traces) == 1
+    scale_of(Sampling(guidance_scale=2.0, steps=7).turned())
+    assert len(traces) == 2
+    assert Sampling(guidance_scale=1.0).turned().guidance_scale is None
+    assert not Sampling(guidance_scale=1).is_guided and Sampling(guidance_scale=0.0).is_guided
+
+
+@pytest.mark.parametrize("clamped", [True, False])
+def test_ddim_under_a_clamp_by_formula(clamped):
+    """DDIM Eq. 12 in float64: the direction by the clamped x_0, or by the network's own epsilon as in diffusers."""
+    process = dataclasses.replace(LEARNED, variance="fixed_small", clip=1.0)
+    random = np.random.default_rng(0)
+    x = x_T = random.normal(size=(2, 5))
+    weights = random.normal(size=(5, 5))
+    settings = {"sampler": "ddim", "steps": 4, "eta": 0.0, "clamped_epsilon": clamped}
+    chain = Sampling(**settings).process(process)
+    abar = np.append(1.0, np.cumprod(1 - process.betas)[chain.timestep_map])  # before the first step nothing is noise
+    touched = False
+    for step in (4, 3, 2, 1):
+        epsilon = x @ weights
+        x_0 = (x - np.sqrt(1 - abar[step]) * epsilon) / np.sqrt(abar[step])
+        touched |= bool((np.abs(x_0) > 1).any())
+        x_0 = x_0.clip(-1, 1)
+        if clamped:
+            epsilon = (x - np.sqrt(abar[step]) * x_0) / np.sqrt(1 - abar[step])
+        x = np.sqrt(abar[step - 1]) * x_0 + np.sqrt(1 - abar[step - 1]) * epsilon
+    assert touched
+    weights = jnp.asarray(weights, jnp.float32)
+    x_T = jnp.asarray(x_T, jnp.float32)
+    found = sample(jax.random.key(0), lambda x, t: x @ weights, x_T, process, Sampling(**settings))
+    np.testing.assert_allclose(found, x, atol=2e-4)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp_2m"])
+def test_the_path_of_a_sample(sampler):
+    """It is x after each step: what the sampler gives whose last steps are left out starts there."""
+    x_T = jax.random.normal(jax.random.key(1), (2, 3))
+    process = dataclasses.replace(FIXED, prediction="epsilon")
+    settings = Sampling(sampler=sampler, steps=5)
+
+    def call(**options):
+        return sample(jax.random.key(0), lambda x, t: 0.3 * x, x_T, process, settings, **options)
+
+    x_0, path = call(return_path=True)
+    np.testing.assert_array_equal(x_0, call())
+    assert path.shape == (5, 2, 3)
+    np.testing.assert_array_equal(path[-1], x_0)
+    if sampler == "ddim":  # one step by hand, DDIM Eq. 12
+        chain = settings.process(process)
+        abar, before = chain.alphas_cumprod[-1], chain.alphas_cumprod[-2]
+        x_0 = (x_T - np.sqrt(1 - abar) * 0.3 * x_T) / np.sqrt(abar)
+        np.testing.assert_allclose(path[0], np.sqrt(before) * x_0 + np.sqrt(1 - before) * 0.3 * x_T, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +116,8 @@ def test_the_guided_interval_is_in_timesteps():
         ({"guidance_interval": (0.5, 0.2)}, "two shares from 0 to 1, the smaller first"),
         ({"guidance_interval": (0.5,)}, "two shares from 0 to 1, the smaller first"),
         ({"eta": 9.0}, "eta is 9.0; it must lie in 0 to 1"),
-        ({"steps": 20}, "steps is 20; it is written as text, such as '20'"),
+        ({"steps": 2.5}, "steps is 2.5; it is a number, or text such as '10,10,3,2,2'"),
+        ({"steps": True}, "steps is True; it is a number, or text"),
     ],
 )
 def test_refusals(fields, sentence):
@@ -71,7 +149,7 @@ def test_a_chain_without_signal_at_its_end_starts_there(schedule):
     for sampler in ("ddpm", "ddim", "dpmpp_2m"):
         for steps in ("1", "2", "20"):
             kept = Sampling(sampler=sampler, steps=steps).process(process).timestep_map
-            assert kept[-1] == (999 if steps != "1" or sampler == "dpmpp_2m" else kept[-1]) and len(kept) == int(steps)
+            assert kept[-1] == 999 and len(kept) == int(steps)
             assert (np.diff(kept) > 0).all()
     for steps in ("ddim25", "fast27"):
         with pytest.raises(ValueError, match="only the last one is pure noise; give a plain number of steps"):

@@ -225,7 +225,7 @@ def test_karlo_draws_diffusers_picture(reference, given_noise):
 
     given_noise("prior", 5)
     one = model(prior=loaded(prior_stage(reference, text.module)))
-    embeddings = one.draw_embeddings(key, ["a caption"], steps="5")
+    embeddings = one.sample_prior(key, ["a caption"], steps="5")
     del one
     given_noise("decoder", 5)
     one = model(decoder=loaded(decoder_stage(reference, text.module, weakened=True)))

@@ -113,7 +113,7 @@ def drawn(model, given_noise, captions, embeddings=None):
     keys = jax.random.split(jax.random.key(0), len(captions) if captions else len(embeddings))
     if embeddings is None:
         given_noise("prior", 5)
-        embeddings = model.draw_embeddings(keys, captions, steps="5")
+        embeddings = model.sample_prior(keys, captions, steps="5")
     given_noise("decoder", 5)
     small = model.decode(keys, embeddings, captions, steps="5")
     given_noise("super_res", 3)

@@ -76,7 +76,7 @@ def test_what_save_pretrained_wrote(live, tmp_path, pipeline):
     model = DALLE2.load(tmp_path / "run")
     assert model.tokenizer.padding == 0 and model.tokenizer.context_length == 9
     assert (model.prior is None) == (pipeline == "variation")
-    assert np.asarray(model.encode_text(["a b"])[0]).shape == (1, 24)
+    assert np.asarray(model.encode_text(["a b"]).embedding).shape == (1, 24)
     with np.load(live / "karlo.npz") as file:
         ids, mask, theirs = (file[f"network/{name}"] for name in ("ids", "mask", "text_embedding"))
     params = {"params": model.clip.params}

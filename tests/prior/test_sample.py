@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.prior import sample_prior
 
@@ -17,7 +18,7 @@ PROCESS = Process(schedule="cosine", prediction="x0", variance="fixed_small", cl
 class Prior:
     """A prior by formula: its answer is what it was given, so that a sample shows which inputs it came from."""
 
-    embedding_size = SIZE
+    embedding_size, vocabulary_size = SIZE, 12
 
     def __init__(self, keep_noise=0.0):
         self.keep_noise, self.calls = keep_noise, []
@@ -51,7 +52,8 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 
 def draw(prior, inputs, keys=KEYS, **sampling):
     sampling = Sampling(sampler="ddim", steps="3", **sampling)
-    return np.asarray(sample_prior(keys, prior, {"null": jnp.asarray(NULL)}, PROCESS, sampling, **inputs))
+    captions = EncodedCaptions(inputs["text"], inputs["text_mask"], inputs["text_embedding"])
+    return np.asarray(sample_prior(keys, prior, {"null": jnp.asarray(NULL)}, PROCESS, sampling, captions))
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
@@ -106,6 +108,25 @@ def test_a_caption_alone_is_the_caption_in_a_batch(inputs):
     np.testing.assert_allclose(draw(Prior(keep_noise=0.5), one, KEYS[1:2], **settings), together[1:2], atol=1e-6)
     assert (together != draw(Prior(keep_noise=0.5), inputs, KEYS[::-1], **settings)).any()
     np.testing.assert_allclose(np.linalg.norm(together, axis=-1), 1.0, rtol=1e-5)
+
+
+def test_one_key_serves_all_and_vmaps(inputs):
+    settings = {"guidance_scale": 2.0, "candidates": 2}
+    one = jax.random.key(3)
+    np.testing.assert_array_equal(
+        draw(Prior(keep_noise=0.5), inputs, one, **settings),
+        draw(Prior(keep_noise=0.5), inputs, jax.random.split(one, 3), **settings),
+    )
+    captions = EncodedCaptions(inputs["text"], inputs["text_mask"], inputs["text_embedding"])
+    sampling = Sampling(sampler="ddim", steps=3, **settings)
+
+    def alone(key, caption):
+        batch = jax.tree.map(lambda value: value[None], caption)
+        return sample_prior(key, Prior(keep_noise=0.5), {"null": jnp.asarray(NULL)}, PROCESS, sampling, batch)[0]
+
+    together = jax.vmap(alone)(KEYS, captions)
+    assert together.shape == (3, SIZE)
+    np.testing.assert_allclose(together[1], alone(KEYS[1], captions[1]), atol=1e-6)
 
 
 def test_settings_are_checked():

@@ -130,6 +130,7 @@ class Network:
     """A network that notes what it is given; its output depends on its parameter and on every condition."""
 
     embedding_size, vocabulary_size, text, text_width, residual, learned_null = 4, 8, object(), None, False, True
+    needs_empty_caption = False
     unet = SimpleNamespace(image_size=2)
 
     def __init__(self):

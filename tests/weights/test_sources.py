@@ -10,8 +10,8 @@ from PIL import Image
 from dalle2_jax import DALLE2
 from dalle2_jax.cli import main
 from dalle2_jax.clip import CLIP
-from dalle2_jax.evaluation.memory import memory_of_drawing
 from dalle2_jax.tokenizer import ClipTokenizer
+from dalle2_jax.unclip.memory import memory_of_sampling
 from dalle2_jax.weights import clip as clip_weights
 from dalle2_jax.weights import open_clip as open_clip_weights
 from tests.weights import folders
@@ -57,12 +57,12 @@ def test_what_a_converted_run_is_and_takes(karlo_run, capsys):
     assert "CreativeML Open RAIL-M" in " ".join(told.split())
     lines = [line.split() for line in told[told.index("GiB for one picture") :].splitlines()[1:]]
     assert [line[0] for line in lines] == ["clip", "prior", "decoder", "upsampler"]
-    full = {memory.stage: memory for memory in memory_of_drawing(karlo_run)}
+    full = {memory.stage: memory for memory in memory_of_sampling(karlo_run)}
     model = DALLE2.load(karlo_run)
     for stage in model.stages:
         assert full[stage.name].weights == sum(leaf.nbytes for leaf in jax.tree.leaves(stage.params))
         assert full[stage.name].working > 0
-    half = next(memory_of_drawing(karlo_run, "bfloat16"))
+    half = next(memory_of_sampling(karlo_run, "bfloat16"))
     assert 2 * half.weights == full[half.stage].weights
 
 
@@ -73,7 +73,7 @@ def test_clip(sources, photo, tmp_path, capsys, source):
     told = capsys.readouterr().out
     assert "CLIP: " in told and "parameters" in told and "licence of the weights: MIT" in told
     model = DALLE2.load(run)
-    assert np.linalg.norm(np.asarray(model.encode_text(["a b"])[0])) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(np.asarray(model.encode_text(["a b"]).embedding)) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="this run has no decoder, which samples images; its stages are: clip"):
         model.generate(KEY, ["a b"])
     # On the command line.
@@ -101,7 +101,7 @@ def test_classifying_is_a_softmax_over_mean_embeddings(sources, tmp_path):
     main(["convert", "clip", str(sources["clip"]), str(run)])
     model = DALLE2.load(run)
     picture = np.random.RandomState(1).randint(0, 255, (16, 16, 3), np.uint8)
-    text = {caption: np.asarray(model.encode_text([caption])[0])[0] for caption in ("x a", "y a", "x b", "y b")}
+    text = {caption: np.asarray(model.encode_text([caption]).embedding)[0] for caption in ("x a", "y a", "x b", "y b")}
     mean = np.stack([(text[f"x {name}"] + text[f"y {name}"]) for name in "ab"])
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     scale = min(np.exp(float(model.clip.params["logit_scale"])), 100)
@@ -141,14 +141,14 @@ def test_the_halves_of_karlo_see_no_pictures(sources, photo, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["convert", "karlo", str(sources["karlo"]), str(run)]) == 0
     assert main(["vary", str(run), str(photo), "--out", str(tmp_path / "x.png")]) == 2
-    assert "reads captions alone; convert a run with a picture encoder (--clip)" in capsys.readouterr().err
+    assert "reads captions alone; convert a run with an image encoder (--clip)" in capsys.readouterr().err
 
 
 def test_kandinsky(sources, tmp_path):
     run = tmp_path / "run"
     assert main(["convert", "kandinsky", str(sources["kandinsky"]), str(run)]) == 0
     model = DALLE2.load(run)
-    drawn = np.asarray(model.draw_embeddings(KEY, ["a b", "c"], steps="2"))
+    drawn = np.asarray(model.sample_prior(KEY, ["a b", "c"], steps="2"))
     assert drawn.shape == (2, 24) and np.isfinite(drawn).all()
     assert np.asarray(model.encode_image(np.zeros((1, 16, 16, 3), np.uint8))).shape == (1, 24)
 
@@ -181,7 +181,7 @@ def test_glide(tmp_path, monkeypatch, capsys, inpainting):
     assert ("385,037,638" if inpainting else "385,030,726") in capsys.readouterr().out
     model = DALLE2.load(tmp_path / "run")
     assert model.clip is None and model.prior is None
-    assert next(memory_of_drawing(tmp_path / "run")).stage == "decoder"  # neither CLIP nor prior is missed
+    assert next(memory_of_sampling(tmp_path / "run")).stage == "decoder"  # neither CLIP nor prior is missed
     settings = {name: {"steps": "2"} for name in ("decoder", "upsampler")}
     captions = ["ab c"] if inpainting else ["ab c", "d"]
     pictures = model.generate(jax.random.split(KEY, len(captions)), captions, **settings)
@@ -208,7 +208,7 @@ def test_bfloat16(sources, karlo_run, tmp_path):
         for stage in model.stages:
             assert {str(leaf.dtype) for leaf in jax.tree.leaves(stage.params)} == {"bfloat16"}
         assert model.decoder.module.unet.dtype == "bfloat16"
-        drawn, expected = (np.asarray(one.draw_embeddings(KEY, ["a b"], steps="2")) for one in (model, full))
+        drawn, expected = (np.asarray(one.sample_prior(KEY, ["a b"], steps="2")) for one in (model, full))
         assert np.abs(drawn - expected).max() < 0.1 * np.abs(expected).max()
         assert not np.array_equal(drawn, expected)
     assert DALLE2.load(run, dtype="float32").decoder.module.unet.dtype == "float32"
@@ -221,11 +221,11 @@ def test_weights_shared_out_among_devices(karlo_run, monkeypatch):
     """The same pictures from parameters that no device holds whole."""
     monkeypatch.setattr("dalle2_jax.sharding.SMALLEST_SPLIT", 1)
     whole = DALLE2.load(karlo_run)
-    monkeypatch.setattr("dalle2_jax.stages.partition", _eager_partition)
+    monkeypatch.setattr("dalle2_jax.unclip.placement.partition", _eager_partition)
     split = DALLE2.load(karlo_run, shard=True)
     kernel = split.decoder.params["unet"]["conv_in"]["kernel"]
     assert len(kernel.sharding.device_set) == len(jax.devices()) > 1 and not kernel.is_fully_replicated
-    one, other = (np.asarray(model.draw_embeddings(KEY, ["a b"], steps="2")) for model in (whole, split))
+    one, other = (np.asarray(model.sample_prior(KEY, ["a b"], steps="2")) for model in (whole, split))
     np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max())
     captions = ["a b"] * len(jax.devices())
     one, other = (model.generate(KEY, captions, **quick(model)) for model in (whole, split))

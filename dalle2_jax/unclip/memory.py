@@ -1,11 +1,12 @@
-"""What drawing one picture takes of memory, stage by stage, from the shapes of a run alone.
+"""What sampling one image takes of memory, stage by stage, from the shapes of a run alone.
 
-Each stage is compiled for one picture on the devices at hand and its working memory is what the compiler plans, beside
-the weights; nothing is read but `stage.json` and the checkpoints' metadata, and nothing is drawn.
+Each stage is compiled for one image on the devices at hand and its working memory is what the compiler plans, beside
+the weights; nothing is read but `stage.json` and the checkpoints' metadata, and nothing is sampled.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +15,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dalle2_jax import stages
+from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage, Run, StageFolder, load_shapes
 from dalle2_jax.checkpoint.run import KINDS, first_of_kind, require
-from dalle2_jax.clip import CLIP
-from dalle2_jax.decoder import Decoder, caption_for
+from dalle2_jax.clip import CLIP, encode_captions
+from dalle2_jax.decoder import Decoder
 from dalle2_jax.layers.precision import cast, with_dtype
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.tokenizer import tokenizer_from_json
+from dalle2_jax.unclip import sample
+from dalle2_jax.unclip.sample import Call
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a stage: its weights, and what is at work beside them while one picture is drawn."""
+    """Bytes of a stage: its weights, and what is at work beside them while one image is sampled."""
 
     stage: str
     weights: int
     working: int
 
 
-def memory_of_drawing(run: str | Path, dtype: str | None = None) -> Iterator[Memory]:
+def memory_of_sampling(run: str | Path, dtype: str | None = None) -> Iterator[Memory]:
     """One `Memory` a stage of a run, in the order in which they work; dtype: as in `DALLE2.load`.
 
     Raises, before anything is compiled:
@@ -47,13 +50,13 @@ def memory_of_drawing(run: str | Path, dtype: str | None = None) -> Iterator[Mem
     if any(_reads_clip(stage) for stage in found):
         require(found, "clip")
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-    encoded = encoded_shapes(clip, length)
-    return (_memory(stage, key, encoded) for stage in found)
+    captions = caption_shapes(clip, length)
+    return (_memory(stage, key, captions) for stage in found)
 
 
-def _memory(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> Memory:
+def _memory(stage: LoadedStage, key: Any, captions: EncodedCaptions) -> Memory:
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(stage.params))
-    return Memory(stage.name, weights, _working(trace_drawing(stage, key, encoded).lower()))
+    return Memory(stage.name, weights, _working(call_for_one_image(stage, key, captions).trace().lower()))
 
 
 def _reads_clip(stage: LoadedStage) -> bool:
@@ -70,38 +73,27 @@ def _planned(folder: StageFolder, dtype: str | None) -> LoadedStage:
     return LoadedStage(module, params, folder.record)
 
 
-def encoded_shapes(clip: LoadedStage | None, length: int) -> tuple[Any, Any, Any, Any]:
-    """Shapes of what `DALLE2` knows of a caption: embedding, states (None without a CLIP), tokens and mask."""
+def caption_shapes(clip: LoadedStage | None, length: int) -> EncodedCaptions:
+    """The shapes of one encoded caption; without embedding and states where there is no CLIP."""
     tokens, mask = jax.ShapeDtypeStruct((1, length), jnp.int32), jax.ShapeDtypeStruct((1, length), bool)
     if clip is None:
-        return None, None, tokens, mask
-    embedding, states = jax.eval_shape(
-        lambda *inputs: stages.encode_text(*inputs, module=clip.module), clip.params, tokens, mask
-    )
-    return embedding, states, tokens, mask
+        return EncodedCaptions(tokens, mask)
+    return jax.eval_shape(functools.partial(encode_captions, clip.module), clip.params, tokens, mask)
 
 
-def trace_drawing(stage: LoadedStage, key: Any, encoded: tuple[Any, Any, Any, Any]) -> jax.stages.Traced:
-    """What a stage runs for one image, traced from shapes: of its parameters, one key `[1]` and the caption."""
-    embedding, states, tokens, mask = encoded
-    module = stage.module
+def call_for_one_image(stage: LoadedStage, key: Any, captions: EncodedCaptions) -> Call[Any]:
+    """What a stage runs for one image, as `generate` calls it, on the shapes of one key `[1]` and one caption."""
+    module, empty = stage.module, captions
     if isinstance(module, CLIP):
-        return stages.encode_text.trace(stage.params, tokens, mask, module=module)
-    settings = {"module": module, "process": stages.process_of(stage), "sampling": stages.sampling_of(stage, {})}
-    null = (embedding, states, mask)
+        return sample.encode_captions(stage, captions.tokens, captions.mask)
     if isinstance(module, DiffusionPrior):
-        text = tokens if module.vocabulary_size is not None else states
-        null = None if module.learned_null else null
-        return stages.draw_embeddings.trace(key, stage.params, embedding, text, mask, null, **settings)
+        return sample.sample_image_embeddings(stage, captions, key, None if module.learned_null else empty)
     if isinstance(module, Decoder):
-        caption = caption_for(module, encoded, jax.ShapeDtypeStruct((1,), bool), lambda: null)
-        image = embedding if module.reads_image else None
-        return stages.decode.trace(key, stage.params, image, caption, None, **settings)
+        embedding = captions.embedding if module.reads_image else None
+        return sample.decode(stage, captions, key, embedding, empty=empty if module.needs_empty_caption else None)
     size = stage.record.low_size
     small = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    caption = (tokens, mask) if module.text is not None else None
-    settings |= {"size": stage.record.image_size, "tile": None}
-    return stages.upsample.trace(key, stage.params, small, caption, **settings)
+    return sample.upsample(stage, key, small, captions=captions)
 
 
 def _working(lowered: Any) -> int:

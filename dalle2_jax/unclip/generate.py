@@ -1,0 +1,192 @@
+"""The stages one after the other, in batches: from captions to images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.diffusion.sampler import keys_for
+from dalle2_jax.errors import InputError
+from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.unclip.embed import encode_tokens
+from dalle2_jax.unclip.placement import shard_batch
+from dalle2_jax.unclip.sample import decode, sample_image_embeddings, upsample
+from dalle2_jax.unclip.settings import check_tile
+
+if TYPE_CHECKING:
+    from dalle2_jax.unclip.system import DALLE2
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What each stage contributed to a batch of images.
+
+    text_embeddings: CLIP's `[b, z]`. image_embeddings: `[b, z]`, from the prior. (None where there is no such stage.)
+    decoded: uint8 `[b, h, w, 3]`, from the decoder. upsampled: a tuple of uint8 images, one an upsampler. images: the
+    last of these. captions: () where there were none.
+    """
+
+    captions: tuple[str, ...]
+    text_embeddings: np.ndarray | None
+    image_embeddings: np.ndarray | None
+    decoded: np.ndarray
+    upsampled: tuple[np.ndarray, ...]
+
+    @property
+    def images(self) -> np.ndarray:
+        return self.upsampled[-1] if self.upsampled else self.decoded
+
+
+class Options(TypedDict, total=False):
+    """What `generate` takes beside the key and the captions.
+
+    guidance_scale: the decoder's. prior, decoder, upsampler: fields of a stage's Sampling to change, such as
+    `{"steps": 25}`. tile: upsample in tiles of that side, to save memory. caption_to_decoder: False lets only the image
+    embedding speak. image_embeddings: `[b, z]`, instead of the prior's. batch_size: images at once. strict: a caption
+    that is too long is an error rather than a warning (without `warn`, not even that).
+    """
+
+    guidance_scale: float | None
+    prior: dict[str, Any] | None
+    decoder: dict[str, Any] | None
+    upsampler: dict[str, Any] | None
+    tile: int | None
+    caption_to_decoder: bool
+    image_embeddings: jax.Array | None
+    batch_size: int
+    strict: bool
+    warn: bool
+
+
+def generate(
+    model: DALLE2,
+    key: jax.Array,
+    captions: Sequence[str] | str | None,
+    *,
+    guidance_scale: float | None = None,
+    prior: dict[str, Any] | None = None,
+    decoder: dict[str, Any] | None = None,
+    upsampler: dict[str, Any] | None = None,
+    tile: int | None = None,
+    caption_to_decoder: bool = True,
+    image_embeddings: jax.Array | None = None,
+    batch_size: int = 64,
+    strict: bool = False,
+    warn: bool = True,
+) -> Generated:
+    """Images of captions; see `DALLE2.generate` and `Options`. captions: None: of the image embeddings alone."""
+    captions = [captions] if isinstance(captions, str) else captions
+    _check(model, captions, image_embeddings, batch_size)
+    if captions is None:
+        tokens, mask = (np.repeat(row, len(image_embeddings), axis=0) for row in model.tokenizer.empty())
+    else:
+        tokens, mask = model.tokenizer.encode(list(captions), strict=strict, warn=warn)
+    keys = keys_for(key, len(tokens))
+    if image_embeddings is not None and len(image_embeddings) != len(tokens):
+        raise InputError(
+            f"{len(image_embeddings)} image embeddings were given for {len(tokens)} captions; give one a caption"
+        )
+    decoder = dict(decoder or {})
+    if guidance_scale is not None:
+        decoder["guidance_scale"] = float(guidance_scale)
+    settings = Settings(prior or {}, decoder, upsampler or {}, caption_to_decoder and captions is not None, tile)
+    model.check_sampling(prior=settings.prior, decoder=settings.decoder, upsampler=settings.upsampler)
+    if tile is not None and not model.upsamplers:
+        raise InputError("this run has no upsampler that could work in tiles; leave tile out")
+    for stage in model.upsamplers:
+        check_tile(stage, tile)
+    parts = generate_in_batches(model, keys, tokens, mask, image_embeddings, settings, batch_size)
+    return Generated(tuple(captions or ()), *parts)
+
+
+def _check(model: DALLE2, captions: Sequence[str] | None, image_embeddings: Any, batch_size: int) -> None:
+    """Raises InputError if a stage is missing that is needed, or embeddings are given that nobody reads."""
+    if captions is not None and not captions:
+        raise InputError("there is no caption to draw; give at least one")
+    if captions is None and image_embeddings is None:
+        raise InputError("there are neither captions nor image embeddings; give one of them")
+    model.require("decoder")
+    if model.decoder.module.reads_image:
+        model.require(*(("clip", "prior") if image_embeddings is None else ("clip",)))
+    elif image_embeddings is not None:
+        raise InputError("this run's decoder reads captions alone; leave image_embeddings out")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How each stage is sampled: changed fields of its Sampling, and what else it is told."""
+
+    prior: dict[str, Any] = field(default_factory=dict)
+    decoder: dict[str, Any] = field(default_factory=dict)
+    upsampler: dict[str, Any] = field(default_factory=dict)
+    keep_caption: bool = True
+    tile: int | None = None
+
+
+def generate_in_batches(
+    model: DALLE2,
+    keys: jax.Array,
+    tokens: np.ndarray,
+    mask: np.ndarray,
+    image_embeddings: jax.Array | None,
+    settings: Settings,
+    batch_size: int,
+) -> tuple[Any, ...]:
+    """The fields of `Generated` but for the captions, of captions as tokens `[b, n]` and their mask.
+
+    keys: one a caption `[b]`. image_embeddings: in place of the prior's.
+    """
+    count, devices = len(keys), jax.local_device_count()
+    # A stage's key of a caption does not depend on the batch.
+    stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(model.upsamplers)))(keys)
+    # Whole batches, also of the last few captions and of an odd number of them: one compiled program serves all, and
+    # every device has its part.
+    size = min(batch_size, count)
+    size = size if size < devices else -(-size // devices) * devices
+    parts = []
+    for start in range(0, count, size):
+        rows = np.resize(np.arange(start, min(start + size, count)), size)
+        embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[rows]
+        captions = encode_tokens(model.clip, tokens[rows], mask[rows])
+        part = _generate_batch(model, stage_keys[rows], captions, embeddings, settings)
+        kept = min(size, count - start)
+        parts.append(jax.tree.map(lambda value, kept=kept: np.asarray(value[:kept]), part))
+    return jax.tree.map(lambda *values: np.concatenate(values), *parts)
+
+
+def _generate_batch(
+    model: DALLE2,
+    keys: jax.Array,
+    captions: EncodedCaptions,
+    image_embeddings: jax.Array | None,
+    settings: Settings,
+) -> tuple[Any, ...]:
+    if image_embeddings is None and model.decoder.module.reads_image:
+        empty = None if model.prior.module.learned_null else model.empty_caption
+        own = shard_batch(keys[:, 0])
+        image_embeddings = sample_image_embeddings(model.prior, captions, own, empty, **settings.prior)()
+    embeddings = None if image_embeddings is None else shard_batch(image_embeddings)
+    empty = model.empty_caption if model.decoder.module.needs_empty_caption else None
+    images = decode(
+        model.decoder,
+        captions,
+        shard_batch(keys[:, 1]),
+        embeddings,
+        keep_caption=settings.keep_caption,
+        empty=empty,
+        **settings.decoder,
+    )()
+    decoded, upsampled = to_uint8(images), []
+    for index, stage in enumerate(model.upsamplers):
+        own, images = shard_batch((keys[:, 2 + index], images))
+        images = upsample(stage, own, images, captions=captions, tile=settings.tile, **settings.upsampler)()
+        upsampled.append(to_uint8(images))
+    return captions.embedding, image_embeddings, decoded, tuple(upsampled)

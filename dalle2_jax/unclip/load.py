@@ -1,0 +1,69 @@
+"""The stages of a run, loaded and checked against each other."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run
+from dalle2_jax.checkpoint.run import KINDS, first_of_kind, of_kind
+from dalle2_jax.errors import InputError
+from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
+from dalle2_jax.unclip.placement import put_on_devices
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The stages of a run by what they do, None where there is none, and the tokenizer they were trained with."""
+
+    clip: LoadedStage | None
+    prior: LoadedStage | None
+    decoder: LoadedStage | None
+    upsamplers: tuple[LoadedStage, ...]
+    tokenizer: AnyTokenizer
+
+
+def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, shard: bool | None = None) -> LoadedRun:
+    """Reads the finished or latest checkpoints of a run; see `DALLE2.load`."""
+    if dtype not in (None, "float32", "bfloat16"):
+        raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
+    path = Path(path)
+    if not path.is_dir():
+        raise CheckpointError(f"there is no run at {path}; train one with `python -m train configs/shapes.py all`")
+    run = Run(path)
+    # On the devices at once, so that the host holds one stage at a time.
+    stages = [put_on_devices(folder.load(ema), dtype, shard) for folder in run if folder.kind in KINDS]
+    for name, kind in KINDS.items():
+        found = of_kind(stages, name)
+        if kind.only and len(found) > 1:
+            names = ", ".join(stage.name for stage in found)
+            raise CheckpointError(f"{path} has more than one {name} stage: {names}; a run has one of them")
+    clip, prior, decoder = (first_of_kind(stages, kind) for kind in ("clip", "prior", "decoder"))
+    upsamplers = of_kind(stages, "upsampler")
+    _check_sizes(path, decoder, upsamplers)
+    if clip is not None:
+        _warn_of_another_clip(path, clip, prior, decoder)
+    return LoadedRun(clip, prior, decoder, upsamplers, tokenizer_from_json(run.caption_reader.record.tokenizer))
+
+
+def _check_sizes(path: Path, decoder: LoadedStage | None, upsamplers: tuple[LoadedStage, ...]) -> None:
+    size = None if decoder is None else decoder.record.image_size
+    for upsampler in upsamplers:
+        low_size = upsampler.record.low_size
+        if size is not None and low_size != size:
+            raise CheckpointError(
+                f"the stage {upsampler.name} of {path} enlarges {low_size} px images but the stage before it makes "
+                f"{size} px; train them with matching sizes"
+            )
+        size = upsampler.record.image_size
+
+
+def _warn_of_another_clip(path: Path, clip: LoadedStage, *stages: LoadedStage | None) -> None:
+    for stage in filter(None, stages):
+        if stage.record.built_on.get("clip", clip.version) != clip.version:
+            warnings.warn(
+                f"the stage {stage.name} of {path} was trained on another clip than the one that is there now: its "
+                f"images will not fit their captions; delete {path / stage.name} and train it anew",
+                stacklevel=4,
+            )

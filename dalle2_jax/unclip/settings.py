@@ -1,0 +1,68 @@
+"""How a loaded stage is sampled: the process it was trained with, and its own settings with some changed."""
+
+import dataclasses
+from typing import Any
+
+from dalle2_jax.checkpoint import LoadedStage
+from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.errors import InputError, nearest
+
+_NOT_GUIDED = "an upsampler, which is not guided"
+# Fields of Sampling that a kind of stage does not read, and why.
+UNUSED = {
+    "decoder": {"candidates": "the decoder; the prior samples them"},
+    "upsampler": {
+        "candidates": "the upsampler; the prior samples them",
+        "guidance_scale": _NOT_GUIDED,
+        "guidance_interval": _NOT_GUIDED,
+    },
+}
+
+
+def process_of(stage: LoadedStage) -> Process:
+    """The process a stage was trained with, and what was measured of the network then."""
+    error = stage.record.measured.get("x0_error")
+    return dataclasses.replace(stage.record.rebuilt("process"), x0_error=None if error is None else tuple(error))
+
+
+def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
+    """The stage's own sampling settings with some changed.
+
+    Raises:
+        InputError: for a field that there is not, or a change that would have no effect.
+    """
+    own = stage.record.rebuilt("sampling")
+    known = [field.name for field in dataclasses.fields(own)]
+    for name in changes:
+        if name not in known:
+            raise InputError(
+                f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {nearest(name, known)}"
+            )
+    sampling = dataclasses.replace(own, **changes)
+    unused = {
+        "variance": "" if sampling.sampler == "ddpm" else f"the sampler {sampling.sampler}; take ddpm",
+        "eta": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
+        "clamped_epsilon": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
+        "percentile": "" if sampling.threshold == "dynamic" else "this threshold; take threshold dynamic",
+        **UNUSED.get(stage.kind, {}),
+    }
+    for name, reason in unused.items():
+        if reason and getattr(sampling, name) != getattr(own, name):
+            raise InputError(f"{name} has no effect with {reason}")
+    return sampling
+
+
+def evaluations_of(stage: LoadedStage, changes: dict[str, Any]) -> int:
+    """How many times the stage's network is asked for one image, under these changed settings."""
+    sampling = sampling_of(stage, changes)
+    guided = 2 if sampling.is_guided and "guidance_scale" not in UNUSED.get(stage.kind, {}) else 1
+    samples = 1 if "candidates" in UNUSED.get(stage.kind, {}) else sampling.candidates
+    return sampling.process(process_of(stage)).steps * guided * samples
+
+
+def check_tile(stage: LoadedStage, tile: int | None) -> None:
+    """Raises InputError for tiles in which an upsampler cannot work."""
+    unet = stage.module.unet
+    divisor = unet.patch * 2 ** (len(unet.channel_multipliers) - 1)
+    if tile is not None and (tile < 1 or tile % divisor):
+        raise InputError(f"tile is {tile}; tiles of the stage {stage.name} must be multiples of {divisor}")
