@@ -9,7 +9,6 @@ to compile.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ from benchmarks.worker import Report, ordered_case, peak_memory, start
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage, StageRecord
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
-from dalle2_jax.decoder import Decoder, Upsampler, caption_for
+from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.pictures import to_uint8
@@ -37,35 +36,27 @@ from dalle2_jax.unclip.sample import decode, sample_image_embeddings, upsample
 from train.backend import setup
 from train.clip import ClipRecipe
 from train.compiler import compiler_options
-from train.decoder import DecoderRecipe
+from train.decoder import DecoderRecipe, DecoderTask
+from train.embeddings import FrozenClip
 from train.flops import count_flops
 from train.optimizer import decay_mask
-from train.prior import PriorRecipe
+from train.prior import PriorRecipe, PriorTask
 from train.state import abstract_state, create_state, make_step
-from train.system import Recipe
+from train.system import Task
 from train.upsampler import UpsamplerRecipe
 
 Case = dict[str, Any]
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2
 
 
-class EmbeddedPrior(PriorRecipe):
-    """Reads CLIP's embeddings from the batch."""
+class EmbeddingsInBatch(FrozenClip):
+    """CLIP's embeddings stand in the batch; nobody reads the tokens."""
 
-    def _conditions(self, batch, frozen):
-        return batch["image_embedding"], captions_of(batch)
+    def embed_images(self, params, batch):
+        return batch["image_embedding"]
 
-
-class EmbeddedDecoder(DecoderRecipe):
-    """Reads CLIP's embeddings from the batch."""
-
-    def _conditions(self, batch, frozen, keep_text):
-        return batch["image_embedding"], caption_for(self.module, captions_of(batch), keep_text)
-
-
-def captions_of(batch: Any) -> EncodedCaptions:
-    """The batch's own captions; nobody reads the tokens."""
-    return EncodedCaptions(batch["mask"], batch["mask"], batch["text_embedding"], batch["states"])
+    def encode_captions(self, params, batch):
+        return EncodedCaptions(batch["mask"], batch["mask"], batch["text_embedding"], batch["states"])
 
 
 def clip_sizes(case: Case) -> CLIP:
@@ -131,17 +122,19 @@ def upsampler_module(case: Case, dtype: str) -> Upsampler:
     return Upsampler(unet(case, dtype, **plain))
 
 
-def make_recipe(case: Case, dtype: str) -> Recipe:
-    """The recipe of a case, as training would attach it."""
+def make_task(case: Case, dtype: str) -> Task:
+    """The task of a case, as training would build it."""
     common = {"steps": 1000, "batch_size": case["batch"]}
     if case["kind"] == "clip":
-        return ClipRecipe(module=clip_module(case, dtype), **common)
+        return ClipRecipe(module=clip_module(case, dtype), **common).build({})
+    if case["kind"] == "upsampler":
+        # The peers see whole pictures, so ours does too; the paper trains on crops.
+        sizes = {"low_size": case["low_size"], "crop_fraction": 1.0}
+        return UpsamplerRecipe(module=upsampler_module(case, dtype), **sizes, **common).build({})
+    embedded = {"clip": EmbeddingsInBatch(clip_sizes(case)), "frozen": {"clip": {}}}
     if case["kind"] == "prior":
-        return EmbeddedPrior(module=prior_module(case, dtype), clip=clip_sizes(case), **common)
-    if case["kind"] == "decoder":
-        return EmbeddedDecoder(module=decoder_module(case, dtype), clip=clip_sizes(case), **common)
-    # The peers see whole pictures, so ours does too; the paper trains on crops.
-    return UpsamplerRecipe(module=upsampler_module(case, dtype), low_size=case["low_size"], crop_fraction=1.0, **common)
+        return PriorTask(recipe=PriorRecipe(module=prior_module(case, dtype), **common), **embedded)
+    return DecoderTask(recipe=DecoderRecipe(module=decoder_module(case, dtype), **common), **embedded)
 
 
 def make_batch(case: Case) -> dict[str, np.ndarray]:
@@ -184,8 +177,8 @@ def make_inputs(case: Case, batch: dict[str, np.ndarray]) -> dict[str, np.ndarra
     return {"x_t": pictures(case["size"]), "timesteps": timesteps, **told}
 
 
-def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Callable]:
-    """(init, step): AdamW on the recipe's loss and nothing else; `step(state, batch)` gives the state and the loss."""
+def plain_step(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Callable]:
+    """(init, step): AdamW on the task's loss and nothing else; `step(state, batch)` gives the state and the loss."""
     adam = optax.adamw(LEARNING_RATE, weight_decay=WEIGHT_DECAY, mask=decay_mask)
 
     def init(params: Any) -> dict[str, Any]:
@@ -196,7 +189,7 @@ def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Calla
         key = jax.random.fold_in(jax.random.key(1), state["step"])
 
         def loss(params: Any) -> jax.Array:
-            return recipe.loss(params, batch, key, {})[0]
+            return task.loss(params, batch, key, task.frozen, None)[0]
 
         value, gradient = jax.value_and_grad(loss)(state["params"])
         gradient = jax.tree.map(lambda g: row_major(g) if g.ndim == 4 else g, gradient)
@@ -204,7 +197,7 @@ def plain_step(recipe: Recipe, mesh: jax.sharding.Mesh) -> tuple[Callable, Calla
         params = optax.apply_updates(state["params"], changes)
         return {"params": params, "optimizer": optimizer, "step": state["step"] + 1}, value
 
-    options = compiler_options(recipe.module, mesh.devices.flat[0].platform)
+    options = compiler_options(task.module, mesh.devices.flat[0].platform)
     return init, jax.jit(step, donate_argnums=0, out_shardings=replicate(mesh), compiler_options=options)
 
 
@@ -248,22 +241,22 @@ def draw(shapes: Any, put: Callable[[np.ndarray], Any] = jax.device_put, dtype: 
 def measure_training(case: Case, report: Report) -> None:
     """forward, train_step and full_step of one network, in this order, so that each one's peak of memory is its own."""
     orders = report.orders
-    recipe = make_recipe(case, orders.dtype)
+    task = make_task(case, orders.dtype)
     mesh = make_mesh()
     if case["batch"] % batch_parts(mesh):
         mesh = make_mesh(devices=jax.devices()[:1])
     batch = make_batch(case)
     batch, inputs = jax.device_put((batch, make_inputs(case, batch)), batch_sharding(mesh))
-    shapes = jax.eval_shape(recipe.init, jax.random.key(0))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
     params = draw(shapes, functools.partial(jax.device_put, device=replicate(mesh)))
     jax.block_until_ready((params, batch))
     report.add(parameters=size_of(params), devices=mesh.devices.size)
     if "forward" in orders.measure:
-        call = jax.jit(lambda params, inputs: recipe.module.apply({"params": params}, **inputs))
+        call = jax.jit(lambda params, inputs: task.module.apply({"params": params}, **inputs))
         report.measure("forward", lambda: jax.block_until_ready(call(params, inputs)))
         report.add("forward", flops=count_flops(call.trace(params, inputs).jaxpr))
     if "train_step" in orders.measure:
-        init, step = plain_step(recipe, mesh)
+        init, step = plain_step(task, mesh)
         state = jax.jit(init, donate_argnums=0, out_shardings=replicate(mesh))(params)
         abstract = jax.eval_shape(lambda state: state, state)
         stepper = Stepper(step, state, batch)
@@ -272,9 +265,9 @@ def measure_training(case: Case, report: Report) -> None:
         del stepper
         report.add("train_step", flops=count_flops(step.trace(abstract, batch).jaxpr))
     if "full_step" in orders.measure:
-        abstract = abstract_state(recipe, mesh)
-        state = create_state(recipe, abstract, initial=draw(shapes, np.asarray))
-        stepper = Stepper(make_step(recipe, mesh, abstract), state, batch, {})
+        abstract = abstract_state(task, mesh)
+        state = create_state(task, abstract, initial=draw(shapes, np.asarray))
+        stepper = Stepper(make_step(task, mesh, abstract), state, batch, task.frozen)
         del state
         report.measure("full_step", stepper)
 
@@ -328,8 +321,8 @@ def measure_generate(case: Case, report: Report) -> None:
 
 def _random(module: Any, case: Case, dtype: str) -> Any:
     """Random parameters of a stage, in `dtype`; the last layers too, which start at zero."""
-    recipe = make_recipe({**case, "batch": 1}, "float32")
-    return draw(jax.eval_shape(dataclasses.replace(recipe, module=module).init, jax.random.key(0)), dtype=dtype)
+    task = make_task({**case, "batch": 1}, "float32").with_module(module)
+    return draw(jax.eval_shape(task.init, jax.random.key(0)), dtype=dtype)
 
 
 class CacheHits:

@@ -32,7 +32,7 @@ import jax
 from benchmarks import hlo
 from benchmarks.cases import CASES
 from benchmarks.hlo import Kernel
-from benchmarks.ours import Case, make_batch, make_inputs, make_recipe, plain_step, size_of
+from benchmarks.ours import Case, make_batch, make_inputs, make_task, plain_step, size_of
 from benchmarks.worker import MEASURES
 from dalle2_jax.sharding import batch_sharding, check_batch, mesh_sizes, replicate
 from train.flops import count_flops
@@ -109,21 +109,21 @@ def trace_step(case: Case, measure: str, dtype: str, mesh: jax.sharding.Mesh) ->
     if case["kind"] == "generate":
         raise ValueError("only a network's step is examined, not generation")
     check_batch(case["batch"], mesh)
-    recipe = make_recipe(case, dtype)
+    task = make_task(case, dtype)
     batch = make_batch(case)
-    shapes = jax.eval_shape(recipe.init, jax.random.key(0))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
     params, given = _placed(shapes, replicate(mesh)), _placed(batch, batch_sharding(mesh))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         if measure == "forward":
             inputs = _placed(make_inputs(case, batch), batch_sharding(mesh))
-            call = jax.jit(lambda params, inputs: recipe.module.apply({"params": params}, **inputs))
+            call = jax.jit(lambda params, inputs: task.module.apply({"params": params}, **inputs))
             traced = call.trace(params, inputs)
         elif measure == "train_step":
-            init, step = plain_step(recipe, mesh)
+            init, step = plain_step(task, mesh)
             traced = step.trace(_placed(jax.eval_shape(init, params), replicate(mesh)), given)
         else:
-            state = abstract_state(recipe, mesh)
-            traced = make_step(recipe, mesh, state).trace(state, given, {})
+            state = abstract_state(task, mesh)
+            traced = make_step(task, mesh, state).trace(state, given, task.frozen)
     return traced, size_of(params)
 
 

@@ -19,8 +19,9 @@ from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from train.clip import ClipRecipe
 from train.decoder import DecoderRecipe
+from train.optimizer import Optimizer
 from train.prior import PriorRecipe
-from train.system import Optimizer, Recipe, System
+from train.system import Recipe, System
 from train.upsampler import UpsamplerRecipe
 
 VOCABULARY, CONTEXT, EMBEDDING = 1536, 24, 128

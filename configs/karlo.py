@@ -33,8 +33,9 @@ from dalle2_jax.data.pipeline import Data
 from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer import tokenizer_from_json
 from train.decoder import DecoderRecipe
+from train.optimizer import Optimizer
 from train.prior import PriorRecipe
-from train.system import Optimizer, System
+from train.system import System
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 

@@ -40,8 +40,9 @@ from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from train.clip import ClipRecipe
 from train.decoder import DecoderRecipe
+from train.optimizer import Optimizer
 from train.prior import PriorRecipe
-from train.system import Optimizer, System
+from train.system import System
 from train.upsampler import UpsamplerRecipe
 
 VOCABULARY, CONTEXT, EMBEDDING = 49_408, 256, 1024

@@ -14,7 +14,7 @@ import contextlib
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,20 @@ def own_rows(sharding: NamedSharding, count: int, devices: Collection[jax.Device
     return np.array(sorted(row for part in held for row in part), np.int64)
 
 
-def place_rows(sharding: NamedSharding, rows: np.ndarray) -> jax.Array:
+def put_batch_on_devices(batch: Mapping[str, Any], sharding: NamedSharding) -> dict[str, jax.Array]:
+    """The numpy arrays of numbers of a host batch, of which each process has its `own_rows`, as arrays on the mesh.
+
+    What else is in the batch, such as the captions' text, stays on the host.
+    """
+    arrays = {
+        name: value for name, value in batch.items() if isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+    }
+    if jax.process_count() == 1:
+        return jax.device_put(arrays, sharding)
+    return {name: assemble_rows(sharding, value) for name, value in arrays.items()}
+
+
+def assemble_rows(sharding: NamedSharding, rows: np.ndarray) -> jax.Array:
     """The whole batch as an array on the mesh, of which each process gives its `own_rows`, in their order."""
     devices = sharding.num_devices
     count = len(rows) * devices // len(own_rows(sharding, devices))
@@ -172,18 +185,18 @@ def place_rows(sharding: NamedSharding, rows: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback((count, *rows.shape[1:]), sharding, part)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def put_on_devices(tree: Any, shardings: Any) -> Any:
     """Arrays of the host, which every process has whole, as arrays on the mesh."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 
-    def placed(value: Any, sharding: NamedSharding) -> jax.Array:
+    def put(value: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             return jax.device_put(value, sharding)
         value = np.asarray(value)
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
-    return jax.tree.map(placed, tree, shardings)
+    return jax.tree.map(put, tree, shardings)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
@@ -243,7 +256,7 @@ def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int
     """
     compiled = [(re.compile(pattern), rule) for pattern, rule in rules]
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
         rule = next((rule for pattern, rule in compiled if pattern.search(name)), "replicated")
         if isinstance(rule, PartitionSpec):
@@ -257,7 +270,7 @@ def partition(tree: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int
             return replicate(mesh)
         raise InputError(f"the partition rule {rule!r} is neither 'replicated', 'fsdp', a Tensor nor a PartitionSpec")
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def _fsdp_axes(shape: tuple[int, ...], mesh: Mesh, smallest: int, taken: int | None = None) -> list[str | None]:

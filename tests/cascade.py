@@ -1,7 +1,6 @@
 """The system of configs/shapes.py with everything shrunk, and its training: a whole cascade in a few seconds."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from jax.sharding import Mesh
 
 from configs import shapes
 from dalle2_jax.sharding import make_mesh
-from train import cascade, loop
-from train.loop import jitted
-from train.system import Optimizer, Recipe, System
+from train import cascade
+from train.loop import LoopOptions
+from train.optimizer import Optimizer
+from train.programs import Programs, make_programs
+from train.system import Recipe, System, Task
 
 STEPS = 4
 COMMAND = "python -m train configs/shapes.py {stage}"
@@ -80,27 +81,23 @@ def _short(recipe: Recipe, **changes) -> Recipe:
 
 
 def train(system: System, run_dir: Path, names: Sequence[str] | None = None, **settings) -> tuple[object, list[str]]:
-    """Trains stages (all by default) on one device; `settings` go to the loop. Returns the result and the log.
+    """Trains stages (all by default) on one device; `settings` are the loop's options. Returns the result and the log.
 
     What a stage compiles is kept for others that are the same, which would else be traced anew each time.
     """
     lines: list[str] = []
-    run, mesh = cascade.run, make_mesh(devices=jax.devices()[:1])
-    cascade.run, loop.jitted = functools.partial(run, **settings), _jitted_once
-    try:
-        result = cascade.train_stages(
-            system, names or list(system.stages), run_dir, mesh, command=COMMAND, log=lines.append
-        )
-    finally:
-        cascade.run, loop.jitted = run, jitted
+    mesh, options = make_mesh(devices=jax.devices()[:1]), LoopOptions(programs=_made_once, **settings)
+    result = cascade.train_stages(
+        system, names or list(system.stages), run_dir, mesh, command=COMMAND, options=options, log=lines.append
+    )
     return result, lines
 
 
-def _jitted_once(recipe: Recipe, mesh: Mesh, abstract: Any) -> Any:
-    key = repr((type(recipe), recipe, mesh, abstract))
-    if key not in _jitted:
-        _jitted[key] = jitted(recipe, mesh, abstract)
-    return _jitted[key]
+def _made_once(task: Task, mesh: Mesh, abstract: Any) -> Programs:
+    key = repr((type(task), dataclasses.replace(task, frozen={}), mesh, abstract))
+    if key not in _programs:
+        _programs[key] = make_programs(task, mesh, abstract)
+    return _programs[key]
 
 
-_jitted: dict[str, Any] = {}
+_programs: dict[str, Programs] = {}

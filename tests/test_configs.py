@@ -12,7 +12,7 @@ from configs import emoji, folder, karlo, paper, shapes
 from dalle2_jax.diffusion.schedule import respace
 from dalle2_jax.sharding import make_mesh
 from tests.train.karlo_run import write_karlo_run
-from train.cascade import plan_stages, planned_stages
+from train.cascade import plan, plan_stages
 from train.system import System
 
 SYSTEMS = {
@@ -54,7 +54,7 @@ def test_a_config_is_a_whole_cascade(name):
 
 
 def test_the_paper_has_the_sizes_of_table_3():
-    parameters = {stage: params for stage, _, _, params in planned_stages(system("paper"))}
+    parameters = {stage.name: stage.params for stage in plan(system("paper"))}
     near = {"rel": 0.01}
     assert count(parameters["clip"]["vision"]["transformer"]) == pytest.approx(12 * 32 * 1280**2, **near)
     assert count(parameters["clip"]["text"]["transformer"]) == pytest.approx(12 * 24 * 1024**2, **near)

@@ -20,7 +20,7 @@ from dalle2_jax.weights.tensors import WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A config with a recipe of its own, which raises `{error}` when its parameters are drawn.
+# A config with a recipe of its own, which raises `{error}` when it is built.
 CONFIG = """
 from dalle2_jax.data import Data
 from dalle2_jax.errors import InputError
@@ -29,7 +29,7 @@ from train.system import System
 
 
 class Broken(ToyRecipe):
-    def init(self, key):
+    def build(self, stages):
         raise {error}
 
 

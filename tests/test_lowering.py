@@ -17,7 +17,7 @@ from dalle2_jax.layers import attention
 from dalle2_jax.unclip.memory import call_for_one_image, caption_shapes
 from tests.lowering import DEVICES, Program, analyse, pretended, traced_for
 from tests.test_configs import system
-from train.cascade import planned_stages, trace_step
+from train.cascade import Planned, plan, trace_step
 from train.resume import stage_record
 from train.state import abstract_state
 
@@ -80,16 +80,16 @@ def cases(quick: list[tuple[str, str]]) -> list[Any]:
 
 
 @cache
-def planned(name: str) -> dict[str, tuple[Any, Any]]:
-    return {stage: (recipe, frozen) for stage, recipe, frozen, _ in planned_stages(system(name))}
+def planned(name: str) -> dict[str, Planned]:
+    return {planned.name: planned for planned in plan(system(name))}
 
 
 def training(name: str, stage: str, platform: str) -> Program:
-    recipe, frozen = planned(name)[stage]
+    task = planned(name)[stage].task
     with pretended(DEVICES[platform]) as mesh:  # trace_step itself traces for the mesh
-        abstract = abstract_state(recipe, mesh)
-        lowered = trace_step(system(name), recipe, abstract, frozen, mesh).lower(lowering_platforms=(platform,))
-        check_step(lowered, recipe, abstract)
+        abstract = abstract_state(task, mesh)
+        lowered = trace_step(system(name), task, abstract, mesh).lower(lowering_platforms=(platform,))
+        check_step(lowered, task.recipe, abstract)
         return analyse(lowered)
 
 
@@ -105,8 +105,7 @@ def check_step(lowered: jax.stages.Lowered, recipe: Any, abstract: Any) -> None:
 
 def sampling(name: str, stage: str, platform: str) -> Program:
     def loaded(stage: str) -> LoadedStage:
-        recipe = planned(name)[stage][0]
-        params = jax.eval_shape(recipe.init, jax.random.key(0))
+        recipe, params = planned(name)[stage].task.recipe, planned(name)[stage].params
         record = stage_record(recipe, stage)
         if stage == "prior":  # what the paper's sampler wants to be measured
             record = dataclasses.replace(record, measured={"x0_error": [0.1] * recipe.process.timesteps})

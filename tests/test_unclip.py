@@ -266,9 +266,7 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
     shutil.copytree(tiny.run_dir, run)
     path = run / "upsampler" / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "low_size": 12}))
-    with pytest.raises(
-        CheckpointError, match="upsampler of .* enlarges 12 px images but the stage before it makes 8"
-    ):
+    with pytest.raises(CheckpointError, match="upsampler of .* enlarges 12 px images but the stage before it makes 8"):
         DALLE2.load(run)
     shutil.rmtree(run / "upsampler")
     assert DALLE2.load(run).image_size == DECODER_SIZE

@@ -58,6 +58,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="FIRST:LAST",
         help="record a trace of these steps, counted from the start, or of N steps (default: 10:15)",
     )
+    result.add_argument(
+        "--stop-after-steps",
+        type=int,
+        metavar="N",
+        help="stop and save a stage that has taken so many; the same command without it goes on",
+    )
     result.add_argument("--dry-run", action="store_true", help="build and lower everything, write nothing")
     result.add_argument("--distributed", action="store_true", help="one of several processes, as the cluster says")
     result.add_argument("--coordinator", metavar="HOST:PORT", help="one of several processes: where the first listens")
@@ -160,6 +166,7 @@ def _train(
     profile: tuple[int, int] | None,
 ) -> int:
     from train.cascade import plan_stages, train_stages
+    from train.loop import LoopOptions
 
     if str(options.runs_dir).partition("/")[0].endswith(":"):
         raise InputError(f"--runs-dir {options.runs_dir} is an address; mount what it names and give the folder's path")
@@ -179,7 +186,8 @@ def _train(
     command += "".join(f" {shlex.quote(override)}" for override in overrides)
     text = path.read_text(encoding="utf-8")
     config = {"name": system.name, "text": text, "arguments": list(arguments), "overrides": list(overrides)}
-    result = train_stages(system, names, run_dir, mesh, command=command, config=config, profile=profile)
+    loop = LoopOptions(profile=profile, stop_after_steps=options.stop_after_steps)
+    result = train_stages(system, names, run_dir, mesh, command=command, config=config, options=loop)
     return 0 if result.signal is None else 128 + result.signal
 
 

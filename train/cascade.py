@@ -1,7 +1,9 @@
 """A system's stages in order: each one is given its data, the run's tokenizer and the earlier stages, and trained."""
 
+import dataclasses
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,18 +16,19 @@ from jax.sharding import Mesh
 from dalle2_jax.checkpoint import LoadedStage, StageFolder, StageRecord, checkpoint_steps, load_stage, processes
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
 from dalle2_jax.errors import InputError
-from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, batch_sharding, check_batch, own_rows, partition
+from dalle2_jax.sharding import batch_parts, batch_sharding, check_batch, own_rows, partition
 from dalle2_jax.tokenizer import AnyTokenizer, Tokenizer, tokenizer_from_json
 from train import hosts
 from train.finetune import check_start, inherited_tokenizer, initial_parameters
 from train.given import check_given, given_stages, given_tokenizer, is_given, place_given, planned_given
-from train.loop import Result, run
+from train.loop import LoopOptions, Result, run
 from train.metrics import duration
 from train.resume import finished_record, stage_record
-from train.state import abstract_state, make_step, with_carry
-from train.system import Recipe, System
+from train.state import abstract_state, make_step
+from train.system import Recipe, System, Task
 
 Log = Callable[[str], None]
+ANY_SIZE = 64  # pixels
 
 
 def train_stages(
@@ -36,7 +39,7 @@ def train_stages(
     *,
     command: str,
     config: Mapping[str, Any] | None = None,
-    profile: tuple[int, int] | None = None,
+    options: LoopOptions | None = None,
     log: Log = print,
 ) -> Result:
     """Trains the named stages in order; stops early if one is stopped by a signal.
@@ -47,11 +50,12 @@ def train_stages(
         run_dir: the run's folder, one folder a stage below it.
         command: how training is called, for sentences that say what to run first.
         config: what `stage.json` says of the config (name, text, overrides).
-        profile: the steps of each stage to record (see `train.profile`).
+        options: how each is trained; sharding rules are the system's.
 
     Raises:
         InputError: if a stage that one needs is not trained, or for anything that `train.loop.run` refuses.
     """
+    options = dataclasses.replace(options or LoopOptions(), rules=system.sharding, smallest_split=system.smallest_split)
     log = hosts.only_first(log)
     hosts.check_shared(run_dir)
     check_stages(system, names, mesh)
@@ -77,11 +81,11 @@ def train_stages(
     for name in names:
         recipe = system.stages[name]
         needed = {kind: load_stage(run_dir / _needed(kinds, name, kind), allow=own) for kind in recipe.needs}
-        recipe, frozen = recipe.attach(needed)
+        task = recipe.build(needed)
         info = {
             "config": dict(config or {}),
             "data": system.data,
-            "tokenizer": feed.tokenizer.to_json(),
+            "tokenizer": feed.tokenizer.to_json() if recipe.reads_captions else None,
             "init_from": recipe.init_from,
             **_source(recipe, run_dir / name),
             "built_on": {kind: stage.version for kind, stage in needed.items()},
@@ -90,18 +94,17 @@ def train_stages(
         finished = finished_record(run_dir / name, recipe.steps) is not None
         initial = None
         if recipe.init_from is not None and not checkpoint_steps(run_dir / name):
-            initial = initial_parameters(name, recipe, feed.tokenizer, log)
+            initial = initial_parameters(name, task, feed.tokenizer if recipe.reads_captions else None, log)
         result = run(
-            recipe,
+            task,
             stage_name=name,
             stage_dir=run_dir / name,
-            batches=lambda recipe=recipe: feed.training(recipe, mesh),
-            validation=[] if finished else feed.validation(recipe, mesh),
-            frozen=frozen,
+            batches=lambda task=task: feed.training(task, mesh),
+            validation=[] if finished else feed.validation(task, mesh),
             mesh=mesh,
             info=info,
             initial=initial,
-            profile=profile,
+            options=options,
             log=log,
         )
         if result.signal is not None:
@@ -116,24 +119,25 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
         InputError: for what does not fit together, before anything is trained or written.
     """
     waiting = set(names)
-    for name, recipe, frozen, params in planned_stages(system):
+    for planned in plan(system):
+        name, task = planned.name, planned.task
         if name in waiting:
-            check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
-            check_pictures(name, recipe, system.data.image_size)
-            carry = jax.eval_shape(recipe.init_carry)
-            known = with_carry(frozen, carry)
-            jax.eval_shape(recipe.loss, params, abstract_batch(system, recipe, None), jax.random.key(0), known)
+            check_batch(task.recipe.batch_size, mesh, task.recipe.optimizer.accumulation)
+            check_image_size(name, task.recipe, system.data.image_size)
+            batch = abstract_batch(system, task, None)
+            extra = jax.eval_shape(task.init_extra)
+            jax.eval_shape(task.loss, planned.params, batch, jax.random.key(0), task.frozen, extra)
             waiting.remove(name)
         if not waiting:
             return
 
 
-def check_pictures(name: str, recipe: Recipe, size: int | None) -> None:
-    """Raises InputError for pictures of a side below what the stage is to draw; None: not known yet."""
-    if size is not None and recipe.drawn_size is not None and size < recipe.drawn_size:
+def check_image_size(name: str, recipe: Recipe, size: int | None) -> None:
+    """Raises InputError for images of a side below what the stage is to make; None: not known yet."""
+    if size is not None and recipe.output_size is not None and size < recipe.output_size:
         raise InputError(
-            f"{name} is to learn pictures of {recipe.drawn_size} pixels and the data's have {size}: set "
-            f"data.image_size={recipe.drawn_size} or more, or train the other stages alone"
+            f"{name} is to learn images of {recipe.output_size} pixels and the data's have {size}: set "
+            f"data.image_size={recipe.output_size} or more, or train the other stages alone"
         )
 
 
@@ -222,8 +226,8 @@ class _Feed:
                 f"{name}.batch_size is {recipe.batch_size} and the split {split!r} of {source.name} has "
                 f"{len(source)} pictures; set {name}.batch_size={1 << len(source).bit_length() - 1} or less"
             )
-        if recipe.drawn_size is not None and self.system.data.image_size is None:
-            check_pictures(name, recipe, source.pictures([0]).shape[1])
+        if recipe.output_size is not None and self.system.data.image_size is None:
+            check_image_size(name, recipe, source.pictures([0]).shape[1])
 
     @property
     def tokenizer(self) -> AnyTokenizer:
@@ -237,7 +241,7 @@ class _Feed:
     def _recorded(self) -> AnyTokenizer | None:
         for name in self.system.stages:
             stage = StageFolder(self.run_dir / name)
-            if stage.step is None:
+            if stage.step is None or stage.record.tokenizer is None:
                 continue
             tokenizer = tokenizer_from_json(stage.record.tokenizer)
             if tokenizer.context_length != self.system.context_length:
@@ -253,33 +257,36 @@ class _Feed:
         captions = all_captions(self.system.data, split, self.source(split))
         return Tokenizer.train(captions, self.system.vocabulary_size, self.system.context_length)
 
-    def training(self, recipe: Recipe, mesh: Mesh) -> Any:
+    def training(self, task: Task, mesh: Mesh) -> Any:
+        """Endless batches of the training split."""
+        recipe, spec, split = task.recipe, task.batch_spec, self.system.data.train_split
         return train_iterator(
             self.system.data,
-            self.system.data.train_split,
-            self.tokenizer,
+            split,
+            self.tokenizer if spec.captions else None,
             recipe.batch_size,
             recipe.seed,
-            image_size=recipe.picture_size,
-            transform=recipe.prepare(),
+            image_size=spec.image_size,
+            transform=spec.transform,
             rows=own_rows(batch_sharding(mesh), recipe.batch_size),
-            source=self.source(self.system.data.train_split),
+            source=self.source(split),
         )
 
-    def validation(self, recipe: Recipe, mesh: Mesh) -> list[dict[str, Any]]:
+    def validation(self, task: Task, mesh: Mesh) -> list[dict[str, Any]]:
         """The recipe's whole batches, or as many examples as the split has, in batches that divide over the mesh."""
-        source, parts = self.source(self.system.data.validation_split), batch_parts(mesh)
+        recipe, spec, split = task.recipe, task.batch_spec, self.system.data.validation_split
+        source, parts = self.source(split), batch_parts(mesh)
         size = min(recipe.batch_size, len(source) // parts * parts)
         count = min(recipe.validation_batches, len(source) // size) if size else 0
         if not count:
             return []
         return evaluation_batches(
             self.system.data,
-            self.system.data.validation_split,
-            self.tokenizer,
+            split,
+            self.tokenizer if spec.captions else None,
             size,
             count * size,
-            image_size=recipe.picture_size,
+            image_size=spec.image_size,
             with_captions=True,
             rows=own_rows(batch_sharding(mesh), size),
             source=source,
@@ -296,16 +303,16 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     """
     log = hosts.only_first(log)
     given_tokenizer(system)
-    for name, recipe, frozen, _ in planned_stages(system):
+    for planned in plan(system):
+        name, task, recipe = planned.name, planned.task, planned.task.recipe
         if name not in names:
             continue
         check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
-        check_pictures(name, recipe, system.data.image_size)
+        check_image_size(name, recipe, system.data.image_size)
         if recipe.init_from is not None:
             check_start(name, recipe)
-        abstract = abstract_state(recipe, mesh)
-        lower_step(system, recipe, abstract, frozen, mesh)
-        count = sum(leaf.size for leaf in jax.tree.leaves(abstract["params"]))
+        trace_step(system, task, abstract_state(task, mesh, system.sharding, system.smallest_split), mesh).lower()
+        count = sum(leaf.size for leaf in jax.tree.leaves(planned.params))
         devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
         log(
             f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} pictures on {devices}, "
@@ -317,31 +324,40 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     log("dry run: nothing was written")
 
 
-def planned_stages(system: System) -> Iterator[tuple[str, Recipe, Any, Any]]:
-    """(name, attached recipe, frozen parameters, own parameters) of every trained stage, as shapes and in order.
+@dataclass(frozen=True)
+class Planned:
+    """A stage from shapes alone: its task, whose frozen parameters are shapes, and the shapes of its own parameters."""
+
+    name: str
+    task: Task
+    params: Any
+
+
+def plan(system: System) -> Iterator[Planned]:
+    """Every trained stage from shapes alone, in order.
 
     Raises:
         InputError: if a network cannot be built, or a stage needs one that is not before it.
     """
-    planned = planned_given(system)
+    known = planned_given(system)
     for name, recipe in system.stages.items():
-        yield name, *plan_stage(name, recipe, planned)
+        yield plan_stage(name, recipe, known)
 
 
-def plan_stage(name: str, recipe: Recipe, planned: dict[str, LoadedStage]) -> tuple[Recipe, Any, Any]:
-    """(attached recipe, frozen parameters, own parameters) as shapes; adds the stage to those `planned`, by kind.
+def plan_stage(name: str, recipe: Recipe, known: dict[str, LoadedStage]) -> Planned:
+    """One stage from shapes; adds it to those that are `known`, by kind.
 
     Raises:
-        InputError: if the network cannot be built, or needs a stage that is not planned.
+        InputError: if the network cannot be built, or needs a stage that is not known.
     """
     for kind in recipe.needs:
-        if kind not in planned:
+        if kind not in known:
             raise InputError(f"the stage {name!r} needs a stage of the kind {kind!r} before it, and there is none")
-    recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
-    params = jax.eval_shape(recipe.init, jax.random.key(0))
+    task = recipe.build({kind: known[kind] for kind in recipe.needs})
+    params = jax.eval_shape(task.init, jax.random.key(0))
     ema = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)  # what later stages are given
-    planned.setdefault(recipe.kind, LoadedStage(recipe.module, ema, stage_record(recipe, name)))
-    return recipe, frozen, params
+    known.setdefault(recipe.kind, LoadedStage(recipe.module, ema, stage_record(recipe, name)))
+    return Planned(name, task, params)
 
 
 def _found(system: System, name: str, run_dir: Path) -> str:
@@ -353,36 +369,33 @@ def _found(system: System, name: str, run_dir: Path) -> str:
     return " (in place of the given one)" if is_given(system, name, run_dir) else ""
 
 
-def trace_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Traced:
-    """One training step of an attached recipe, traced from shapes alone; no data is read and nothing is allocated."""
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, partition(frozen, mesh, DEFAULT_RULES)
-    )
+def trace_step(system: System, task: Task, abstract: Any, mesh: Mesh) -> jax.stages.Traced:
+    """One training step, traced from shapes alone; no data is read and nothing is allocated."""
+    shardings = partition(task.frozen, mesh, system.sharding, system.smallest_split)
+    frozen = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), task.frozen, shardings)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which says for what devices this is traced
-        return make_step(recipe, mesh, abstract).trace(abstract, abstract_batch(system, recipe, mesh), placed)
+        return make_step(task, mesh, abstract).trace(abstract, abstract_batch(system, task, mesh), frozen)
 
 
-def lower_step(system: System, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> jax.stages.Lowered:
-    """The same step, lowered."""
-    return trace_step(system, recipe, abstract, frozen, mesh).lower()
+def abstract_batch(system: System, task: Task, mesh: Mesh | None) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a training batch, split over `mesh` where one is given.
 
-
-def abstract_batch(system: System, recipe: Recipe, mesh: Mesh | None) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a training batch, split over `mesh` where one is given."""
-    sizes = [size for size in (system.data.image_size, recipe.picture_size) if size is not None]
-    size, length = min(sizes, default=0), system.context_length
+    Where neither the data nor the task say how large images are, they are as large as the task makes them, or of
+    `ANY_SIZE`.
+    """
+    spec, count = task.batch_spec, task.recipe.batch_size
+    sizes = [size for size in (system.data.image_size, spec.image_size) if size is not None]
+    size = min(sizes, default=task.recipe.output_size or ANY_SIZE)
     split = None if mesh is None else batch_sharding(mesh)
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((recipe.batch_size, *shape), dtype, sharding=split)
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=split)
 
-    prepare = recipe.prepare()
-    pictures = {"image": np.zeros((size, size, 3), np.uint8)}
-    if prepare is not None:
-        pictures = prepare(pictures["image"], np.random.default_rng(0))
-    return {
-        **{name: array(value.shape, value.dtype) for name, value in pictures.items()},
-        "tokens": array((length,), jnp.int32),
-        "mask": array((length,), jnp.bool_),
-        "index": array((), jnp.int32),
-    }
+    images = {"image": np.zeros((size, size, 3), np.uint8)}
+    if spec.transform is not None:
+        images = spec.transform(images["image"], np.random.default_rng(0))
+    batch = {name: array(value.shape, value.dtype) for name, value in images.items()}
+    if spec.captions:
+        length = system.context_length
+        batch |= {"tokens": array((length,), jnp.int32), "mask": array((length,), jnp.bool_)}
+    return {**batch, "index": array((), jnp.int32)}

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.clip import CLIP, contrastive_loss
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pictures import resize, to_float
-from train.system import Batch, Parameters, Recipe, check_share
+from train.system import Batch, BatchSpec, Parameters, Recipe, Task, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +39,27 @@ class ClipRecipe(Recipe):
         if self.chunk is not None and (self.chunk < 1 or micro % self.chunk):
             raise InputError(f"clip.chunk is {self.chunk}, which does not divide a (micro-)batch of {micro}")
 
+    def build(self, stages: Mapping[str, LoadedStage]) -> ClipTask:
+        return ClipTask(recipe=self)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "image_size": self.module.vision.image_size,
+            "training": {"shift": self.shift, "grayscale": self.grayscale},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTask(Task):
+    """Ties the images of a batch to its captions."""
+
+    recipe: ClipRecipe
+
     @property
-    def picture_size(self) -> int:
-        return self.module.vision.image_size
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(image_size=self.module.vision.image_size)
 
     def init(self, key: jax.Array) -> Parameters:
         size, length = self.module.vision.image_size, self.module.text.context_length
@@ -49,30 +69,22 @@ class ClipRecipe(Recipe):
 
     def _contrast(self, params: Parameters, batch: Batch, pictures: jax.Array):
         image, text, logit_scale = self.module.apply({"params": params}, pictures, batch["tokens"], batch["mask"])
-        loss, metrics = contrastive_loss(image, text, logit_scale, self.chunk)
+        loss, metrics = contrastive_loss(image, text, logit_scale, self.recipe.chunk)
         return loss, {**metrics, "logit_scale": logit_scale}
 
-    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, extra: None):
         pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
         shift_key, gray_key = jax.random.split(key)
-        if self.shift:
-            pictures = random_shift(shift_key, pictures, self.shift)
-        if self.grayscale:
-            pictures = random_grayscale(gray_key, pictures, self.grayscale)
-        return self._contrast(params, batch, pictures)
+        if self.recipe.shift:
+            pictures = random_shift(shift_key, pictures, self.recipe.shift)
+        if self.recipe.grayscale:
+            pictures = random_grayscale(gray_key, pictures, self.recipe.grayscale)
+        return *self._contrast(params, batch, pictures), None
 
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
         pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
         loss, metrics = self._contrast(params, batch, pictures)
         return {"loss": loss, **metrics}
-
-    def describe(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "module": self.module,
-            "image_size": self.module.vision.image_size,
-            "training": {"shift": self.shift, "grayscale": self.grayscale},
-        }
 
 
 def random_shift(key: jax.Array, pictures: jax.Array, limit: int) -> jax.Array:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from dalle2_jax.captions import EncodedCaptions
-from dalle2_jax.clip import CLIP, encode_captions
+from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.decoder import Caption, Decoder, caption_for, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from train.diffusion import DiffusionRecipe
-from train.null import empty_caption, empty_tokens
-from train.system import Batch, Parameters, check_share
+from train.diffusion import DiffusionRecipe, DiffusionTask
+from train.embeddings import FrozenClip
+from train.system import Batch, BatchSpec, Parameters, check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,35 +38,50 @@ class DecoderRecipe(DiffusionRecipe):
     image_drop: float = 0.1
     text_drop: float = 0.5
     embedding_noise: float = 0.0
-    clip: CLIP | None = field(default=None, metadata={"attached": True})
-    empty: tuple[int, ...] = field(default=(), metadata={"attached": True})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("decoder.image_drop", self.image_drop)
         check_share("decoder.text_drop", self.text_drop)
 
-    def attach(self, stages: Mapping[str, Any]) -> tuple[DecoderRecipe, Parameters]:
-        clip = stages["clip"]
-        return dataclasses.replace(self, clip=clip.module, empty=empty_tokens(clip)), {"clip": clip.params}
-
     @property
-    def picture_size(self) -> int:
-        return max(self.clip.vision.image_size, self.module.unet.image_size)
-
-    @property
-    def drawn_size(self) -> int:
+    def output_size(self) -> int:
         return self.module.unet.image_size
+
+    def build(self, stages: Mapping[str, LoadedStage]) -> DecoderTask:
+        clip = stages["clip"]
+        return DecoderTask(recipe=self, clip=FrozenClip.of(clip), frozen={"clip": clip.params})
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        training = {name: getattr(self, name) for name in ("image_drop", "text_drop", "embedding_noise")}
+        return {
+            **described,
+            "image_size": self.module.unet.image_size,
+            "training": {**described["training"], **training},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderTask(DiffusionTask):
+    """Restores images under CLIP's embeddings of them and the captions."""
+
+    recipe: DecoderRecipe
+    clip: FrozenClip
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(image_size=max(self.clip.image_size, self.module.unet.image_size))
 
     def init(self, key: jax.Array) -> Parameters:
         size = self.module.unet.image_size
-        embedding = jnp.zeros((1, self.clip.embedding_size))
-        length = self.clip.text.context_length
+        embedding = jnp.zeros((1, self.clip.module.embedding_size))
+        length = self.clip.module.text.context_length
         text = None
         if self.module.text is not None:
             text = jnp.zeros((1, length), jnp.int32)
         elif self.module.text_width is not None:
-            text = jnp.zeros((1, length, self.clip.text.width))
+            text = jnp.zeros((1, length, self.clip.module.text.width))
         mask = None if text is None else jnp.ones((1, length), bool)
         pictures, timesteps = jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32)
         pooled = {"text_embedding": embedding} if self.module.pools_embedding else {}
@@ -76,24 +90,24 @@ class DecoderRecipe(DiffusionRecipe):
     def _conditions(self, batch: Batch, frozen: Parameters, keep_text: jax.Array) -> tuple[jax.Array, Caption]:
         """CLIP's embeddings of the images, and what the decoder reads of the captions."""
         params = frozen["clip"]
-        images = resize(to_float(batch["image"]), self.clip.vision.image_size)
-        image_embedding = self.clip.apply({"params": params}, images, method="encode_image")
         captions = EncodedCaptions(batch["tokens"], batch["mask"])
         if self.module.text_width is not None:
-            captions = encode_captions(self.clip, params, captions.tokens, captions.mask)
-        empty = empty_caption(self.clip, params, self.empty) if self.module.needs_empty_caption else None
-        return image_embedding, caption_for(self.module, captions, keep_text, empty)
+            captions = self.clip.encode_captions(params, batch)
+        empty = self.clip.empty_caption(params) if self.module.needs_empty_caption else None
+        return self.clip.embed_images(params, batch), caption_for(self.module, captions, keep_text, empty)
 
-    def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
+    def denoising(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         keys = dict(zip(("image", "text", "noise", "loss", "dropout"), jax.random.split(key, 5), strict=True))
-        keep_text = jax.random.uniform(keys["text"], batch["tokens"].shape[:1]) >= (self.text_drop if training else 0.0)
+        recipe = self.recipe
+        text_drop, image_drop = (recipe.text_drop, recipe.image_drop) if training else (0.0, 0.0)
+        keep_text = jax.random.uniform(keys["text"], batch["tokens"].shape[:1]) >= text_drop
         embedding, caption = jax.lax.stop_gradient(self._conditions(batch, frozen, keep_text))
-        if training and self.embedding_noise:
+        if training and recipe.embedding_noise:
             norm = jnp.linalg.norm(embedding, axis=-1, keepdims=True)  # not one, where public weights read others
             noise = jax.random.normal(keys["noise"], embedding.shape) * norm / embedding.shape[-1] ** 0.5
-            embedding = embedding + self.embedding_noise * noise
+            embedding = embedding + recipe.embedding_noise * noise
             embedding = embedding * norm / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-        keep_image = jax.random.uniform(keys["image"], keep_text.shape) >= (self.image_drop if training else 0.0)
+        keep_image = jax.random.uniform(keys["image"], keep_text.shape) >= image_drop
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
             return self.module.apply(
@@ -114,10 +128,5 @@ class DecoderRecipe(DiffusionRecipe):
         count = batch["image"].shape[0]
         conditions = self._conditions(batch, frozen, jnp.ones(count, bool))
         keys = jax.random.split(key, count)
-        pictures = sample_decoder(keys, self.module, params, self.process, self.preview_sampling, *conditions)
-        return to_uint8(pictures)
-
-    def describe(self) -> dict[str, Any]:
-        told = super().describe()
-        training = {name: getattr(self, name) for name in ("image_drop", "text_drop", "embedding_noise")}
-        return {**told, "image_size": self.module.unet.image_size, "training": {**told["training"], **training}}
+        settings = self.recipe.process, self.recipe.preview_sampling
+        return to_uint8(sample_decoder(keys, self.module, params, *settings, *conditions))

@@ -11,13 +11,13 @@ import jax
 from jax.sharding import Mesh
 
 from dalle2_jax.errors import InputError
-from dalle2_jax.sharding import DEFAULT_RULES, batch_parts, check_batch, make_mesh, partition
+from dalle2_jax.sharding import batch_parts, check_batch, make_mesh, partition
 from train.cascade import abstract_batch, plan_stage, trace_step
 from train.flops import count_flops
 from train.given import planned_given
 from train.metrics import duration
-from train.state import abstract_state, with_carry
-from train.system import Recipe, System
+from train.state import abstract_state
+from train.system import Recipe, System, Task
 from train.topology import compile_step, device_memory, topology_mesh
 
 HEADER = (
@@ -115,18 +115,19 @@ def examine(system: System, mesh: Mesh, names: Sequence[str] = ()) -> tuple[list
     planned = planned_given(system)
     for name, recipe in system.stages.items():
         try:
-            recipe, frozen, _ = plan_stage(name, recipe, planned)
+            task = plan_stage(name, recipe, planned).task
             if names and name not in names:
                 continue
             check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
-            stages.append(_stage(system, name, recipe, abstract_state(recipe, mesh), frozen, mesh))
+            stages.append(_stage(system, name, task, mesh))
         except InputError as error:
             refused[name] = str(error).strip().splitlines()[0]
     return stages, refused
 
 
-def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any, mesh: Mesh) -> Stage:
-    traced = trace_step(system, recipe, abstract, frozen, mesh)
+def _stage(system: System, name: str, task: Task, mesh: Mesh) -> Stage:
+    recipe, abstract = task.recipe, abstract_state(task, mesh, system.sharding, system.smallest_split)
+    traced = trace_step(system, task, abstract, mesh)
     lowered = traced.lower()
     arguments = jax.tree.map(lambda info: jax.ShapeDtypeStruct(info.shape, info.dtype), lowered.args_info[0])
     state, batch, frozen_shapes = arguments
@@ -138,17 +139,18 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
         "average": device_bytes(abstract["ema"]),
         "optimizer": device_bytes(abstract["optimizer"]),
         "gradients": gradients,
-        "frozen": device_bytes(frozen, partition(frozen, mesh, DEFAULT_RULES)),
+        "frozen": device_bytes(task.frozen, partition(task.frozen, mesh, system.sharding, system.smallest_split)),
     }
-    known = with_carry(frozen_shapes, state.get("carry"))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # which says for what devices this is traced
-        forward = jax.make_jaxpr(recipe.loss)(state["params"], batch, jax.random.key(0), known)
-        activations = kept_bytes(system, recipe, state["params"], known)
+        forward = jax.make_jaxpr(task.loss)(
+            state["params"], batch, jax.random.key(0), frozen_shapes, state.get("extra")
+        )
+        activations = kept_bytes(system, task, state["params"], frozen_shapes, state.get("extra"))
     return Stage(
         name=name,
         recipe=recipe,
         parts={part: _count(tree) for part, tree in abstract["params"].items()},
-        frozen=_count(frozen),
+        frozen=_count(task.frozen),
         forward=count_flops(forward) / recipe.batch_size,
         training=count_flops(traced.jaxpr) / recipe.batch_size,
         memory=memory,
@@ -157,19 +159,22 @@ def _stage(system: System, name: str, recipe: Recipe, abstract: Any, frozen: Any
     )
 
 
-def kept_bytes(system: System, recipe: Recipe, params: Any, frozen: Any) -> int:
+def kept_bytes(system: System, task: Task, params: Any, frozen: Any, extra: Any) -> int:
     """Bytes a picture that the forward pass keeps for the backward pass: by how much a batch twice as large keeps more.
 
     What does not grow with the batch, such as the parameters themselves, is not among them.
     """
 
+    recipe = task.recipe
+
     def kept(batch_size: int) -> int:
-        batch = abstract_batch(system, dataclasses.replace(recipe, batch_size=batch_size), None)
+        larger = dataclasses.replace(task, recipe=dataclasses.replace(recipe, batch_size=batch_size))
+        batch = abstract_batch(system, larger, None)
 
-        def backward(params: Any, batch: Any, frozen: Any) -> Any:
-            return jax.vjp(lambda p: recipe.loss(p, batch, jax.random.key(0), frozen)[0], params)[1]
+        def backward(params: Any, batch: Any, frozen: Any, extra: Any) -> Any:
+            return jax.vjp(lambda p: task.loss(p, batch, jax.random.key(0), frozen, extra)[0], params)[1]
 
-        leaves = jax.tree.leaves(jax.eval_shape(backward, params, batch, frozen))
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params, batch, frozen, extra))
         return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf.dtype, "itemsize"))
 
     return max(1, (kept(2 * recipe.batch_size) - kept(recipe.batch_size)) // recipe.batch_size)

@@ -23,7 +23,7 @@ from dalle2_jax.diffusion import (
 )
 from dalle2_jax.diffusion.sampler import Denoiser
 from dalle2_jax.errors import InputError
-from train.system import Batch, Parameters, Recipe
+from train.system import Batch, Parameters, Recipe, Task
 
 TIMESTEPS = ("uniform", "loss")
 
@@ -61,56 +61,12 @@ class DiffusionRecipe(Recipe):
                 f"{self.kind}.optimizer.accumulation=1"
             )
 
-    @abstractmethod
-    def task(
-        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool
-    ) -> tuple[Denoiser, jax.Array, jax.Array]:
-        """The denoiser under the batch's conditions, what it is to restore (x_0), and a key for the noise."""
-
     @property
     def preview_sampling(self) -> Sampling:
-        """How previews are drawn: as in the end, but for a variance that is measured only then."""
+        """How previews are sampled: as in the end, but for a variance that is measured only then."""
         if self.sampling.variance == "analytic":
             return dataclasses.replace(self.sampling, variance=None)
         return self.sampling
-
-    def init_carry(self) -> LossHistory | None:
-        return loss_history(self.process.steps) if self.timesteps == "loss" else None
-
-    def update_carry(self, carry: LossHistory, seen: tuple[jax.Array, jax.Array]) -> LossHistory:
-        return update_history(carry, *seen)
-
-    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters):
-        denoiser, x_0, key = self.task(params, batch, key, frozen, training=True)
-        if self.timesteps == "uniform":
-            losses, metrics = self._losses(key, denoiser, x_0)
-            return losses.mean(), _means(metrics)
-        draw_key, key = jax.random.split(key)
-        i, weights = draw_timesteps(draw_key, frozen["carry"], x_0.shape[0])
-        losses, metrics = self._losses(key, denoiser, x_0, timesteps=i)
-        metrics = {name: weights * value for name, value in metrics.items()}
-        return (weights * losses).mean(), {**_means(metrics), "carry": (i, jax.lax.stop_gradient(losses))}
-
-    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        denoiser, x_0, key = self.task(params, batch, key, frozen, training=False)
-        losses, metrics = self._losses(key, denoiser, x_0)
-        return {"loss": losses.mean(), **_means(metrics)}
-
-    def _losses(self, key: jax.Array, denoiser: Denoiser, x_0: jax.Array, timesteps: jax.Array | None = None):
-        return diffusion_loss(
-            key,
-            denoiser,
-            x_0,
-            self.process,
-            self.loss_kind,
-            timesteps=timesteps,
-            weighting=self.weighting,
-            weight_limit=self.weight_limit,
-        )
-
-    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        denoiser, x_0, key = self.task(params, batch, key, frozen, training=False)
-        return {"x0_error": x0_error(key, denoiser, x_0, self.process)}
 
     def describe(self) -> dict[str, Any]:
         training = ("loss_kind", "weighting", "weight_limit", "timesteps")
@@ -121,6 +77,56 @@ class DiffusionRecipe(Recipe):
             "sampling": self.sampling,
             "training": {name: getattr(self, name) for name in training},
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTask(Task):
+    """The loss, validation and measured error of a diffusion recipe; subclasses say what is restored under what."""
+
+    recipe: DiffusionRecipe
+
+    @abstractmethod
+    def denoising(
+        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool
+    ) -> tuple[Denoiser, jax.Array, jax.Array]:
+        """The denoiser under the batch's conditions, what it is to restore (x_0), and a key for the noise."""
+
+    def init_extra(self) -> LossHistory | None:
+        return loss_history(self.recipe.process.steps) if self.recipe.timesteps == "loss" else None
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, extra: LossHistory | None):
+        denoiser, x_0, key = self.denoising(params, batch, key, frozen, training=True)
+        if extra is None:
+            losses, metrics = self._losses(key, denoiser, x_0)
+            return losses.mean(), _means(metrics), None
+        draw_key, key = jax.random.split(key)
+        i, weights = draw_timesteps(draw_key, extra, x_0.shape[0])
+        losses, metrics = self._losses(key, denoiser, x_0, timesteps=i)
+        metrics = {name: weights * value for name, value in metrics.items()}
+        extra = update_history(extra, i, jax.lax.stop_gradient(losses))
+        return (weights * losses).mean(), _means(metrics), extra
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        denoiser, x_0, key = self.denoising(params, batch, key, frozen, training=False)
+        losses, metrics = self._losses(key, denoiser, x_0)
+        return {"loss": losses.mean(), **_means(metrics)}
+
+    def _losses(self, key: jax.Array, denoiser: Denoiser, x_0: jax.Array, timesteps: jax.Array | None = None):
+        recipe = self.recipe
+        return diffusion_loss(
+            key,
+            denoiser,
+            x_0,
+            recipe.process,
+            recipe.loss_kind,
+            timesteps=timesteps,
+            weighting=recipe.weighting,
+            weight_limit=recipe.weight_limit,
+        )
+
+    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        denoiser, x_0, key = self.denoising(params, batch, key, frozen, training=False)
+        return {"x0_error": x0_error(key, denoiser, x_0, self.recipe.process)}
 
 
 def _means(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:

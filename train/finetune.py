@@ -13,7 +13,7 @@ from dalle2_jax.errors import InputError
 from dalle2_jax.layers.transformer import stacked, written_out
 from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 from train.resume import first_difference, stage_record
-from train.system import Recipe, System
+from train.system import Recipe, System, Task
 
 TOKEN_TABLE = "token_embedding/embedding"
 TOKENS = {
@@ -62,8 +62,8 @@ def inherited_tokenizer(system: System, log: Callable[[str], None]) -> AnyTokeni
     return None
 
 
-def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: Callable[[str], None]) -> Any:
-    """The averaged parameters of the stage that `recipe.init_from` names, fitted to this recipe.
+def initial_parameters(name: str, task: Task, tokenizer: AnyTokenizer | None, log: Callable[[str], None]) -> Any:
+    """The averaged parameters of the stage that the recipe's `init_from` names, fitted to this task.
 
     Tables of token embeddings follow the tokens: a token that both tokenizers have keeps its row, a new one gets a
     fresh row. The optimizer and the average start afresh in any case.
@@ -72,12 +72,13 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: 
         InputError: if the other stage is missing or damaged, of another kind, differs in a parameter's shape, or has a
             table for another kind of tokenizer.
     """
+    recipe = task.recipe
     record = check_start(name, recipe)
     try:
         other = load_stage(recipe.init_from)
     except CheckpointError as error:
         raise InputError(f"{name} cannot start from {recipe.init_from}: {error}") from error
-    shapes = jax.eval_shape(recipe.init, jax.random.key(recipe.seed))
+    shapes = jax.eval_shape(task.init, jax.random.key(recipe.seed))
     ours = _by_path(shapes)
     theirs = _laid_out(other.params, ours)
     for path in [*ours, *theirs]:
@@ -106,7 +107,7 @@ def initial_parameters(name: str, recipe: Recipe, tokenizer: AnyTokenizer, log: 
             )
     result = dict(theirs)
     if fitted:
-        fresh = _by_path(jax.device_get(jax.jit(recipe.init)(jax.random.key(recipe.seed))))
+        fresh = _by_path(jax.device_get(jax.jit(task.init)(jax.random.key(recipe.seed))))
         for path in fitted:
             result[path], known = _fit_table(fresh[path], theirs[path], tokenizer, their_tokenizer)
             log(

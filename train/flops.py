@@ -6,7 +6,6 @@ counts again, elementwise work does not count. cuDNN's attention counts as its p
 pass computes again does not count, and of a causal mask the masked half does.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -15,8 +14,8 @@ import jax
 
 from train.initial import without_remat
 from train.optimizer import accumulated_gradient
-from train.state import State, with_carry
-from train.system import Recipe
+from train.state import State
+from train.system import Task
 
 # Products of queries by keys by head size in cuDNN's kernels.
 CUDNN_ATTENTION = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 4}
@@ -30,7 +29,7 @@ def count_flops(jaxpr: Any) -> int:
     return _Counter().count(getattr(jaxpr, "jaxpr", jaxpr))
 
 
-def model_flops(recipe: Recipe, step: Any, state: State, batch: Any, frozen: Any) -> int:
+def model_flops(task: Task, step: Any, state: State, batch: Any, frozen: Any) -> int:
     """Operations that one training step needs, over the whole batch and all devices; the numerator of MFU.
 
     Counted are the forward and backward pass of the stage's own network and the forward pass of the frozen ones (CLIP's
@@ -39,19 +38,17 @@ def model_flops(recipe: Recipe, step: Any, state: State, batch: Any, frozen: Any
 
     The arguments of the step are arrays or their shapes.
     """
-    module = without_remat(recipe.module)
-    if module == recipe.module:
+    module = without_remat(task.module)
+    if module == task.module:
         return count_flops(step.trace(state, batch, frozen).jaxpr)
-    plain = dataclasses.replace(recipe, module=module)
-    parts = recipe.optimizer.accumulation
+    plain = task.with_module(module)
+    parts = task.recipe.optimizer.accumulation
 
     def gradient(state: State, batch: Any, frozen: Any) -> Any:
-        known = with_carry(frozen, state.get("carry"))
+        def loss(params: Any, micro: Any, key: jax.Array, extra: Any) -> Any:
+            return plain.loss(params, micro, key, frozen, extra)
 
-        def loss(params: Any, micro: Any, key: jax.Array) -> Any:
-            return plain.loss(params, micro, key, known)
-
-        return accumulated_gradient(loss, state["params"], batch, state["key"], parts)
+        return accumulated_gradient(loss, state["params"], batch, state["key"], state.get("extra"), parts)
 
     return count_flops(jax.make_jaxpr(gradient)(state, batch, frozen))
 

@@ -49,8 +49,8 @@ class MetricsWriter:
             if math.isfinite(value):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
 
-    def picture(self, step: int, name: str, pixels: Any) -> None:
-        """Shows a picture, uint8 [h, w, 3], in TensorBoard."""
+    def image(self, step: int, name: str, pixels: Any) -> None:
+        """Shows an image, uint8 [h, w, 3], in TensorBoard."""
         if self._enabled:
             self._board.add_image(name, pixels, step, dataformats="HWC")
 

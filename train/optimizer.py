@@ -1,16 +1,85 @@
-"""The optimizer of every stage: AdamW with warm-up, clipping, accumulation, and a moving average of the parameters."""
+"""The optimizers of the stages: warm-up, clipping, accumulation, and a moving average of the parameters."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from train.system import Optimizer
+from dalle2_jax.errors import InputError
 
+OPTIMIZERS = ("adamw", "adam", "sgd")
 # Scanned stacks give biases and scales a leading axis, so what decays goes by name and not by rank.
 DECAYED = ("kernel", "embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """An optimizer with warm-up, gradient clipping, accumulation and an exponential moving average of the parameters.
+
+    name: "adamw", "adam" (without weight decay) or "sgd" (with `momentum`; Nesterov's is not taken). weight_decay: of
+    matrices only. gradient_clip: of the global norm; 0: none. accumulation: micro-batches a step.
+    moment_dtype: in which the first moment is kept: "bfloat16" spares 2 bytes a parameter of the device's memory and 4
+    of what a step reads and writes; None: as the parameters.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 100
+    schedule: str = "constant"  # after the warm-up: "constant" | "cosine" (to zero at the last step)
+    momentum: float = 0.9
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    gradient_clip: float = 1.0
+    accumulation: int = 1
+    ema_decay: float = 0.9999
+    moment_dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in OPTIMIZERS:
+            raise InputError(f"optimizer.name is {self.name!r}; it must be {', '.join(OPTIMIZERS)}")
+        if self.name != "adamw" and self.weight_decay:
+            raise InputError(
+                f"optimizer.weight_decay is {self.weight_decay} with {self.name}, which has none; take adamw"
+            )
+        if self.schedule not in ("constant", "cosine"):
+            raise InputError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
+        if self.moment_dtype not in (None, "float32", "bfloat16"):
+            raise InputError(f"optimizer.moment_dtype is {self.moment_dtype!r}; it must be None, float32 or bfloat16")
+
+    def gradient_transformation(self, steps: int) -> optax.GradientTransformation:
+        """Clipping by the global norm, then the optimizer; steps: at which a cosine schedule ends."""
+        clip = optax.clip_by_global_norm(self.gradient_clip) if self.gradient_clip else optax.identity()
+        rate = learning_rate_schedule(self, steps)
+        if self.name == "sgd":
+            return optax.chain(clip, optax.sgd(rate, momentum=self.momentum, accumulator_dtype=self.moment_dtype))
+        moments = {"b1": self.beta1, "b2": self.beta2, "eps": self.epsilon, "mu_dtype": self.moment_dtype}
+        if self.name == "adam":
+            return optax.chain(clip, optax.adam(rate, **moments))
+        return optax.chain(clip, optax.adamw(rate, **moments, weight_decay=self.weight_decay, mask=decay_mask))
+
+
+def _constant(value: Any, _: Any) -> Any:
+    return value
+
+
+def by_part(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
+    """One transformation a part of the parameters, by the first name of a parameter's path.
+
+    by_part({"generator": one, "discriminator": other}) trains `{"generator": ..., "discriminator": ...}`.
+    """
+
+    def labels(params: Any) -> Any:
+        return {part: jax.tree.map(functools.partial(_constant, part), tree) for part, tree in params.items()}
+
+    return optax.multi_transform(dict(parts), labels)
 
 
 def learning_rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
@@ -37,21 +106,6 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make_optimizer(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
-    """Clipping by the global norm (0 is none), then AdamW with decay on matrices only (`optimizer` of a recipe)."""
-    clip = optax.clip_by_global_norm(optimizer.gradient_clip) if optimizer.gradient_clip else optax.identity()
-    adam = optax.adamw(
-        learning_rate_schedule(optimizer, steps),
-        b1=optimizer.beta1,
-        b2=optimizer.beta2,
-        eps=optimizer.epsilon,
-        mu_dtype=optimizer.moment_dtype,
-        weight_decay=optimizer.weight_decay,
-        mask=decay_mask,
-    )
-    return optax.chain(clip, adam)
-
-
 def update_ema(ema: Any, params: Any, updates: jax.Array, decay: float) -> Any:
     """The float32 moving average after one more update, whose decay is warmed up: min(decay, (1 + n) / (10 + n))."""
     count = updates.astype(jnp.float32)
@@ -60,35 +114,41 @@ def update_ema(ema: Any, params: Any, updates: jax.Array, decay: float) -> Any:
 
 
 def accumulated_gradient(
-    loss: Callable[[Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+    loss: Callable[[Any, Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array], Any]],
     params: Any,
     batch: dict[str, jax.Array],
     key: jax.Array,
+    extra: Any,
     parts: int,
-) -> tuple[jax.Array, dict[str, jax.Array], Any]:
-    """(loss, metrics, gradient), each the mean over `parts` micro-batches that are taken one after the other.
+) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    """(loss, metrics, gradient, extra), the first three the mean over `parts` micro-batches, one after the other.
 
     A loss that is a mean over examples gets the gradient of the whole batch; one that ties the examples of a batch to
-    each other (CLIP's) sees them in micro-batches only.
+    each other (CLIP's) sees them in micro-batches only. loss: of (params, batch, key, extra), as `Task.loss` without
+    the frozen parameters; a micro-batch's `extra` is the one that the micro-batch before it left.
     """
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+
+    def with_auxiliaries(params: Any, batch: Any, key: jax.Array, extra: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        value, metrics, extra = loss(params, batch, key, extra)
+        return value, (metrics, extra)
+
+    value_and_grad = jax.value_and_grad(with_auxiliaries, has_aux=True)
     if parts == 1:
-        (value, metrics), gradient = value_and_grad(params, batch, key)
-        return value, metrics, gradient
+        (value, (metrics, extra)), gradient = value_and_grad(params, batch, key, extra)
+        return value, metrics, gradient, extra
 
     # Every parts-th example, so that a micro-batch is spread over the devices like the batch.
     def split(x: jax.Array) -> jax.Array:
         return jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)
 
-    def step(total: Any, part: tuple[jax.Array, Any]) -> tuple[Any, None]:
-        index, micro = part
-        (value, metrics), gradient = value_and_grad(params, micro, jax.random.fold_in(key, index))
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (value, metrics, gradient)), None
+    def step(carry: tuple[Any, Any], part: tuple[jax.Array, Any]) -> tuple[Any, None]:
+        (total, extra), (index, micro) = carry, part
+        (value, (metrics, extra)), gradient = value_and_grad(params, micro, jax.random.fold_in(key, index), extra)
+        return (jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (value, metrics, gradient)), extra), None
 
     first = jax.tree.map(lambda x: x[: x.shape[0] // parts], batch)
-    shapes = jax.eval_shape(value_and_grad, params, first, key)
-    (value, metrics), gradient = shapes
+    (value, (metrics, _)), gradient = jax.eval_shape(value_and_grad, params, first, key, extra)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (value, metrics, gradient))
-    total, _ = jax.lax.scan(step, zeros, (jnp.arange(parts), jax.tree.map(split, batch)))
+    (total, extra), _ = jax.lax.scan(step, (zeros, extra), (jnp.arange(parts), jax.tree.map(split, batch)))
     value, metrics, gradient = jax.tree.map(lambda x: x / parts, total)
-    return value, metrics, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params)
+    return value, metrics, jax.tree.map(lambda g, p: g.astype(p.dtype), gradient, params), extra

@@ -8,10 +8,9 @@ The state is a plain dict, so that any tool can read it from a checkpoint:
     step        int32, steps taken, skipped ones included
     skipped     int32, steps whose loss or gradient was not finite
     key         the stage's PRNG key; a step's is fold_in(key, step)
-    carry       what the recipe keeps from step to step (`Recipe.init_carry`), where it keeps anything
+    extra       what the task keeps from step to step (`Task.init_extra`), where it keeps anything
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -29,41 +28,41 @@ from dalle2_jax.sharding import (
     batch_sharding,
     keep_batch_split,
     partition,
-    place,
+    put_on_devices,
     replicate,
 )
 from train.compiler import compiler_options, initial_options
 from train.initial import by_leaf, without_remat
-from train.optimizer import accumulated_gradient, learning_rate_schedule, make_optimizer, update_ema
-from train.system import Recipe
+from train.optimizer import accumulated_gradient, learning_rate_schedule, update_ema
+from train.system import Task
 
 State = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 
-def init_state(recipe: Recipe, key: jax.Array) -> State:
+def init_state(task: Task, key: jax.Array) -> State:
     """The state at step 0 (pure, jit-able)."""
     init_key, step_key = jax.random.split(key)
-    return fresh_state(recipe, recipe.init(init_key), step_key)
+    return fresh_state(task, task.init(init_key), step_key)
 
 
-def fresh_state(recipe: Recipe, params: Any, step_key: jax.Array) -> State:
+def fresh_state(task: Task, params: Any, step_key: jax.Array) -> State:
     """The state at step 0 of these parameters (pure, jit-able)."""
-    carry = recipe.init_carry()
+    extra = task.init_extra()
     return {
         "params": params,
         "ema": jax.tree.map(lambda p: p.astype(jnp.float32), params),
-        "optimizer": make_optimizer(recipe.optimizer, recipe.steps).init(params),
+        "optimizer": task.gradient_transformation().init(params),
         "step": jnp.zeros((), jnp.int32),
         "skipped": jnp.zeros((), jnp.int32),
         "key": step_key,
-        **({} if carry is None else {"carry": carry}),
+        **({} if extra is None else {"extra": extra}),
     }
 
 
-def abstract_state(recipe: Recipe, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int = SMALLEST_SPLIT) -> State:
+def abstract_state(task: Task, mesh: Mesh, rules: Rules = DEFAULT_RULES, smallest: int = SMALLEST_SPLIT) -> State:
     """The state as ShapeDtypeStructs that carry their shardings; allocates nothing."""
-    shapes = jax.eval_shape(lambda: init_state(recipe, jax.random.key(recipe.seed)))
+    shapes = jax.eval_shape(lambda: init_state(task, jax.random.key(task.recipe.seed)))
     shardings = partition(shapes, mesh, rules, smallest)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -73,23 +72,23 @@ def shardings_of(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
+def create_state(task: Task, abstract: State, initial: Any = None) -> State:
     """The state at step 0, made where it belongs: no device ever holds more than its part.
 
     initial: parameters (a tree of arrays) that stand in place of the random ones, in their average too.
     """
-    init_key, step_key = jax.random.split(jax.random.key(recipe.seed))
+    init_key, step_key = jax.random.split(jax.random.key(task.recipe.seed))
     shardings = shardings_of(abstract)
     if initial is None:
-        plain = dataclasses.replace(recipe, module=without_remat(recipe.module))
+        plain = task.with_module(without_remat(task.module))
         params = by_leaf(plain.init, init_key, shardings["params"])
     else:
         shapes = abstract["params"]
-        params = place(
+        params = put_on_devices(
             jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, shapes), shardings["params"]
         )
     complete = jax.jit(
-        lambda params, key: fresh_state(recipe, params, key),
+        lambda params, key: fresh_state(task, params, key),
         out_shardings=shardings,
         donate_argnums=0,
         compiler_options=initial_options(shardings["step"].mesh.abstract_mesh.abstract_device.platform),
@@ -97,19 +96,14 @@ def create_state(recipe: Recipe, abstract: State, initial: Any = None) -> State:
     return complete(params, step_key)
 
 
-def with_carry(frozen: Any, carry: Any) -> Any:
-    """What a recipe's `loss` is given as `frozen`: the earlier stages' parameters, and the carry where there is one."""
-    return frozen if carry is None else {**frozen, "carry": carry}
-
-
-def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
+def make_step(task: Task, mesh: Mesh, abstract: State) -> Callable[[State, Any, Any], tuple[State, Metrics]]:
     """The jitted `step(state, batch, frozen) -> (state, metrics)`; the state is donated.
 
     A loss or gradient that is not finite leaves parameters, optimizer and average as they are; the step is counted as
     skipped, and `metrics["skipped"]` is 1.
     """
-    settings = recipe.optimizer
-    optimizer = make_optimizer(settings, recipe.steps)
+    recipe, settings = task.recipe, task.recipe.optimizer
+    optimizer = task.gradient_transformation()
     schedule = learning_rate_schedule(settings, recipe.steps)
     split = batch_sharding(mesh)
 
@@ -117,13 +111,13 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         batch = jax.lax.with_sharding_constraint(batch, split)
         key = jax.random.fold_in(state["key"], state["step"])
 
-        known = with_carry(frozen, state.get("carry"))
-
-        def loss(params: Any, micro: Any, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        def loss(params: Any, micro: Any, key: jax.Array, extra: Any) -> tuple[jax.Array, Metrics, Any]:
             with keep_batch_split(mesh, recipe.batch_size // settings.accumulation):
-                return recipe.loss(params, micro, key, known)
+                return task.loss(params, micro, key, frozen, extra)
 
-        value, metrics, gradient = accumulated_gradient(loss, state["params"], batch, key, settings.accumulation)
+        value, metrics, gradient, extra = accumulated_gradient(
+            loss, state["params"], batch, key, state.get("extra"), settings.accumulation
+        )
         norm = optax.tree.norm(gradient).astype(jnp.float32)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         gradient = jax.tree.map(lambda g: row_major(g) if g.ndim == 4 else g, gradient)
@@ -132,8 +126,8 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         updates = state["step"] - state["skipped"]
         new = {"params": params, "ema": update_ema(state["ema"], params, updates, settings.ema_decay)}
         new["optimizer"] = optimizer_state
-        if "carry" in state:
-            new["carry"] = recipe.update_carry(state["carry"], metrics.pop("carry"))
+        if "extra" in state:
+            new["extra"] = extra
         old = {name: state[name] for name in new}
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
@@ -151,5 +145,5 @@ def make_step(recipe: Recipe, mesh: Mesh, abstract: State) -> Callable[[State, A
         step,
         donate_argnums=0,
         out_shardings=(shardings_of(abstract), replicate(mesh)),
-        compiler_options=compiler_options(recipe.module, mesh.abstract_mesh.abstract_device.platform),
+        compiler_options=compiler_options(task.module, mesh.abstract_mesh.abstract_device.platform),
     )

@@ -1,8 +1,9 @@
 """What a config file says: a `System` is data, a tokenizer's size and one `Recipe` a stage, in training order.
 
-A recipe is all the loop knows of a stage. It is a frozen dataclass, so that any field can be overridden on the command
-line by its path (`decoder.optimizer.learning_rate=1e-4`), and it holds the network as a Linen module, which is its own
-config.
+A recipe is a frozen dataclass, so that any field can be overridden on the command line by its path
+(`decoder.optimizer.learning_rate=1e-4`), and it holds the network as a Linen module, which is its own config.
+`recipe.build(stages)` binds the networks of earlier stages; the `Task` that it returns is all the loop knows of a
+stage.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
+from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.checkpoint.rebuild import field_names
 from dalle2_jax.data.pipeline import Data
 from dalle2_jax.errors import InputError
+from dalle2_jax.sharding import DEFAULT_RULES, SMALLEST_SPLIT, Rules
+from train.optimizer import Optimizer
 
 Batch = Mapping[str, jax.Array]
 Parameters = Any
@@ -45,43 +50,18 @@ def check_share(path: str, value: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """AdamW with warm-up, gradient clipping, accumulation and an exponential moving average of the parameters.
-
-    moment_dtype: in which the first moment is kept: "bfloat16" spares 2 bytes a parameter of the device's memory and 4
-    of what a step reads and writes; None: as the parameters.
-    """
-
-    learning_rate: float = 1e-4
-    warmup_steps: int = 100
-    schedule: str = "constant"  # after the warm-up: "constant" | "cosine" (to zero at the last step)
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    gradient_clip: float = 1.0
-    accumulation: int = 1
-    ema_decay: float = 0.9999
-    moment_dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.schedule not in ("constant", "cosine"):
-            raise InputError(f"optimizer.schedule is {self.schedule!r}; it must be 'constant' or 'cosine'")
-        if self.moment_dtype not in (None, "float32", "bfloat16"):
-            raise InputError(f"optimizer.moment_dtype is {self.moment_dtype!r}; it must be None, float32 or bfloat16")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Recipe(ABC):
-    """How one stage is trained. Subclasses give `kind`, `needs` and the methods below; the loop calls nothing else.
+    """How one stage is trained, as the config says it. Subclasses give `kind`, `needs`, `reads_captions` and `build`.
+
+    kind: what the stage does in a run (`checkpoint.run.KINDS`), or a kind of your own. needs: kinds of the earlier
+    stages that it is built on. reads_captions: whether its batches have tokens; the system then needs a tokenizer.
 
     init_from: the folder of a trained stage to start from (runs/emoji/decoder), instead of random parameters.
-
-    Shapes: a batch is `{"image": uint8 [b, h, w, 3], "tokens": int32 [b, n], "mask": bool [b, n]}`.
     """
 
     kind: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
+    reads_captions: ClassVar[bool] = True
 
     module: nn.Module
     steps: int
@@ -107,77 +87,118 @@ class Recipe(ABC):
                 raise InputError(f"{path} is {value}; it must be 1 or more")
 
     @property
-    def picture_size(self) -> int | None:
-        """The side of the pictures that the stage looks at, so that the host need not send larger ones; None: any."""
+    def output_size(self) -> int | None:
+        """The side of the images that the stage learns to make, of which the data must not be smaller; None: any."""
         return None
+
+    @abstractmethod
+    def build(self, stages: Mapping[str, LoadedStage]) -> Task:
+        """The task, with the networks of the earlier stages, by kind, bound to it. Parameters may be shapes."""
+
+    def describe(self) -> dict[str, Any]:
+        """What makes the trained stage what it is (entries of a `StageRecord`, others go to its `extra`)."""
+        return {"kind": self.kind, "module": self.module}
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What a task wants to be in its batches: `{"image": uint8 [b, h, w, 3], "index": int32 [b]}`, and more.
+
+    image_size: the side of the images it looks at, so that the host need not send larger ones; None: as the data has.
+    captions: whether there are "tokens" int32 `[b, n]` and their "mask" bool `[b, n]`.
+    transform: what the host makes of each training image (uint8 `[h, w, 3]`): entries of the batch in place of "image".
+    """
+
+    image_size: int | None = None
+    captions: bool = True
+    transform: Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A stage as the loop trains it: a recipe with the networks of earlier stages bound to it.
+
+    frozen: the parameters of the earlier stages by kind, which the loop places and passes to the functions below.
+    """
+
+    recipe: Recipe
+    frozen: Parameters = field(default_factory=dict)
 
     @property
-    def drawn_size(self) -> int | None:
-        """The side of the pictures that the stage learns to draw, of which the data must not be smaller; None: any."""
-        return None
+    def module(self) -> nn.Module:
+        return self.recipe.module
 
-    def prepare(self) -> Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None:
-        """What the host does to each training picture (uint8 [h, w, 3]): entries of the batch; None: nothing."""
-        return None
+    def with_module(self, module: nn.Module) -> Task:
+        """The same task of another network."""
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, module=module))
 
-    def init_carry(self) -> Any:
-        """What a recipe keeps from step to step beside the parameters, a pytree; None: nothing.
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """What its batches hold."""
+        return BatchSpec(captions=self.recipe.reads_captions)
 
-        `loss` finds it as `frozen["carry"]`, and what it gives as `metrics["carry"]` goes to `update_carry`.
-        """
-        return None
-
-    def update_carry(self, carry: Any, seen: Any) -> Any:
-        """The carry after a step."""
-        return carry
-
-    def attach(self, stages: Mapping[str, Any]) -> tuple[Recipe, Parameters]:
-        """Binds the earlier stages' networks into the recipe; returns it and the pytree of their parameters."""
-        return self, {}
+    def gradient_transformation(self) -> optax.GradientTransformation:
+        """Gradients to changes of the parameters; another one a part of them: `train.optimizer.by_part`."""
+        return self.recipe.optimizer.gradient_transformation(self.recipe.steps)
 
     @abstractmethod
     def init(self, key: jax.Array) -> Parameters:
         """The parameters at step 0."""
 
+    def init_extra(self) -> Any:
+        """What is kept from step to step beside the parameters, a pytree; None: nothing."""
+        return None
+
     @abstractmethod
     def loss(
-        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The training loss, a float32 scalar, and a dict of scalar metrics."""
+        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, extra: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        """The training loss, a float32 scalar; a dict of scalar metrics; and `extra` after the step."""
 
     @abstractmethod
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
         """Scalar metrics on held-out data, without dropout or dropped conditioning; `"loss"` among them."""
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array | None:
-        """uint8 pictures `[n, h, w, 3]`, one a caption of the batch, or None where a stage has nothing to show."""
+        """uint8 images `[n, h, w, 3]`, one an example of the batch, or None where a stage has nothing to show."""
         return None
 
     def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        """What of the trained network is measured on held-out data when its training ends, for `stage.json`."""
+        """What of the trained network is measured on held-out data when its training ends, for its record."""
         return {}
-
-    def describe(self) -> dict[str, Any]:
-        """What makes the trained stage what it is (JSON-able values and dataclasses), recorded in `stage.json`."""
-        return {"kind": self.kind, "module": self.module}
 
 
 @dataclass(frozen=True, kw_only=True)
 class System:
     """One cascade: its data, tokenizer, stages in training order.
 
+    vocabulary_size, context_length: of the tokenizer; None where no stage reads captions.
+    sharding, smallest_split: how parameters are split over a mesh (`dalle2_jax.sharding.partition`).
     given: folders of finished stages, by the names that they have here, which are taken as they are (see
     `train.given`). A stage that is given and also one of `stages` is the given one until it is trained.
     """
 
     name: str
     data: Data
-    vocabulary_size: int
-    context_length: int
     stages: dict[str, Recipe]
+    vocabulary_size: int | None = None
+    context_length: int | None = None
     given: dict[str, str] = field(default_factory=dict)
+    sharding: Rules = DEFAULT_RULES
+    smallest_split: int = SMALLEST_SPLIT
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether any of its stages does, so that it has a tokenizer."""
+        return any(recipe.reads_captions for recipe in self.stages.values())
 
     def __post_init__(self) -> None:
+        if not self.reads_captions:
+            return
+        for name in ("vocabulary_size", "context_length"):
+            if getattr(self, name) is None:
+                readers = ", ".join(stage for stage, recipe in self.stages.items() if recipe.reads_captions)
+                raise InputError(f"{self.name} has stages that read captions ({readers}) and no {name}; set it")
         for stage, recipe in self.stages.items():
             for path, name, value in module_fields(recipe.module, f"{stage}.module"):
                 if name == "vocabulary_size" and value is not None and value < self.vocabulary_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.data.degrade import bsr
 from dalle2_jax.decoder import Upsampler, gaussian_blur, random_crop, sample_upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pictures import resize, to_float, to_uint8
-from train.diffusion import DiffusionRecipe
-from train.system import Batch, Parameters, check_share
+from train.diffusion import DiffusionRecipe, DiffusionTask
+from train.system import Batch, BatchSpec, Parameters, check_share
 
 DEGRADATIONS = ("blur", "bsr")
 
@@ -31,6 +33,7 @@ class UpsamplerRecipe(DiffusionRecipe):
     """
 
     kind: ClassVar[str] = "upsampler"
+    reads_captions: ClassVar[bool] = False
 
     module: Upsampler
     low_size: int
@@ -54,6 +57,11 @@ class UpsamplerRecipe(DiffusionRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("upsampler.blur_probability", self.blur_probability)
+        if self.module.last is not None:
+            raise InputError(
+                "an upsampler with a network of its own for the last step (upsampler.module.last) is sampled and not "
+                "trained here: the two see different timesteps; set upsampler.module.last=none"
+            )
         if self.module.residual and self.process.prediction != "x0":
             raise InputError(
                 "a residual upsampler predicts x_0: set upsampler.process.prediction=x0, or "
@@ -69,40 +77,55 @@ class UpsamplerRecipe(DiffusionRecipe):
             )
 
     @property
-    def picture_size(self) -> int:
+    def output_size(self) -> int:
         return self.size
+
+    def build(self, stages: Mapping[str, LoadedStage]) -> UpsamplerTask:
+        return UpsamplerTask(recipe=self)
+
+    def describe(self) -> dict[str, Any]:
+        described = super().describe()
+        names = ("crop_fraction", "degradation", "blur_sigma", "blur_probability")
+        training = {**described["training"], **{name: getattr(self, name) for name in names}}
+        return {**described, "image_size": self.size, "low_size": self.low_size, "training": training}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerTask(DiffusionTask):
+    """Restores large images from small ones."""
+
+    recipe: UpsamplerRecipe
 
     @property
-    def drawn_size(self) -> int:
-        return self.size
-
-    def prepare(self):
-        if self.degradation == "blur":
-            return None
-        return functools.partial(degraded_crop, crop=int(self.size * self.crop_fraction), factor=self.factor)
+    def batch_spec(self) -> BatchSpec:
+        recipe, transform = self.recipe, None
+        if recipe.degradation != "blur":
+            crop = int(recipe.size * recipe.crop_fraction)
+            transform = functools.partial(degraded_crop, crop=crop, factor=recipe.factor)
+        return BatchSpec(image_size=recipe.size, captions=False, transform=transform)
 
     def init(self, key: jax.Array) -> Parameters:
-        crop = int(self.low_size * self.crop_fraction)
-        factor = self.factor
+        crop = int(self.recipe.low_size * self.recipe.crop_fraction)
+        factor = self.recipe.factor
         pictures, low = jnp.zeros((1, crop * factor, crop * factor, 3)), jnp.zeros((1, crop, crop, 3))
         return self.module.init(key, pictures, jnp.zeros(1, jnp.int32), low)["params"]
 
     def _pair(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        pictures = resize(to_float(batch["image"]), self.size)
-        return pictures, resize(pictures, self.low_size)
+        pictures = resize(to_float(batch["image"]), self.recipe.size)
+        return pictures, resize(pictures, self.recipe.low_size)
 
-    def task(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
+    def denoising(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         """On crops, blurred as often as in training, also when it validates; BSR's pairs come with training batches
         alone, and what validates them are small pictures as they are."""
         keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
-        if training and self.degradation == "bsr":
+        if training and self.recipe.degradation == "bsr":
             pictures, low = to_float(batch["image"]), to_float(batch["low_resolution"])
         else:
             pictures, low = self._pair(batch)
-            if self.degradation == "blur":
-                blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.blur_probability
-                low = jnp.where(blurred, gaussian_blur(low, self.blur_sigma), low)
-            pictures, low = random_crop(keys["crop"], pictures, low, int(self.size * self.crop_fraction))
+            if self.recipe.degradation == "blur":
+                blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.recipe.blur_probability
+                low = jnp.where(blurred, gaussian_blur(low, self.recipe.blur_sigma), low)
+            pictures, low = random_crop(keys["crop"], pictures, low, int(self.recipe.size * self.recipe.crop_fraction))
         rngs = {"dropout": keys["dropout"]} if training else None
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
@@ -115,14 +138,10 @@ class UpsamplerRecipe(DiffusionRecipe):
         _, low = self._pair(batch)
         keys = jax.random.split(key, low.shape[0])
         return to_uint8(
-            sample_upsampler(keys, self.module, params, self.process, self.preview_sampling, low, self.size)
+            sample_upsampler(
+                keys, self.module, params, self.recipe.process, self.recipe.preview_sampling, low, self.recipe.size
+            )
         )
-
-    def describe(self) -> dict[str, Any]:
-        told = super().describe()
-        names = ("crop_fraction", "degradation", "blur_sigma", "blur_probability")
-        training = {**told["training"], **{name: getattr(self, name) for name in names}}
-        return {**told, "image_size": self.size, "low_size": self.low_size, "training": training}
 
 
 def degraded_crop(picture: np.ndarray, rng: np.random.Generator, *, crop: int, factor: int) -> dict[str, np.ndarray]:

@@ -138,13 +138,20 @@ class _Gather:
     """Turns {"index", "draws", "seeds"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
 
     def __init__(
-        self, source: Source, tokenizer: Tokenizer, image_size: int | None, full: float, transform: Transform | None
+        self,
+        source: Source,
+        tokenizer: Tokenizer | None,
+        image_size: int | None,
+        full: float,
+        transform: Transform | None,
     ):
         self.source, self.tokenizer, self.image_size, self.full = source, tokenizer, image_size, full
         self.transform = transform
         if not source.cache:
             return
         self.pictures = shrink(source.pictures(), image_size)
+        if tokenizer is None:
+            return
         captions = source.captions()
         numbers: dict[str, int] = {}
         flat = [numbers.setdefault(caption, len(numbers)) for group in captions for caption in group]
@@ -158,15 +165,18 @@ class _Gather:
         return np.where((draws[:, 0] < self.full) | (count == 1), 0, others)
 
     def __call__(self, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        index, draws = drawn["index"], drawn["draws"]
+        index, draws, told = drawn["index"], drawn["draws"], {}
         if self.source.cache:
-            caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
-            image, tokens, mask = self.pictures[index], self.tokens[caption], self.mask[caption]
+            image = self.pictures[index]
+            if self.tokenizer is not None:
+                caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
+                told = {"tokens": self.tokens[caption], "mask": self.mask[caption]}
         else:
             image, captions = self.source.examples(index, self.image_size)
-            chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
-            texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
-            tokens, mask = self.tokenizer.encode(texts, warn=False)
+            if self.tokenizer is not None:
+                chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
+                texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
+                told = dict(zip(("tokens", "mask"), self.tokenizer.encode(texts, warn=False), strict=True))
         pictures = {"image": image}
         if self.transform is not None:
             made = [
@@ -174,7 +184,7 @@ class _Gather:
                 for picture, seed in zip(image, drawn["seeds"], strict=True)
             ]
             pictures = {name: np.stack([one[name] for one in made]) for name in made[0]}
-        return {**pictures, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
+        return {**pictures, **told, "index": index.astype(np.int32)}
 
 
 class TrainIterator:
@@ -208,7 +218,7 @@ class TrainIterator:
 def train_iterator(
     data: Data,
     split: str,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     batch_size: int,
     seed: int,
     image_size: int | None = None,
@@ -218,6 +228,7 @@ def train_iterator(
 ) -> TrainIterator:
     """Shuffled batches without end: {"image" uint8, "tokens" int32, "mask" bool, "index" int32}.
 
+    Without a tokenizer there are no tokens and mask.
     Pictures larger than `image_size` are made smaller. `transform` turns each picture (uint8 [h, w, 3], with a random
     generator that depends on the seed and the picture's place alone) into entries of the batch instead of "image".
     `batch_size` is that of all processes together, and `rows` are those of each batch that this one reads (all by
@@ -260,7 +271,7 @@ def _rows(rows: Sequence[int] | None, batch_size: int) -> np.ndarray:
 def evaluation_batches(
     data: Data,
     split: str,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     batch_size: int,
     count: int | None = None,
     *,
@@ -272,9 +283,10 @@ def evaluation_batches(
 ) -> list[dict]:
     """The first `count` examples of a split (all by default) with their full captions, in fixed batches.
 
-    The last batch is smaller where `batch_size` does not divide `count`. `with_captions` adds "captions" (list of str)
-    and `with_scenes` "scenes" (list of `Scene`) to each batch. `rows` are those of each batch that are read (all by
-    default), as in `train_iterator`. Raises InputError where the split has fewer examples.
+    Without a tokenizer there are no tokens and mask. The last batch is smaller where `batch_size` does not divide
+    `count`. `with_captions` adds "captions" (list of str) and `with_scenes` "scenes" (list of `Scene`) to each batch.
+    `rows` are those of each batch that are read (all by default), as in `train_iterator`. Raises InputError where the
+    split has fewer examples.
     """
     source = source or open_source(data, split)
     count = len(source) if count is None else count
@@ -289,8 +301,9 @@ def evaluation_batches(
         index = start + mine[mine < count - start]
         image, captions = source.examples(index, image_size)
         captions = [group[0] for group in captions]
-        tokens, mask = _encode(tokenizer, captions)
-        batch = {"image": image, "tokens": tokens, "mask": mask, "index": index.astype(np.int32)}
+        batch = {"image": image, "index": index.astype(np.int32)}
+        if tokenizer is not None:
+            batch["tokens"], batch["mask"] = _encode(tokenizer, captions)
         if with_captions:
             batch["captions"] = captions
         if with_scenes:

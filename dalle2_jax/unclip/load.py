@@ -10,7 +10,7 @@ from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run
 from dalle2_jax.checkpoint.run import KINDS, first_of_kind, of_kind
 from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
-from dalle2_jax.unclip.placement import put_on_devices
+from dalle2_jax.unclip.placement import put_stage_on_devices
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, sh
         raise CheckpointError(f"there is no run at {path}; train one with `python -m train configs/shapes.py all`")
     run = Run(path)
     # On the devices at once, so that the host holds one stage at a time.
-    stages = [put_on_devices(folder.load(ema), dtype, shard) for folder in run if folder.kind in KINDS]
+    stages = [put_stage_on_devices(folder.load(ema), dtype, shard) for folder in run if folder.kind in KINDS]
     for name, kind in KINDS.items():
         found = of_kind(stages, name)
         if kind.only and len(found) > 1:

@@ -12,7 +12,7 @@ from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, partitio
 Tree = TypeVar("Tree")
 
 
-def put_on_devices(stage: LoadedStage, dtype: str | None = None, shard: bool | None = None) -> LoadedStage:
+def put_stage_on_devices(stage: LoadedStage, dtype: str | None = None, shard: bool | None = None) -> LoadedStage:
     """The stage with its parameters on one device, or shared out among all of this process's, in `dtype`.
 
     dtype: None: as it is. shard: None: on accelerators.

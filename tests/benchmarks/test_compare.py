@@ -31,7 +31,7 @@ def measured(side: str, seconds: float, **more) -> dict:
 
 @pytest.mark.parametrize("case", THEIRS)
 def test_our_networks_are_as_large_as_theirs(case):
-    shapes = jax.eval_shape(ours.make_recipe(CASES[case], "float32").init, jax.random.key(0))
+    shapes = jax.eval_shape(ours.make_task(CASES[case], "float32").init, jax.random.key(0))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == pytest.approx(THEIRS[case], rel=1e-3)
 
 

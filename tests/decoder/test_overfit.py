@@ -19,8 +19,8 @@ from dalle2_jax.sharding import make_mesh
 from dalle2_jax.tokenizer import Tokenizer
 from tests.optimised import OPTIMISED
 from train.decoder import DecoderRecipe
+from train.optimizer import Optimizer
 from train.state import abstract_state, create_state, make_step
-from train.system import Optimizer
 
 SIZE, PICTURES, STEPS = 16, 8, 320
 
@@ -38,7 +38,7 @@ class Projection:
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
 
-def recipe_and_frozen() -> tuple[DecoderRecipe, dict]:
+def projected_task() -> tuple[DecoderRecipe, dict]:
     """The decoder of configs/shapes.py made small, with the paper's dropped conditions."""
     decoder = shapes.system(False).stages["decoder"]
     unet = decoder.module.unet.clone(
@@ -69,7 +69,7 @@ def recipe_and_frozen() -> tuple[DecoderRecipe, dict]:
     )
     projection = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, Projection.embedding_size))
     params = {"projection": projection.astype(np.float32)}
-    return recipe.attach(
+    return recipe.build(
         {"clip": SimpleNamespace(module=Projection(), params=params, record=SimpleNamespace(tokenizer=None))}
     )
 
@@ -80,21 +80,22 @@ def test_overfitting_eight_captioned_pictures():
     captions = [group[0] for _, group in examples]
     tokens, mask = Tokenizer.train(captions, 400, shapes.CONTEXT).encode(captions)
     batch = {"image": pictures, "tokens": tokens, "mask": mask}
-    recipe, frozen = recipe_and_frozen()
+    task = projected_task()
+    recipe = task.recipe
 
     device = jax.devices()[0]
     mesh = make_mesh(devices=[device])
-    abstract = abstract_state(recipe, mesh)
-    state = create_state(recipe, abstract)
+    abstract = abstract_state(task, mesh)
+    state = create_state(task, abstract)
     batch = jax.device_put(batch, device)
-    frozen = jax.device_put(frozen, device)
-    step = make_step(recipe, mesh, abstract).lower(state, batch, frozen).compile(OPTIMISED)
+    frozen = jax.device_put(task.frozen, device)
+    step = make_step(task, mesh, abstract).lower(state, batch, frozen).compile(OPTIMISED)
     for _ in range(STEPS):
         state, report = step(state, batch, frozen)
         jax.block_until_ready(report)
     assert int(state["skipped"]) == 0
 
-    embedding = recipe.clip.apply({"params": frozen["clip"]}, pictures / np.float32(127.5) - 1, method="encode_image")
+    embedding = task.clip.embed_images(frozen["clip"], batch)
     sampling = Sampling(sampler="ddim", steps="20")
 
     @jax.jit

@@ -23,8 +23,9 @@ import jax.numpy as jnp
 from dalle2_jax.data import Data
 from dalle2_jax.sharding import make_mesh
 from tests import cascade as tiny
-from tests.train.toy import ToyRecipe, toy_recipe
+from tests.train.toy import ToyRecipe, ToyTask, toy_recipe
 from train import cascade, hosts
+from train.loop import LoopOptions
 from train.system import System
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +46,19 @@ class DropNet(nn.Module):
 class DropRecipe(ToyRecipe):
     """The toy with dropout, which is drawn by a row's place in the batch, as its noise is."""
 
-    def loss(self, params: Any, batch: Any, key: jax.Array, frozen: Any):
+    def build(self, stages: Any) -> "DropTask":
+        return DropTask(recipe=self)
+
+
+class DropTask(ToyTask):
+    """Its loss."""
+
+    def loss(self, params: Any, batch: Any, key: jax.Array, frozen: Any, extra: Any = None):
         x = batch["image"].reshape(batch["image"].shape[0], -1).astype(jnp.float32) / 127.5 - 1.0
         noise, dropout = jax.random.split(key)
-        noisy = x + self.noise * jax.random.normal(noise, x.shape)
+        noisy = x + self.recipe.noise * jax.random.normal(noise, x.shape)
         made = self.module.apply({"params": params}, noisy, False, rngs={"dropout": dropout})
-        return jnp.mean((made - x) ** 2), {}
+        return jnp.mean((made - x) ** 2), {}, extra
 
 
 def toy_system(steps: int, data_dir: Path | str, **changes: Any) -> System:
@@ -69,8 +77,8 @@ def toy_system(steps: int, data_dir: Path | str, **changes: Any) -> System:
 def train(place: Path, run: str, steps: int = 20, mesh: dict[str, int] | None = None, system: str = "toy", **settings):
     """Trains the toy, or the whole tiny cascade, into `runs/run` below `place`; every parameter is split over fsdp.
 
-    settings: `looks`, whether the toy is validated and previewed; `devices`, how many; others are the loop's, `stop_at`
-    above all.
+    settings: `looks`, whether the toy is validated and previewed; `devices`, how many; others are the loop's options,
+    `stop_after_steps` above all.
     """
     devices = jax.devices()[: settings.pop("devices", None)]
     if system == "toy":
@@ -80,13 +88,10 @@ def train(place: Path, run: str, steps: int = 20, mesh: dict[str, int] | None = 
         system = tiny.tiny_system(place / "data")
         for name, recipe in system.stages.items():
             system = system.with_stage(name, dataclasses.replace(recipe, steps=steps, checkpoint_every=10))
-    loop = cascade.run
-    cascade.run = functools.partial(loop, smallest_split=1, **settings)
-    try:
-        mesh = make_mesh(**(mesh or {}), devices=devices)
-        return cascade.train_stages(system, list(system.stages), place / "runs" / run, mesh, command=tiny.COMMAND)
-    finally:
-        cascade.run = loop
+    system = dataclasses.replace(system, smallest_split=1)
+    mesh, options = make_mesh(**(mesh or {}), devices=devices), LoopOptions(**settings)
+    names, place = list(system.stages), place / "runs" / run
+    return cascade.train_stages(system, names, place, mesh, command=tiny.COMMAND, options=options)
 
 
 class Process:

@@ -7,30 +7,29 @@ from flax import nnx
 
 from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.sharding import make_mesh
-from tests.train.toy import ToyBatches, toy_recipe
-from train.optimizer import make_optimizer
+from tests.train.toy import ToyBatches, toy_task
 from train.state import abstract_state, create_state, make_step
 
 DEVICES, STEPS = 8, 5
-RECIPE = toy_recipe(noise=0.0)
+TASK = toy_task(noise=0.0)
 
 
 def test_pmap_is_a_mesh_of_data_alone():
     """The same losses and parameters, with gradients averaged by hand over the devices that pmap maps to."""
-    optimizer = make_optimizer(RECIPE.optimizer, RECIPE.steps)
+    optimizer = TASK.gradient_transformation()
 
     def update(params, optimizer_state, batch):
-        (loss, _), gradient = jax.value_and_grad(RECIPE.loss, has_aux=True)(params, batch, jax.random.key(0), {})
+        loss, gradient = jax.value_and_grad(lambda params: TASK.loss(params, batch, jax.random.key(0), {})[0])(params)
         loss, gradient = jax.lax.pmean((loss, gradient), "devices")
         changes, optimizer_state = optimizer.update(gradient, optimizer_state, params)
         return jax.tree.map(jnp.add, params, changes), optimizer_state, loss
 
     mesh = make_mesh(data=DEVICES)
-    abstract = abstract_state(RECIPE, mesh)
-    state, step = create_state(RECIPE, abstract), make_step(RECIPE, mesh, abstract)
+    abstract = abstract_state(TASK, mesh)
+    state, step = create_state(TASK, abstract), make_step(TASK, mesh, abstract)
     parallel = jax.pmap(update, axis_name="devices")
     copies = jax.tree.map(lambda x: np.stack([x] * DEVICES), (state["params"], state["optimizer"]))
-    batches = ToyBatches(RECIPE.batch_size)
+    batches = ToyBatches(TASK.recipe.batch_size)
     for _ in range(STEPS):
         batch = {name: value for name, value in next(batches).items() if isinstance(value, np.ndarray)}
         state, report = step(state, batch, {})

@@ -16,9 +16,9 @@ from tests.train.toy import SIZE, ToyNet, toy_recipe
 from train import __main__ as command
 from train import backend
 from train import describe as describing
+from train.cascade import plan
 from train.describe import describe, examine
 from train.overrides import apply_overrides
-from train.state import abstract_state
 from train.system import System
 from train.topology import UNTUNED, Needs, compile_step, count_collectives, what_is_too_much
 
@@ -103,11 +103,9 @@ def test_every_stage_of_a_config(capsys):
     system = only(shapes.system(False), "clip", "prior")
     assert describe(system) == 0
     output = capsys.readouterr().out
-    clip, prior = system.stages.values()
     counts = []
-    for recipe in (clip, dataclasses.replace(prior, clip=clip.module)):
-        tree = abstract_state(recipe, make_mesh())["params"]
-        counts.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)))
+    for stage in plan(system):
+        counts.append(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(stage.params)))
     rows = _table_rows(output)
     assert [row[:2] for row in rows] == [["clip", f"{counts[0]:,}"], ["prior", f"{counts[1]:,}"]]
     assert f"frozen {counts[0]:,}" in output, "the prior is trained on a frozen CLIP"

@@ -50,16 +50,16 @@ def test_a_stage_starts_from_the_average_of_another(tiny, tmp_path):
 @pytest.mark.parametrize("name", ["prior", "decoder", "upsampler"])
 def test_every_stage_fits_itself(tiny, tokenizer, name):
     clip = load_stage(tiny.run_dir / "clip")
-    recipe, _ = started(tiny, name).attach({"clip": clip})
+    task = started(tiny, name).build({"clip": clip})
     chex.assert_trees_all_equal(
-        initial_parameters(name, recipe, tokenizer, lambda line: None), load_params(tiny.run_dir / name)
+        initial_parameters(name, task, tokenizer, lambda line: None), load_params(tiny.run_dir / name)
     )
 
 
 def test_layers_may_lie_otherwise(tiny, tokenizer):
     clip = tiny.system.stages["clip"].module
     apart = clip.clone(text=clip.text.clone(scan_layers=False), vision=clip.vision.clone(scan_layers=False))
-    found = initial_parameters("clip", started(tiny, "clip", module=apart), tokenizer, lambda line: None)
+    found = initial_parameters("clip", started(tiny, "clip", module=apart).build({}), tokenizer, lambda line: None)
     theirs = load_params(tiny.run_dir / "clip")
     assert "block_0" in found["text"]["transformer"] and "blocks" in theirs["text"]["transformer"]
     chex.assert_trees_all_equal(stacked(found), theirs)
@@ -71,9 +71,9 @@ def test_a_new_tokenizer_keeps_the_rows_of_the_tokens_it_shares(tiny, tokenizer)
     assert 250 < len(shared) < len(other.vocabulary) and other.vocabulary != tokenizer.vocabulary
     log = []
     recipe = started(tiny, "clip")
-    found = initial_parameters("clip", recipe, other, log.append)
+    found = initial_parameters("clip", recipe.build({}), other, log.append)
     theirs = load_params(tiny.run_dir / "clip")
-    fresh = jax.device_get(jax.jit(recipe.init)(jax.random.key(recipe.seed)))
+    fresh = jax.device_get(jax.jit(recipe.build({}).init)(jax.random.key(recipe.seed)))
     table, old, new = (tree["text"]["token_embedding"]["embedding"] for tree in (found, theirs, fresh))
     rows, places = other.token_rows(), tokenizer.token_rows()
     for token, row in rows.items():
@@ -95,8 +95,9 @@ def test_the_tokenizer_is_inherited_where_there_is_room(tiny, tokenizer):
 
 def test_refusals(tiny, tokenizer, tmp_path):
     def refused(name, recipe):
+        task = recipe.build({"clip": load_stage(tiny.run_dir / "clip")})
         with pytest.raises(ValueError) as error:
-            initial_parameters(name, recipe, tokenizer, lambda line: None)
+            initial_parameters(name, task, tokenizer, lambda line: None)
         assert "\n" not in str(error.value)
         return str(error.value)
 
@@ -133,13 +134,11 @@ def test_refusals(tiny, tokenizer, tmp_path):
 def test_another_kind_of_tokenizer(tiny):
     """No table can be fitted to it; what has no table does not mind."""
     theirs = ClipTokenizer(("a", "a</w>", "<|startoftext|>", "<|endoftext|>"), (), 12)
-    recipe = started(tiny, "clip")
     with pytest.raises(ValueError) as error:
-        initial_parameters("clip", recipe, theirs, lambda line: None)
+        initial_parameters("clip", started(tiny, "clip").build({}), theirs, lambda line: None)
     told = "it reads tokens learned from captions and this run's tokens are those of CLIP's tokenizer; leave init_from"
     assert told in str(error.value) and "\n" not in str(error.value)
-    recipe = started(tiny, "upsampler")
-    initial_parameters("upsampler", recipe, theirs, lambda line: None)
+    initial_parameters("upsampler", started(tiny, "upsampler").build({}), theirs, lambda line: None)
 
 
 def test_a_run_gives_all_its_stages(tiny, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from configs import shapes
 from dalle2_jax.sharding import make_mesh
-from tests.train.toy import ToyNet, toy_recipe
+from tests.train.toy import ToyNet, toy_task
 from train.flops import count_flops, model_flops, without_remat
 from train.state import abstract_state, make_step
 
@@ -108,10 +108,10 @@ def test_a_stage_counts_without_what_remat_computes_again(changes):
         "tokens": jax.ShapeDtypeStruct((16, 2), jnp.int32),
     }
     for remat in (False, True):
-        recipe = toy_recipe(module=Twice(remat=remat), **changes)
-        abstract = abstract_state(recipe, mesh)
-        step = make_step(recipe, mesh, abstract)
-        needed[remat] = model_flops(recipe, step, abstract, batch, {})
+        task = toy_task(module=Twice(remat=remat), **changes)
+        abstract = abstract_state(task, mesh)
+        step = make_step(task, mesh, abstract)
+        needed[remat] = model_flops(task, step, abstract, batch, {})
         traced[remat] = count_flops(step.trace(abstract, batch, {}).jaxpr)
     # The first layer's input needs no gradient: five products of equal size; remat adds one, for the tanh.
     product = 2 * 16 * 48 * 16

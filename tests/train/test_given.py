@@ -66,7 +66,7 @@ def test_a_run_is_whole_after_one_of_its_stages_is_trained(tiny, system, tmp_pat
 
 
 def test_a_stage_that_was_begun_goes_on(tiny, system, tmp_path):
-    cascade.train(system, tmp_path, ["prior"], stop_at=3)
+    cascade.train(system, tmp_path, ["prior"], stop_after_steps=3)
     assert not given.is_given(system, "prior", tmp_path) and given.is_given(system, "decoder", tmp_path)
     result, log = cascade.train(system, tmp_path, ["prior"])
     assert result.finished and "prior goes on from step 3" in log

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dalle2_jax.checkpoint import checkpoint_steps, read_record
-from dalle2_jax.sharding import batch_sharding, make_mesh, own_rows, place_rows
+from dalle2_jax.sharding import assemble_rows, batch_sharding, make_mesh, own_rows
 from tests.train.hosts import Process, do, start, train
 from train import hosts
 
@@ -48,8 +48,12 @@ def assert_close(found: list[float], expected: list[float], count: int) -> None:
 
 def test_two_processes_learn_what_one_does_and_share_its_checkpoints(place):
     train(place, "one", devices=4, looks=True)
-    train(place, "from_one", devices=4, stop_at=10)
-    jobs = {"two": {"looks": True}, "from_one": {"mesh": {"fsdp": 2}}, "to_one": {"mesh": {"fsdp": 4}, "stop_at": 10}}
+    train(place, "from_one", devices=4, stop_after_steps=10)
+    jobs = {
+        "two": {"looks": True},
+        "from_one": {"mesh": {"fsdp": 2}},
+        "to_one": {"mesh": {"fsdp": 4}, "stop_after_steps": 10},
+    }
     do(place, [*({"run": run, **job} for run, job in jobs.items()), {"run": "two"}])  # the last one finished before
     assert checkpoint_steps(place / "runs" / "to_one" / "toy") == [10]
     train(place, "to_one", devices=8)
@@ -68,10 +72,10 @@ def test_two_processes_learn_what_one_does_and_share_its_checkpoints(place):
 @pytest.mark.slow
 def test_any_number_of_processes_goes_on_from_any_other(place):
     train(place, "left_alone", steps=40, devices=4)
-    train(place, "passed_on", steps=40, devices=4, stop_at=10)
+    train(place, "passed_on", steps=40, devices=4, stop_after_steps=10)
     for devices, job in (
-        ((2, 2), {"stop_at": 20}),
-        ((1, 1, 1, 1), {"mesh": {"fsdp": 2}, "stop_at": 30}),
+        ((2, 2), {"stop_after_steps": 20}),
+        ((1, 1, 1, 1), {"mesh": {"fsdp": 2}, "stop_after_steps": 30}),
         ((4, 4), {"mesh": {"fsdp": 8}}),
     ):
         do(place, [{"run": "passed_on", "steps": 40, **job}], devices)
@@ -202,7 +206,7 @@ def test_a_processs_rows_are_those_that_its_devices_hold(sizes):
     order = np.random.default_rng(0).permutation(8)
     mesh = make_mesh(**sizes, devices=[jax.devices()[index] for index in order])
     sharding, batch = batch_sharding(mesh), np.arange(16 * 3).reshape(16, 3)
-    placed = place_rows(sharding, batch)
+    placed = assemble_rows(sharding, batch)
     np.testing.assert_array_equal(placed, batch)
     assert placed.sharding == sharding and own_rows(sharding, 16).tolist() == list(range(16))
     for process in range(4):

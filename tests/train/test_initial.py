@@ -9,7 +9,7 @@ import pytest
 from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.sharding import make_mesh, partition
-from tests.train.toy import toy_recipe
+from tests.train.toy import toy_task
 from train import initial
 from train.compiler import initial_options
 from train.initial import by_leaf, without_remat
@@ -74,12 +74,12 @@ def test_remat_changes_no_initial_parameter():
 
 
 def test_a_state_is_that_of_one_program():
-    recipe = toy_recipe(seed=5)
-    abstract = abstract_state(recipe, make_mesh())
+    task = toy_task(seed=5)
+    abstract = abstract_state(task, make_mesh())
     expected = jax.jit(
-        lambda key: init_state(recipe, key), out_shardings=shardings_of(abstract), compiler_options=OPTIONS
+        lambda key: init_state(task, key), out_shardings=shardings_of(abstract), compiler_options=OPTIONS
     )(jax.random.key(5))
-    found = create_state(recipe, abstract)
+    found = create_state(task, abstract)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, whole in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert bool((ours == whole).all()) and ours.sharding == whole.sharding

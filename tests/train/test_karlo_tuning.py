@@ -68,8 +68,8 @@ def tuned(place, system):
     return run, between
 
 
-def attached(system, place, name):
-    return system.stages[name].attach({"clip": load_stage(place / "karlo" / "clip")})
+def built(system, place, name):
+    return system.stages[name].build({"clip": load_stage(place / "karlo" / "clip")})
 
 
 def test_the_config_is_that_of_the_run(place, system):
@@ -113,10 +113,10 @@ def test_a_tuned_run_draws_pictures(place, system, tuned):
 
 @pytest.mark.parametrize("name", TUNED)
 def test_what_is_trained_starts_from_the_public_weights(place, system, name):
-    recipe, _ = attached(system, place, name)
+    task = built(system, place, name)
     tokenizer = tokenizer_from_json(read_record(place / "karlo" / "clip").tokenizer)
-    initial = initial_parameters(name, recipe, tokenizer, lambda line: None)
-    state = create_state(recipe, abstract_state(recipe, make_mesh(devices=jax.devices()[:1])), initial)
+    initial = initial_parameters(name, task, tokenizer, lambda line: None)
+    state = create_state(task, abstract_state(task, make_mesh(devices=jax.devices()[:1])), initial)
     theirs = load_params(place / "karlo" / name)
     for part in ("params", "ema"):
         chex.assert_trees_all_equal(jax.device_get(state[part]), theirs)
@@ -126,12 +126,12 @@ def test_what_is_trained_starts_from_the_public_weights(place, system, name):
 def test_bfloat16_weights_are_trained_in_float32(tmp_path, place):
     run = write_karlo_run(tmp_path, dtype="bfloat16")
     system = karlo.system(False, str(run), str(place / "pictures"))
-    recipe, _ = system.stages["prior"].attach({"clip": load_stage(run / "clip")})
+    task = system.stages["prior"].build({"clip": load_stage(run / "clip")})
     theirs = load_params(run / "prior")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(theirs)} == {"bfloat16"}
     tokenizer = tokenizer_from_json(read_record(run / "clip").tokenizer)
-    initial = initial_parameters("prior", recipe, tokenizer, lambda line: None)
-    state = create_state(recipe, abstract_state(recipe, make_mesh(devices=jax.devices()[:1])), initial)
+    initial = initial_parameters("prior", task, tokenizer, lambda line: None)
+    state = create_state(task, abstract_state(task, make_mesh(devices=jax.devices()[:1])), initial)
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state["params"])} == {"float32"}
     chex.assert_trees_all_equal(
         jax.device_get(state["params"]), jax.tree.map(lambda leaf: leaf.astype(np.float32), theirs)
@@ -141,7 +141,7 @@ def test_bfloat16_weights_are_trained_in_float32(tmp_path, place):
 @pytest.mark.parametrize("name", ["prior", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_dropped_caption_is_the_empty_one(place, system, name):
     """The loss of dropped captions is that of empty ones, whatever they said."""
-    recipe, frozen = attached(system, place, name)
+    task = built(system, place, name)
     params = load_params(place / "karlo" / name)
     tokenizer = tokenizer_from_json(read_record(place / "karlo" / "clip").tokenizer)
     pictures = open_source(system.data, "train").pictures([0, 1])
@@ -149,9 +149,9 @@ def test_a_dropped_caption_is_the_empty_one(place, system, name):
     nothing, unsaid = (np.repeat(np.asarray(x), 2, axis=0) for x in tokenizer.empty())
 
     def loss(drop, tokens, mask):
-        changed = dataclasses.replace(recipe, text_drop=drop)
+        changed = dataclasses.replace(task, recipe=dataclasses.replace(task.recipe, text_drop=drop))
         batch = {"image": jnp.asarray(pictures), "tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)}
-        return float(jax.jit(changed.loss)(params, batch, jax.random.key(1), frozen)[0])
+        return float(jax.jit(changed.loss)(params, batch, jax.random.key(1), task.frozen, None)[0])
 
     dropped = loss(1.0, cats, said)
     assert dropped == pytest.approx(loss(0.0, nothing, unsaid), rel=1e-5)

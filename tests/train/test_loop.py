@@ -1,5 +1,6 @@
 """The loop as a whole, on a toy stage: logs, previews, resume, refusals."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -14,9 +15,9 @@ import pytest
 
 from dalle2_jax.checkpoint import CheckpointError, checkpoint_steps, load_params, read_record
 from dalle2_jax.sharding import make_mesh
-from tests.train.toy import SIZE, ToyBatches, ToyNet, toy_recipe
-from train import loop
-from train.loop import run
+from tests.train.toy import SIZE, ToyBatches, ToyNet, ToyRecipe, ToyTask, toy_recipe
+from train import evaluate, loop
+from train.loop import LoopOptions, run
 from train.metrics import Clock, Speed, duration
 from train.peaks import PEAKS
 
@@ -31,9 +32,10 @@ def train(folder: Path, recipe=None, *, poisoned=(), log=None, **settings):
         "validation": [next(ToyBatches(recipe.batch_size))],
         **settings,
     }
-    result = run(
-        recipe, stage_name="toy", stage_dir=folder, batches=lambda: batches, log=log or lines.append, **settings
-    )
+    names = {field.name for field in dataclasses.fields(LoopOptions)} & set(settings)
+    options = LoopOptions(**{name: settings.pop(name) for name in names})
+    place = {"stage_name": "toy", "stage_dir": folder, "batches": lambda: batches, "log": log or lines.append}
+    result = run(recipe.build({}), **place, options=options, **settings)
     assert batches.closed or "is finished" in lines[-1]
     return result, lines
 
@@ -94,7 +96,7 @@ def speeds(folder: Path) -> list[dict]:
 def test_speed_is_recorded_beside_the_metrics(tmp_path, monkeypatch):
     recipe = toy_recipe(steps=6, log_every=2)
     monkeypatch.setitem(PEAKS, jax.devices()[0].device_kind, 1e9)
-    _, lines = train(tmp_path, recipe, stop_at=4)
+    _, lines = train(tmp_path, recipe, stop_after_steps=4)
     train(tmp_path, recipe)
     found = speeds(tmp_path)
     assert [(record["step"], record["kind"]) for record in found] == [(2, "speed"), (4, "speed"), (6, "speed")]
@@ -121,7 +123,7 @@ def test_slow_data_are_seen(tmp_path, monkeypatch):
 
 
 def test_a_profile_of_some_steps(tmp_path):
-    train(tmp_path, stop_at=3)
+    train(tmp_path, stop_after_steps=3)
     _, lines = train(tmp_path, profile=(2, 4))
     said = [line for line in lines if "are recorded" in line]
     assert len(said) == 1 and said[0].startswith("toy: steps 2 to 4 of this start are recorded")
@@ -141,7 +143,7 @@ def test_a_profile_ends_with_the_training(tmp_path, monkeypatch, ending):
         with pytest.raises(ValueError, match="diverged"):
             train(tmp_path, poisoned=range(2, 40), profile=(3, 40))
     else:
-        _, lines = train(tmp_path, stop_at=4, profile=(3, 40))
+        _, lines = train(tmp_path, stop_after_steps=4, profile=(3, 40))
         assert any("steps 3 to 4 of this start are recorded" in line for line in lines)
     assert len(list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))) == 1
     with pytest.raises(RuntimeError, match="No profile started"):
@@ -164,7 +166,7 @@ def test_finished_stays_finished(alone):
 
 @pytest.mark.parametrize("stop_at", [5, 7])
 def test_stopped_and_resumed_is_bit_equal(alone, tmp_path, stop_at):
-    result, lines = train(tmp_path, stop_at=stop_at)
+    result, lines = train(tmp_path, stop_after_steps=stop_at)
     assert (result.step, result.finished, result.signal) == (stop_at, False, signal.SIGTERM)
     assert f"saved at step {stop_at} of 12" in lines[-1] and "goes on" in lines[-1]
     assert read_record(tmp_path).finished is False
@@ -174,7 +176,7 @@ def test_stopped_and_resumed_is_bit_equal(alone, tmp_path, stop_at):
 
 
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(alone, tmp_path):
-    train(tmp_path, stop_at=7)
+    train(tmp_path, stop_after_steps=7)
     assert checkpoint_steps(tmp_path) == [5, 7]
     path = max((tmp_path / "checkpoints" / "7" / "params" / "d").iterdir(), key=lambda p: p.stat().st_size)
     path.write_bytes(path.read_bytes()[:-10])
@@ -184,7 +186,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(alone, t
 
 
 def test_all_checkpoints_damaged(tmp_path):
-    train(tmp_path, stop_at=2)
+    train(tmp_path, stop_after_steps=2)
     (tmp_path / "checkpoints" / "2" / "extras.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no checkpoint is left"):
         train(tmp_path)
@@ -204,7 +206,7 @@ def test_seconds_add_up(tmp_path, monkeypatch):
     def tick(_):
         now[0] += 1.0
 
-    train(tmp_path, toy_recipe(steps=4), stop_at=2, log=tick)
+    train(tmp_path, toy_recipe(steps=4), stop_after_steps=2, log=tick)
     first = read_record(tmp_path).seconds
     now[0] += 1000.0
     result, _ = train(tmp_path, toy_recipe(steps=4), log=tick)
@@ -239,7 +241,7 @@ def test_a_signal_at_the_last_step_is_not_lost(tmp_path):
 def test_what_was_due_at_a_stop_is_made_up_for(tmp_path, stop_at):
     recipe = toy_recipe(steps=6, validate_every=2, preview_every=2)
     train(tmp_path / "alone", recipe)
-    train(tmp_path / "stopped", recipe, stop_at=stop_at)
+    train(tmp_path / "stopped", recipe, stop_after_steps=stop_at)
     assert [record["step"] for record in records(tmp_path / "stopped", "validation")] == list(range(2, stop_at, 2))
     train(tmp_path / "stopped", recipe)
     assert (tmp_path / "alone" / "metrics.jsonl").read_text() == (tmp_path / "stopped" / "metrics.jsonl").read_text()
@@ -274,10 +276,10 @@ def test_validation_and_previews(tmp_path):
     assert [record["step"] for record in found] == [2, 4, 6] and found[-1]["loss"] < found[0]["loss"]
     assert any("toy 6/6 | validation | loss 0." in line for line in lines)
     # By hand: the average's mean loss over the two batches, with the loop's own keys.
-    key = jax.random.key(loop.VALIDATION_SEED)
+    key = jax.random.key(evaluate.VALIDATION_SEED)
     device = [{name: batch[name] for name in ("image", "tokens", "mask")} for batch in validation]
     by_hand = [
-        recipe.validate(load_params(tmp_path), batch, jax.random.fold_in(key, index), {})["loss"]
+        recipe.build({}).validate(load_params(tmp_path), batch, jax.random.fold_in(key, index), {})["loss"]
         for index, batch in enumerate(device)
     ]
     np.testing.assert_allclose(found[-1]["loss"], np.mean(by_hand), rtol=1e-5)
@@ -293,15 +295,16 @@ def test_previews_and_validation_leave_the_training_alone(alone, tmp_path):
 
 
 def test_frozen_parameters_reach_the_loss(tmp_path):
-    class Scaled(type(toy_recipe())):
-        def loss(self, params, batch, key, frozen):
-            loss, metrics = super().loss(params, batch, key, frozen)
-            return loss * frozen["clip"]["scale"], {**metrics, "scale": frozen["clip"]["scale"]}
+    class Scaled(ToyTask):
+        def loss(self, params, batch, key, frozen, extra=None):
+            loss, metrics, extra = super().loss(params, batch, key, frozen)
+            return loss * frozen["clip"]["scale"], {**metrics, "scale": frozen["clip"]["scale"]}, extra
 
-    fields = {
-        name: getattr(toy_recipe(steps=2), name) for name in ("module", "steps", "batch_size", "optimizer", "log_every")
-    }
-    train(tmp_path, Scaled(**fields), frozen={"clip": {"scale": np.float32(3.0)}})
+    class OnClip(ToyRecipe):
+        def build(self, stages):
+            return Scaled(recipe=self, frozen={"clip": {"scale": np.float32(3.0)}})
+
+    train(tmp_path, OnClip(**vars(toy_recipe(steps=2))))
     assert [record["scale"] for record in records(tmp_path)] == [3.0, 3.0]
 
 
@@ -315,14 +318,14 @@ def test_frozen_parameters_reach_the_loss(tmp_path):
 )
 def test_the_folder_of_another_stage_is_refused(tmp_path, recipe, info, sentence):
     first = {"data": {"name": "shapes"}, "built_on": {"clip": "first"}}
-    train(tmp_path, info=first, stop_at=2)
+    train(tmp_path, info=first, stop_after_steps=2)
     with pytest.raises(ValueError, match=sentence):
         train(tmp_path, recipe, info={**first, **info})
     assert read_record(tmp_path).module["fields"]["width"] == 16 and checkpoint_steps(tmp_path) == [2]
 
 
 def test_other_rates_are_allowed_and_logged(tmp_path):
-    train(tmp_path, stop_at=2)
+    train(tmp_path, stop_after_steps=2)
     _, lines = train(tmp_path, toy_recipe(steps=3, optimizer={"learning_rate": 2e-3}))
     assert any("optimizer.learning_rate was 0.01 and is 0.002" in line for line in lines)
     np.testing.assert_allclose([record["learning_rate"] for record in records(tmp_path)], [5e-3, 1e-2, 2e-3], rtol=1e-6)
@@ -335,7 +338,7 @@ def test_a_batch_that_does_not_divide(tmp_path):
 
 
 def test_eight_devices_resume_what_one_began(alone, tmp_path):
-    train(tmp_path, stop_at=7)
+    train(tmp_path, stop_after_steps=7)
     result, _ = train(tmp_path, mesh=make_mesh(fsdp=4), smallest_split=1)
     assert result.finished
     for a, b in zip(jax.tree.leaves(load_params(alone)), jax.tree.leaves(load_params(tmp_path)), strict=True):

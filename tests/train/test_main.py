@@ -16,7 +16,7 @@ TWO_STAGES = """
 import dataclasses
 from typing import ClassVar
 from dalle2_jax.data import Data
-from tests.train.toy import ToyRecipe, toy_recipe
+from tests.train.toy import ToyRecipe, ToyTask, toy_recipe
 from train.system import System
 
 
@@ -24,8 +24,8 @@ class Second(ToyRecipe):
     kind: ClassVar[str] = "second"
     needs: ClassVar[tuple[str, ...]] = ("toy",)
 
-    def attach(self, stages):
-        return self, {"toy": stages["toy"].params}
+    def build(self, stages):
+        return ToyTask(recipe=self, frozen={"toy": stages["toy"].params})
 
 
 def system(accelerator):
@@ -188,12 +188,8 @@ def test_the_profile_of_a_stage(config, tmp_path, capsys):
     assert list((tmp_path / "runs" / "two" / "toy" / "profile").rglob("*.xplane.pb"))
 
 
-def test_a_stage_that_needs_an_unfinished_one(config, tmp_path, capsys, monkeypatch):
-    from train import cascade
-
-    real = cascade.run
-    monkeypatch.setattr(cascade, "run", lambda *args, **kwargs: real(*args, **kwargs, stop_at=2))
-    assert call(config, "all", "--runs-dir", tmp_path / "runs") == 128 + 15
+def test_a_stage_that_needs_an_unfinished_one(config, tmp_path, capsys):
+    assert call(config, "all", "--runs-dir", tmp_path / "runs", "--stop-after-steps", 2) == 128 + 15
     assert not (tmp_path / "runs" / "two" / "second").exists()
     capsys.readouterr()
     assert call(config, "second", "--runs-dir", tmp_path / "runs") == 2

@@ -40,27 +40,27 @@ class Trained:
             if name != stage and recipe.kind not in needed:
                 continue
             recipe = dataclasses.replace(recipe, batch_size=BATCH, steps=STEPS, module=with_dropout(recipe.module))
-            self.recipe, frozen = recipe.attach({kind: planned[kind] for kind in recipe.needs})
+            self.task = recipe.build({kind: planned[kind] for kind in recipe.needs})
             if name == stage:
                 break
-            params = jax.jit(self.recipe.init)(jax.random.key(5))
-            planned[self.recipe.kind] = LoadedStage(recipe.module, params, stage_record(recipe, name))
+            params = jax.jit(self.task.init)(jax.random.key(5))
+            planned[recipe.kind] = LoadedStage(recipe.module, params, stage_record(recipe, name))
         self.frozen, self.places = {}, {}
         for name in MESHES:
             mesh = mesh_of(name)
-            abstract = abstract_state(self.recipe, mesh, smallest=SPLIT_FROM)
-            self.frozen[name] = jax.device_put(frozen, partition(frozen, mesh, smallest=SPLIT_FROM))
-            self.places[name] = abstract, make_step(self.recipe, mesh, abstract), batch_sharding(mesh)
+            abstract = abstract_state(self.task, mesh, smallest=SPLIT_FROM)
+            self.frozen[name] = jax.device_put(self.task.frozen, partition(self.task.frozen, mesh, smallest=SPLIT_FROM))
+            self.places[name] = abstract, make_step(self.task, mesh, abstract), batch_sharding(mesh)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         random = np.random.default_rng(step)
-        shapes = abstract_batch(self.system, self.recipe, None)
+        shapes = abstract_batch(self.system, self.task, None)
         batch = {name: random.integers(0, 256, x.shape).astype(x.dtype) for name, x in shapes.items()}
         batch["mask"] = np.arange(self.system.context_length) < random.integers(1, 9, (BATCH, 1))
         return batch
 
     def start(self, mesh: str) -> Any:
-        return create_state(self.recipe, self.places[mesh][0])
+        return create_state(self.task, self.places[mesh][0])
 
     def steps(self, mesh: str, state: Any, first: int, last: int) -> tuple[Any, list[float]]:
         """The state after the steps `first` to `last`, and their losses."""

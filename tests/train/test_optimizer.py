@@ -6,8 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from train.optimizer import accumulated_gradient, decay_mask, learning_rate_schedule, make_optimizer, update_ema
-from train.system import Optimizer
+from train.optimizer import (
+    Optimizer,
+    accumulated_gradient,
+    by_part,
+    decay_mask,
+    learning_rate_schedule,
+    update_ema,
+)
 
 
 def test_warm_up_then_constant():
@@ -41,7 +47,7 @@ def test_only_matrices_decay():
         "tokens": {"embedding": True},
         "query": False,
     }
-    optimizer = make_optimizer(Optimizer(learning_rate=0.1, warmup_steps=0, weight_decay=0.5), 10)
+    optimizer = Optimizer(learning_rate=0.1, warmup_steps=0, weight_decay=0.5).gradient_transformation(10)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
     changes, _ = optimizer.update(zero, optimizer.init(PARAMS), PARAMS)
     np.testing.assert_allclose(changes["blocks"]["dense"]["kernel"], -0.05, rtol=1e-6)
@@ -52,7 +58,7 @@ def test_only_matrices_decay():
 def test_the_first_moment_in_bfloat16():
     """Rounded to 8 bits where it is kept; the step and the second moment are float32."""
     settings = Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=0.0, moment_dtype="bfloat16")
-    optimizer, params = make_optimizer(settings, 10), {"w": jnp.zeros(2)}
+    optimizer, params = settings.gradient_transformation(10), {"w": jnp.zeros(2)}
     first, second = np.array([0.3, -0.7]), np.array([0.1, -0.9])
     state = optimizer.init(params)
     _, state = optimizer.update({"w": jnp.asarray(first, jnp.float32)}, state, params)
@@ -70,12 +76,12 @@ def test_the_first_moment_in_bfloat16():
 def test_one_step_of_adamw_with_clipping():
     """Written out: the clipped gradient g gives m_hat = g and v_hat = g^2 at the first step."""
     settings = Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=1.0, weight_decay=0.0)
-    optimizer = make_optimizer(settings, 10)
+    optimizer = settings.gradient_transformation(10)
     params, gradient = {"w": jnp.zeros(2)}, {"w": jnp.array([3.0, 4.0])}
     changes, _ = optimizer.update(gradient, optimizer.init(params), params)
     clipped = np.array([0.6, 0.8])
     np.testing.assert_allclose(changes["w"], -0.1 * clipped / (clipped + 0.5), rtol=1e-5)
-    free = make_optimizer(Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=0.0), 10)
+    free = Optimizer(learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=0.0).gradient_transformation(10)
     changes, _ = free.update(gradient, free.init(params), params)
     np.testing.assert_allclose(changes["w"], -0.1 * np.array([3 / 3.5, 4 / 4.5]), rtol=1e-5)
 
@@ -91,9 +97,9 @@ def test_average_warms_up_and_stays_float32():
     assert first.dtype == later.dtype == jnp.float32
 
 
-def quadratic(params, batch, key):
+def quadratic(params, batch, key, extra):
     error = batch["x"] @ params["w"] - batch["y"]
-    return jnp.mean(error**2), {"largest": jnp.mean(jnp.abs(error))}
+    return jnp.mean(error**2), {"largest": jnp.mean(jnp.abs(error))}, extra
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -104,8 +110,8 @@ def test_accumulation_is_the_mean_over_the_whole_batch(parts):
         "y": jnp.asarray(rng.normal(size=16), jnp.float32),
     }
     params, key = {"w": jnp.asarray(rng.normal(size=5), jnp.float32)}, jax.random.key(0)
-    whole = accumulated_gradient(quadratic, params, batch, key, 1)
-    split = jax.jit(lambda p, b, k: accumulated_gradient(quadratic, p, b, k, parts))(params, batch, key)
+    whole = accumulated_gradient(quadratic, params, batch, key, None, 1)
+    split = jax.jit(lambda p, b, k: accumulated_gradient(quadratic, p, b, k, None, parts))(params, batch, key)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(split), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6)
         assert a.dtype == b.dtype
@@ -114,14 +120,13 @@ def test_accumulation_is_the_mean_over_the_whole_batch(parts):
 
 
 def test_each_micro_batch_has_its_own_key_and_examples():
-    def loss(params, batch, key):
-        return params["w"].sum() * 0.0, {
-            "drawn": jax.random.uniform(key),
-            "seen": batch["x"].astype(jnp.float32).mean(),
-        }
+    def loss(params, batch, key, extra):
+        metrics = {"drawn": jax.random.uniform(key), "seen": batch["x"].astype(jnp.float32).mean()}
+        return params["w"].sum() * 0.0, metrics, 10 * extra + batch["x"][0]
 
     batch = {"x": jnp.arange(8)}
-    _, metrics, _ = accumulated_gradient(loss, {"w": jnp.ones(2)}, batch, jax.random.key(3), 4)
+    _, metrics, _, extra = accumulated_gradient(loss, {"w": jnp.ones(2)}, batch, jax.random.key(3), jnp.int32(7), 4)
+    assert int(extra) == 70123  # each micro-batch, of every fourth example, goes on from the one before it
     drawn = [jax.random.uniform(jax.random.fold_in(jax.random.key(3), index)) for index in range(4)]
     np.testing.assert_allclose(metrics["drawn"], np.mean(drawn), rtol=1e-6)
     np.testing.assert_allclose(metrics["seen"], 3.5)
@@ -130,7 +135,50 @@ def test_each_micro_batch_has_its_own_key_and_examples():
 def test_bfloat16_gradients_are_summed_in_float32():
     params = {"w": jnp.ones(1, jnp.bfloat16)}
     batch = {"x": jnp.full((256, 1), 1.0, jnp.bfloat16), "y": jnp.zeros(256, jnp.bfloat16)}
-    _, _, gradient = accumulated_gradient(quadratic, params, batch, jax.random.key(0), 256)
+    _, _, gradient, _ = accumulated_gradient(quadratic, params, batch, jax.random.key(0), None, 256)
     # Added in bfloat16, 256 twos would stick at 512.
     assert gradient["w"].dtype == jnp.bfloat16 and float(gradient["w"][0]) == 2.0
     assert optax.tree.norm(gradient) == 2.0
+
+
+def steps_of(transformation, params, gradients):
+    """The parameters after each gradient."""
+    state, found = transformation.init(params), []
+    for gradient in gradients:
+        changes, state = transformation.update(gradient, state, params)
+        params = optax.apply_updates(params, changes)
+        found.append(params)
+    return found
+
+
+def test_sgd_with_momentum_by_formula():
+    settings = Optimizer(name="sgd", learning_rate=0.1, momentum=0.5, warmup_steps=0, gradient_clip=0.0)
+    gradients = [{"w": jnp.array([1.0, -2.0])}, {"w": jnp.array([0.5, 1.0])}]
+    first, second = steps_of(settings.gradient_transformation(10), {"w": jnp.zeros(2)}, gradients)
+    np.testing.assert_allclose(first["w"], [-0.1, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(second["w"], [-0.1 - 0.1 * (0.5 + 0.5), 0.2 - 0.1 * (1.0 - 1.0)], atol=1e-7)
+
+
+def test_adam_is_adamw_without_decay():
+    settings = {"learning_rate": 0.1, "warmup_steps": 0}
+    params, gradients = {"kernel": jnp.ones((2, 2))}, [{"kernel": jnp.full((2, 2), value)} for value in (0.3, -0.1)]
+    adam = steps_of(Optimizer(name="adam", **settings).gradient_transformation(10), params, gradients)
+    adamw = steps_of(Optimizer(**settings).gradient_transformation(10), params, gradients)
+    np.testing.assert_allclose(adam[1]["kernel"], adamw[1]["kernel"], rtol=1e-6)
+    for wrong, sentence in (
+        ({"name": "lamb"}, "optimizer.name is 'lamb'; it must be adamw, adam, sgd"),
+        ({"name": "sgd", "weight_decay": 0.1}, "with sgd, which has none; take adamw"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Optimizer(**wrong)
+
+
+def test_each_part_of_the_parameters_has_its_own():
+    sgd = Optimizer(name="sgd", learning_rate=0.5, momentum=0.0, warmup_steps=0, gradient_clip=0.0)
+    adam = Optimizer(name="adam", learning_rate=0.1, warmup_steps=0, epsilon=0.5, gradient_clip=0.0)
+    both = by_part({"a": sgd.gradient_transformation(9), "b": adam.gradient_transformation(9)})
+    params = {"a": {"w": jnp.zeros(2)}, "b": {"w": jnp.zeros(2)}}
+    gradient = {"a": {"w": jnp.array([1.0, 2.0])}, "b": {"w": jnp.array([3.0, 4.0])}}
+    (after,) = steps_of(both, params, [gradient])
+    np.testing.assert_allclose(after["a"]["w"], [-0.5, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(after["b"]["w"], -0.1 * np.array([3 / 3.5, 4 / 4.5]), rtol=1e-5)

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_record
+from dalle2_jax.diffusion import draw_timesteps
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from tests.train import processes
 from tests.train.processes import finish, wait_for
 from train.cascade import plan_stages
-from train.decoder import DecoderRecipe
-from train.prior import PriorRecipe
+from train.decoder import DecoderRecipe, DecoderTask
+from train.embeddings import FrozenClip
+from train.prior import PriorRecipe, PriorTask
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 NEEDS = {"clip": (), "prior": ("clip",), "decoder": ("clip",), "upsampler": ()}
@@ -85,7 +87,7 @@ def test_a_stopped_stage_goes_on_bit_equal(tiny, tmp_path, name):
         shutil.copytree(tiny.run_dir / needed, tmp_path / needed)
     # What is shown in between is no part of the training.
     system = tiny.system.with_stage(name, dataclasses.replace(tiny.system.stages[name], preview_every=0))
-    result, lines = cascade.train(system, tmp_path, [name], stop_at=3)
+    result, lines = cascade.train(system, tmp_path, [name], stop_after_steps=3)
     assert (result.step, result.finished, result.signal) == (3, False, signal.SIGTERM)
     assert checkpoint_steps(tmp_path / name) == [2, 3]
     result, lines = cascade.train(system, tmp_path, [name])
@@ -103,10 +105,10 @@ def test_a_finished_cascade_stays_as_it_is(tiny):
 
 @pytest.mark.parametrize("name", ["prior", "decoder"])
 def test_clip_is_not_part_of_what_is_built_on_it(tiny, name):
-    attached, frozen = tiny.system.stages[name].attach({"clip": load_stage(tiny.run_dir / "clip")})
-    shapes = jax.eval_shape(attached.init, jax.random.key(0))
+    task = tiny.system.stages[name].build({"clip": load_stage(tiny.run_dir / "clip")})
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
     own, saved = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (shapes, load_params(tiny.run_dir / name)))
-    assert own == saved and set(frozen) == {"clip"}
+    assert own == saved and set(task.frozen) == {"clip"}
     parts = {path.name for path in (tiny.run_dir / name / "checkpoints" / "4").iterdir() if path.is_dir()}
     assert parts == {"params", "ema", "optimizer", "progress"}
     assert read_record(tiny.run_dir / name).parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
@@ -130,7 +132,7 @@ class Network:
     """A network that notes what it is given; its output depends on its parameter and on every condition."""
 
     embedding_size, vocabulary_size, text, text_width, residual, learned_null = 4, 8, object(), None, False, True
-    needs_empty_caption = False
+    needs_empty_caption, last = False, None
     unet = SimpleNamespace(image_size=2)
 
     def __init__(self):
@@ -148,8 +150,9 @@ class Network:
 
 def stubbed(recipe, **changes):
     network = Network()
-    fields = {"module": network, "clip": Clip(), **changes}
-    return dataclasses.replace(recipe, **fields), network
+    kind = {PriorRecipe: PriorTask, DecoderRecipe: DecoderTask}[type(recipe)]
+    recipe = dataclasses.replace(recipe, module=network, **changes)
+    return kind(recipe=recipe, clip=FrozenClip(Clip())), network
 
 
 def blank(count: int) -> dict[str, jax.Array]:
@@ -168,7 +171,7 @@ def test_no_gradient_reaches_clip(tiny, name):
     recipe, _ = stubbed(tiny.system.stages[name])
 
     def loss(params, frozen):
-        return recipe.loss(params, blank(4), jax.random.key(0), frozen)[0]
+        return recipe.loss(params, blank(4), jax.random.key(0), frozen, None)[0]
 
     own, frozen = jax.grad(loss, argnums=(0, 1))(WEIGHT, {"clip": WEIGHT})
     assert float(own["weight"]) != 0 and float(frozen["clip"]["weight"]) == 0
@@ -186,20 +189,20 @@ def test_conditions_are_dropped_as_often_as_in_the_paper(tiny):
     assert PriorRecipe.__dataclass_fields__["text_drop"].default == 0.1
 
     recipe, network = stubbed(tiny.system.stages["decoder"], **paper)
-    recipe.loss(WEIGHT, blank(count), jax.random.key(3), {"clip": WEIGHT})
+    recipe.loss(WEIGHT, blank(count), jax.random.key(3), {"clip": WEIGHT}, None)
     conditions = network.calls[-1][-1]
     image, text = (np.asarray(conditions[name]) for name in ("keep_image", "keep_text"))
     assert image.shape == text.shape == (count,) and image.dtype == text.dtype == bool
     # Four standard deviations.
     for dropped, share in ((~image, 0.1), (~text, 0.5), (~image & ~text, 0.05)):
         assert abs(dropped.mean() - share) < 4 * np.sqrt(share * (1 - share) / count)
-    recipe.loss(WEIGHT, blank(count), jax.random.key(4), {"clip": WEIGHT})
+    recipe.loss(WEIGHT, blank(count), jax.random.key(4), {"clip": WEIGHT}, None)
     assert (np.asarray(network.calls[-1][-1]["keep_text"]) != text).any()
     recipe.validate(WEIGHT, blank(8), jax.random.key(3), {"clip": WEIGHT})
     assert network.calls[-1][-1]["keep_image"].all() and network.calls[-1][-1]["keep_text"].all()
 
     recipe, network = stubbed(tiny.system.stages["prior"], text_drop=0.1)
-    recipe.loss(WEIGHT, blank(count), jax.random.key(3), {"clip": WEIGHT})
+    recipe.loss(WEIGHT, blank(count), jax.random.key(3), {"clip": WEIGHT}, None)
     kept = np.asarray(network.calls[-1][-1]["keep_text"])
     assert abs((~kept).mean() - 0.1) < 4 * np.sqrt(0.09 / count)
     recipe.validate(WEIGHT, blank(8), jax.random.key(3), {"clip": WEIGHT})
@@ -210,7 +213,7 @@ def test_the_decoders_loss_is_weighted_as_the_recipe_says(tiny):
     losses = {}
     for weighting, limit in (("uniform", 5.0), ("min_snr_plus_one", 1.0), ("min_snr_plus_one", 3.0)):
         recipe, network = stubbed(tiny.system.stages["decoder"], weighting=weighting, weight_limit=limit)
-        losses[weighting, limit] = float(recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT})[0])
+        losses[weighting, limit] = float(recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT}, None)[0])
     plain = losses["uniform", 5.0]
     assert losses["min_snr_plus_one", 1.0] == pytest.approx(plain, rel=1e-5)
     assert plain * 1.01 < losses["min_snr_plus_one", 3.0] < plain * 3
@@ -218,26 +221,26 @@ def test_the_decoders_loss_is_weighted_as_the_recipe_says(tiny):
 
 def test_timesteps_are_drawn_by_their_losses_and_weighted_back(tiny):
     recipe, network = stubbed(tiny.system.stages["decoder"], timesteps="loss")
-    history = recipe.init_carry()
-    steps = recipe.process.steps
+    history = recipe.init_extra()
+    steps = recipe.recipe.process.steps
     # All is known, and all but the losses of the last tenth of the timesteps is nothing.
     losses = jnp.full((steps, 10), 1e-6).at[-steps // 10 :].set(1.0)
     history = history._replace(losses=losses, counts=jnp.full(steps, 10))
-    frozen = {"clip": WEIGHT, "carry": history}
-    value, metrics = recipe.loss(WEIGHT, blank(64), jax.random.key(3), frozen)
-    i, seen = metrics["carry"]
-    assert (i >= steps - steps // 10).mean() > 0.9 and seen.shape == (64,)
-    assert float(value) < 0.3 * float(seen.mean())
-    after = recipe.update_carry(history, metrics["carry"])
-    assert float(jnp.abs(after.losses - history.losses).sum()) > 0
+    frozen = {"clip": WEIGHT}
+    value, metrics, after = recipe.loss(WEIGHT, blank(64), jax.random.key(3), frozen, history)
+    i, _ = draw_timesteps(jax.random.split(jax.random.split(jax.random.key(3), 5)[3])[0], history, 64)
+    assert (i >= steps - steps // 10).mean() > 0.9
+    changed = np.flatnonzero(np.asarray((after.losses != history.losses).any(1)))
+    assert set(changed) == set(np.asarray(i).tolist())
+    assert float(value) < 0.3 * float(after.losses[changed, -1].mean())
     plain, _ = stubbed(tiny.system.stages["decoder"], timesteps="loss", weighting="uniform")
-    value, metrics = plain.loss(WEIGHT, blank(64), jax.random.key(3), frozen)
+    value, metrics, _ = plain.loss(WEIGHT, blank(64), jax.random.key(3), frozen, history)
     assert float(metrics["mse"]) == pytest.approx(float(value), rel=1e-5)  # what is logged is weighted back too
     with pytest.raises(ValueError, match="set decoder.optimizer.accumulation=1"):
         dataclasses.replace(
             tiny.system.stages["decoder"],
             timesteps="loss",
-            optimizer=dataclasses.replace(recipe.optimizer, accumulation=2),
+            optimizer=dataclasses.replace(recipe.recipe.optimizer, accumulation=2),
         )
     with pytest.raises(ValueError, match="decoder.timesteps is 'losses'; it must be uniform or loss"):
         dataclasses.replace(tiny.system.stages["decoder"], timesteps="losses")
@@ -256,12 +259,12 @@ def degraded(tiny):
 
 def test_an_upsampler_is_shown_pictures_as_bad_as_they_come(tiny):
     upsampler, recipe = tiny.system.stages["upsampler"], degraded(tiny)
-    made = recipe.prepare()(np.full((20, 16, 3), 200, np.uint8), np.random.default_rng(0))
+    made = recipe.build({}).batch_spec.transform(np.full((20, 16, 3), 200, np.uint8), np.random.default_rng(0))
     assert {name: value.shape for name, value in made.items()} == {"image": (16, 16, 3), "low_resolution": (8, 8, 3)}
     with pytest.raises(ValueError, match="upsampler.degradation is 'noise'; it must be blur or bsr"):
         dataclasses.replace(upsampler, degradation="noise")
     with pytest.raises(ValueError, match="smaller than the upsampler's crops of 16"):
-        recipe.prepare()(np.zeros((12, 40, 3), np.uint8), np.random.default_rng(0))
+        recipe.build({}).batch_spec.transform(np.zeros((12, 40, 3), np.uint8), np.random.default_rng(0))
 
 
 @pytest.mark.slow
@@ -269,7 +272,7 @@ def test_what_is_drawn_by_losses_from_degraded_pictures_goes_on_bit_equal(tiny, 
     recipe = degraded(tiny)
     system = tiny.system.with_stage("upsampler", recipe)
     whole, _ = cascade.train(system, tmp_path / "whole", ["upsampler"])
-    cascade.train(system, tmp_path / "parts", ["upsampler"], stop_at=3)
+    cascade.train(system, tmp_path / "parts", ["upsampler"], stop_after_steps=3)
     parts, _ = cascade.train(system, tmp_path / "parts", ["upsampler"])
     assert whole.finished and parts.finished
     assert_same_ending(tmp_path / "whole" / "upsampler", tmp_path / "parts" / "upsampler")
@@ -289,7 +292,7 @@ def test_a_new_sampling_of_a_finished_stage_is_recorded(tiny, tmp_path):
 
 def test_noise_on_the_embedding_keeps_its_norm(tiny):
     recipe, network = stubbed(tiny.system.stages["decoder"], embedding_noise=0.5)
-    recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT})
+    recipe.loss(WEIGHT, blank(64), jax.random.key(3), {"clip": WEIGHT}, None)
     noisy = np.asarray(network.calls[-1][-1]["image_embedding"])
     np.testing.assert_allclose(np.linalg.norm(noisy, axis=-1), 1.0, rtol=1e-5)
     # 0.5 of noise beside 1 of signal: the cosine is about 1 / sqrt(1 + 0.25).
@@ -311,7 +314,7 @@ def test_an_upsampler_is_trained_on_matching_crops(tiny, fraction):
         tiny.system.stages["upsampler"], module=network, low_size=8, crop_fraction=fraction, blur_probability=0.0
     )
     pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
-    recipe.loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {})
+    recipe.build({}).loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {}, None)
     x_t, low, _ = network.calls[-1]
     side = int(16 * fraction)
     assert x_t.shape == (3, side, side, 3) and low.shape == (3, side // 2, side // 2, 3)
@@ -325,7 +328,7 @@ def test_an_upsampler_is_trained_on_matching_crops(tiny, fraction):
         ]
         assert len(places) == 1
     blurred = dataclasses.replace(recipe, blur_probability=1.0)
-    blurred.loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {})
+    blurred.build({}).loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {}, None)
     assert np.abs(network.calls[-1][1] - low).max() > 0.01
 
 
@@ -342,7 +345,7 @@ def test_a_prior_of_another_size_is_refused(tiny):
     prior = tiny.system.stages["prior"]
     prior = dataclasses.replace(prior, module=prior.module.clone(embedding_size=12))
     with pytest.raises(ValueError) as error:
-        prior.attach({"clip": load_stage(tiny.run_dir / "clip")})
+        prior.build({"clip": load_stage(tiny.run_dir / "clip")})
     assert "of size 12 but CLIP's have 8; set prior.module.embedding_size=8" in one_sentence(error)
 
 
@@ -369,7 +372,7 @@ def test_pictures_that_are_smaller_than_those_to_draw_are_refused(tiny, tmp_path
     ):
         with pytest.raises(ValueError) as error:
             train()
-        assert "upsampler is to learn pictures of 16 pixels and the data's have 12" in one_sentence(error)
+        assert "upsampler is to learn images of 16 pixels and the data's have 12" in one_sentence(error)
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.sharding import batch_sharding, make_mesh
-from tests.train.toy import ToyBatches, ToyRecipe, toy_recipe
+from tests.train.toy import ToyBatches, ToyTask, toy_task
 from train.state import abstract_state, create_state, make_step
 
 
@@ -21,9 +21,9 @@ def device_batch(mesh, poisoned=False, batch_size=16):
     return {name: jax.device_put(batch[name], batch_sharding(mesh)) for name in ("image", "tokens", "mask")}
 
 
-def take_steps(recipe, mesh, count=3, smallest=1):
-    abstract = abstract_state(recipe, mesh, smallest=smallest)
-    state, step = create_state(recipe, abstract), make_step(recipe, mesh, abstract)
+def take_steps(task, mesh, count=3, smallest=1):
+    abstract = abstract_state(task, mesh, smallest=smallest)
+    state, step = create_state(task, abstract), make_step(task, mesh, abstract)
     reports = []
     for _ in range(count):
         state, report = step(state, device_batch(mesh), {})
@@ -33,11 +33,11 @@ def take_steps(recipe, mesh, count=3, smallest=1):
 
 def test_a_step_changes_everything_it_should():
     mesh = make_mesh(devices=jax.devices()[:1])
-    recipe = toy_recipe()
-    abstract = abstract_state(recipe, mesh)
-    state = create_state(recipe, abstract)
+    task = toy_task()
+    abstract = abstract_state(task, mesh)
+    state = create_state(task, abstract)
     before = on_host(state)
-    after, report = make_step(recipe, mesh, abstract)(state, device_batch(mesh), {})
+    after, report = make_step(task, mesh, abstract)(state, device_batch(mesh), {})
     after = on_host(after)
     for part in ("params", "ema"):
         assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before[part], after[part])), strict=True))
@@ -48,9 +48,9 @@ def test_a_step_changes_everything_it_should():
 
 def test_a_batch_whose_loss_is_not_a_number_changes_nothing_but_the_count():
     mesh = make_mesh(devices=jax.devices()[:1])
-    recipe = toy_recipe()
-    abstract = abstract_state(recipe, mesh)
-    state, step = create_state(recipe, abstract), make_step(recipe, mesh, abstract)
+    task = toy_task()
+    abstract = abstract_state(task, mesh)
+    state, step = create_state(task, abstract), make_step(task, mesh, abstract)
     state, _ = step(state, device_batch(mesh), {})
     before = on_host(state)
     state, report = step(state, device_batch(mesh, poisoned=True), {})
@@ -71,8 +71,8 @@ def assert_close(a, b, rtol):
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 1, "fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_eight_devices_do_what_one_does(sizes):
-    one, reports = take_steps(toy_recipe(), make_mesh(devices=jax.devices()[:1]))
-    eight, others = take_steps(toy_recipe(), make_mesh(**sizes))
+    one, reports = take_steps(toy_task(), make_mesh(devices=jax.devices()[:1]))
+    eight, others = take_steps(toy_task(), make_mesh(**sizes))
     assert_close(one["params"], eight["params"], 1e-5)
     assert_close(one["ema"], eight["ema"], 1e-5)
     for a, b in zip(reports, others, strict=True):
@@ -80,7 +80,7 @@ def test_eight_devices_do_what_one_does(sizes):
 
 
 def test_fsdp_splits_parameters_average_and_moments():
-    state, _ = take_steps(toy_recipe(), make_mesh(data=2, fsdp=4), count=2)
+    state, _ = take_steps(toy_task(), make_mesh(data=2, fsdp=4), count=2)
     leaves = jax.tree_util.tree_leaves_with_path({name: state[name] for name in ("params", "ema", "optimizer")})
     kernels = [leaf for path, leaf in leaves if "'out'" in jax.tree_util.keystr(path) and leaf.ndim == 2]
     assert len(kernels) == 4  # params, ema, both moments
@@ -89,24 +89,22 @@ def test_fsdp_splits_parameters_average_and_moments():
 
 
 def test_accumulation_is_one_big_batch():
-    recipe = toy_recipe(noise=0.0)
-    whole, reports = take_steps(recipe, make_mesh(devices=jax.devices()[:1]))
-    split, others = take_steps(
-        toy_recipe(noise=0.0, optimizer={"accumulation": 4}), make_mesh(devices=jax.devices()[:1])
-    )
+    task = toy_task(noise=0.0)
+    whole, reports = take_steps(task, make_mesh(devices=jax.devices()[:1]))
+    split, others = take_steps(toy_task(noise=0.0, optimizer={"accumulation": 4}), make_mesh(devices=jax.devices()[:1]))
     assert_close(whole["params"], split["params"], 1e-5)
     np.testing.assert_allclose([r["loss"] for r in reports], [r["loss"] for r in others], rtol=1e-5)
     np.testing.assert_allclose([r["brightness"] for r in reports], [r["brightness"] for r in others], rtol=1e-4)
-    spread, _ = take_steps(toy_recipe(noise=0.0, batch_size=32, optimizer={"accumulation": 2}), make_mesh(), count=1)
+    spread, _ = take_steps(toy_task(noise=0.0, batch_size=32, optimizer={"accumulation": 2}), make_mesh(), count=1)
     assert int(spread["skipped"]) == 0
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_no_dtype_drifts(accumulation):
-    recipe = toy_recipe(optimizer={"accumulation": accumulation})
+    task = toy_task(optimizer={"accumulation": accumulation})
     mesh = make_mesh(devices=jax.devices()[:1])
-    abstract = abstract_state(recipe, mesh)
-    state, reports = take_steps(recipe, mesh, count=2)
+    abstract = abstract_state(task, mesh)
+    state, reports = take_steps(task, mesh, count=2)
     assert jax.tree.map(lambda x: x.dtype, state) == jax.tree.map(lambda x: x.dtype, abstract)
     floats = jax.tree.leaves((state["params"], state["ema"], state["optimizer"]))
     assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32), jnp.dtype(jnp.int32)}
@@ -116,17 +114,11 @@ def test_no_dtype_drifts(accumulation):
 
 
 def test_the_average_of_bfloat16_parameters_is_float32():
-    class Half(ToyRecipe):
+    class Half(ToyTask):
         def init(self, key):
             return jax.tree.map(lambda p: p.astype(jnp.bfloat16), super().init(key))
 
-    recipe = Half(
-        **{
-            field: getattr(toy_recipe(), field)
-            for field in ToyRecipe.__dataclass_fields__
-            if field not in ("kind", "needs")
-        }
-    )
-    state, _ = take_steps(recipe, make_mesh(devices=jax.devices()[:1]), count=2)
+    task = Half(recipe=toy_task().recipe)
+    state, _ = take_steps(task, make_mesh(devices=jax.devices()[:1]), count=2)
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype(jnp.bfloat16)}
     assert {leaf.dtype for leaf in jax.tree.leaves(state["ema"])} == {jnp.dtype(jnp.float32)}

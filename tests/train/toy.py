@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.system import Optimizer, Recipe
+from train.optimizer import Optimizer
+from train.system import Recipe, Task
 
 SIZE = 4
 # A batch that holds this token has a loss that is not a number.
@@ -37,15 +38,23 @@ class ToyRecipe(Recipe):
     module: ToyNet = ToyNet()
     noise: float = 0.1
 
+    def build(self, stages: Any) -> ToyTask:
+        return ToyTask(recipe=self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyTask(Task):
+    """The toy's functions."""
+
     def init(self, key: jax.Array) -> Any:
         return self.module.init(key, jnp.zeros((1, self.module.features)))["params"]
 
-    def loss(self, params: Any, batch: Any, key: jax.Array, frozen: Any):
+    def loss(self, params: Any, batch: Any, key: jax.Array, frozen: Any, extra: Any = None):
         x = batch["image"].reshape(batch["image"].shape[0], -1).astype(jnp.float32) / 127.5 - 1.0
-        noisy = x + self.noise * jax.random.normal(key, x.shape)
+        noisy = x + self.recipe.noise * jax.random.normal(key, x.shape)
         loss = jnp.mean((self.module.apply({"params": params}, noisy) - x) ** 2)
         loss = jnp.where(jnp.any(batch["tokens"] == POISON), jnp.nan, loss)
-        return loss, {"brightness": x.mean()}
+        return loss, {"brightness": x.mean()}, extra
 
     def validate(self, params: Any, batch: Any, key: jax.Array, frozen: Any):
         return {"loss": self.loss(params, batch, key, frozen)[0]}
@@ -79,6 +88,11 @@ class ToyBatches:
 
     def close(self) -> None:
         self.closed = True
+
+
+def toy_task(**changes: Any) -> ToyTask:
+    """The task of `toy_recipe`."""
+    return toy_recipe(**changes).build({})
 
 
 def toy_recipe(**changes: Any) -> ToyRecipe:
