@@ -1,4 +1,5 @@
-# make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate
+# make demo        set up, train the whole cascade on captioned shapes on this machine, sample, evaluate: configs/shapes.py
+#                  on a CPU, configs/shapes_large.py on a GPU or a TPU (CONFIG=configs/emoji.py: another one)
 #                  (RUN=NAME SEED=N: another run, another seed; DEMO="decoder.steps=8000 ...": other fields)
 # make test        set up, run the tests (make test-slow: the long ones, half an hour and 12 GiB)
 # make parity      the comparisons with the peers' own code, run anew: an environment with torch, diffusers, ...
@@ -15,19 +16,21 @@ BIN := $(VENV)/bin
 comma := ,
 EXTRAS ?= dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)cuda)
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
+CONFIG ?= configs/shapes$(if $(filter cuda tpu,$(subst $(comma), ,$(EXTRAS))),_large).py
 RUN ?= demo
 SEED ?= 0
 
 .PHONY: demo test test-slow parity benchmark lint setup clean
 
 demo: setup
-	@$(BIN)/python -m train configs/shapes.py all --run $(RUN) --seed $(SEED) $(DEMO)
+	@echo "training $(CONFIG)"
+	@$(BIN)/python -m train $(CONFIG) all --run $(RUN) --seed $(SEED) $(DEMO)
 	@$(BIN)/dalle2 evaluate runs/$(RUN)
 	@echo
 	@echo "Look at runs/$(RUN)/samples.png. Then draw what you like:"
 	@echo "  $(BIN)/dalle2 generate runs/$(RUN) \"a large purple cross on a white background\" --count 4 --out samples"
 	@echo "  $(BIN)/dalle2 describe runs/$(RUN)"
-	@echo "  $(BIN)/python -m train describe configs/shapes.py"
+	@echo "  $(BIN)/python -m train describe $(CONFIG)"
 
 test: setup
 	@$(BIN)/ruff check .

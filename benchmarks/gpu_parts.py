@@ -246,7 +246,7 @@ def demo(part: Part, peers: str) -> list[str]:
     if not run.exists():
         part.kept.clear()
     part.save()
-    status = _timed(part, "training", "-m", "train", "configs/shapes.py", "all", "--run", run.name)
+    status = _timed(part, "training", "-m", "train", "configs/shapes_large.py", "all", "--run", run.name)
     if status == 0:
         status = _timed(part, "evaluation", "-m", "dalle2_jax.cli", "evaluate", f"runs/{run.name}")
     return [*part.ending(), *_run_lines(part, run, evaluated=status == 0)]
@@ -257,18 +257,18 @@ def emoji(part: Part, peers: str) -> list[str]:
 
     The steps are chosen once, so that training goes on by itself where it was cut off.
     """
-    from configs.emoji import system
+    from configs.emoji_large import system
 
     run, probe = ROOT / "runs" / "gpu-emoji", ROOT / "runs" / "gpu-probe"
     if not part.begun:
         for folder in (run, probe):
             shutil.rmtree(folder, ignore_errors=True)
     part.save()
-    whole = {name: recipe.steps for name, recipe in system(accelerator=True).stages.items()}
+    whole = {name: recipe.steps for name, recipe in system().stages.items()}
     if "steps" not in part.kept:
         fields = {"steps": PROBE_STEPS, "log_every": PROBE_INTERVAL, "preview_every": 0}
         words = [f"{stage}.{field}={value}" for stage in whole for field, value in fields.items()]
-        if part.run("-m", "train", "configs/emoji.py", "all", "--run", probe.name, *words) != 0:
+        if part.run("-m", "train", "configs/emoji_large.py", "all", "--run", probe.name, *words) != 0:
             return part.ending()
         speeds = {stage: _seconds_a_step(probe / stage) for stage in whole}
         # With little of it left now, another call has the part's own minutes.
@@ -280,7 +280,9 @@ def emoji(part: Part, peers: str) -> list[str]:
         part.save()
     if not run.exists():
         part.kept.pop("seconds", None)
-    status = _timed(part, "training", "-m", "train", "configs/emoji.py", "all", "--run", run.name, *part.kept["steps"])
+    status = _timed(
+        part, "training", "-m", "train", "configs/emoji_large.py", "all", "--run", run.name, *part.kept["steps"]
+    )
     if status == 0:
         status = _timed(part, "evaluation", "-m", "dalle2_jax.cli", "evaluate", f"runs/{run.name}")
     lines = [f"Each stage was given {part.kept['share']:.0%} of its steps.", "", *part.ending()]

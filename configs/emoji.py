@@ -1,15 +1,13 @@
-"""Emoji: 3,655 drawn pictures with Unicode's names, from 32 px to 128 px on an accelerator, to 64 px on a CPU.
+"""Emoji: 3,655 drawn images with Unicode's names, to 64 px on two CPU cores (for accelerators: emoji_large.py).
 
-    apt install fonts-noto-color-emoji unicode-data libfribidi0          # the pictures and the names (Debian, Ubuntu)
+    apt install fonts-noto-color-emoji unicode-data libfribidi0          # the images and the names (Debian, Ubuntu)
     python -m train configs/emoji.py all
     dalle2 evaluate runs/emoji
 
-On one accelerator this is meant for about 20 minutes; on two CPU cores the smaller stages that are chosen there take
-about an hour and a half. Both see all the emoji, read captions in the decoder, and are guided. The prior is trained
-for few steps on purpose: after some twenty times through the pictures it learns them by heart, and is worse on others.
+It takes about an hour and a half. It sees all the emoji, reads captions in the decoder, and is guided. The prior is
+trained for few steps on purpose: after some twenty times through the images it learns them by heart, and is worse on
+others. Transformers are written out, as in shapes.py.
 """
-
-from dataclasses import replace
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.data.pipeline import Data
@@ -21,18 +19,20 @@ from train.clip import ClipRecipe
 from train.decoder import DecoderRecipe
 from train.optimizer import Optimizer
 from train.prior import PriorRecipe
-from train.system import Recipe, System
+from train.system import System
 from train.upsampler import UpsamplerRecipe
 
 VOCABULARY, CONTEXT, EMBEDDING = 1536, 24, 128
 
 
-def system(accelerator: bool) -> System:
-    """The cascade, in steps and sizes for two CPU cores or (`larger`) for one accelerator."""
+def system() -> System:
+    """The cascade, in steps and sizes for two CPU cores."""
     clip = ClipRecipe(
         module=CLIP(
-            vision=VisionTransformer(image_size=64, patch_size=16, width=192, depth=4, heads=4),
-            text=TextTransformer(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=128, depth=3, heads=4),
+            vision=VisionTransformer(image_size=64, patch_size=16, width=192, depth=4, heads=4, scan_layers=False),
+            text=TextTransformer(
+                vocabulary_size=VOCABULARY, context_length=CONTEXT, width=128, depth=3, heads=4, scan_layers=False
+            ),
             embedding_size=EMBEDDING,
         ),
         steps=1600,
@@ -46,7 +46,13 @@ def system(accelerator: bool) -> System:
     )
     prior = PriorRecipe(
         module=DiffusionPrior(
-            embedding_size=EMBEDDING, width=192, depth=4, heads=4, context_length=CONTEXT, vocabulary_size=VOCABULARY
+            embedding_size=EMBEDDING,
+            width=192,
+            depth=4,
+            heads=4,
+            context_length=CONTEXT,
+            vocabulary_size=VOCABULARY,
+            scan_layers=False,
         ),
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None),
         sampling=Sampling(sampler="ddim", steps="25", guidance_scale=1.5, candidates=2),
@@ -112,52 +118,8 @@ def system(accelerator: bool) -> System:
     stages = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler}
     return System(
         name="emoji",
-        data=Data(name="emoji", image_size=128 if accelerator else 64),
+        data=Data(name="emoji", image_size=64),
         vocabulary_size=VOCABULARY,
         context_length=CONTEXT,
-        stages=larger(stages) if accelerator else stages,
+        stages=stages,
     )
-
-
-def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
-    """The same stages for one accelerator, to 128 px: wider networks in bfloat16, no folded pixels, more steps."""
-    clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
-    half = {"dtype": "bfloat16"}
-    # Written out: a GPU would copy all layers' parameters and states from and to a scan's stacks.
-    layers = {"scan_layers": False, **half}
-    vision = clip.module.vision.clone(patch_size=8, width=384, depth=8, heads=6, **layers)
-    text = clip.module.text.clone(width=256, depth=4, heads=4, **layers)
-    unet = decoder.module.unet.clone(
-        channels=128,
-        channel_multipliers=(1, 2, 3),
-        depth=2,
-        attention_resolutions=(16, 8),
-        head_channels=64,
-        patch=1,
-        dropout=0.1,
-        **half,
-    )
-    enlarging = upsampler.module.unet.clone(
-        image_size=128, channels=96, channel_multipliers=(1, 2, 3), depth=2, patch=1, **half
-    )
-    slower = replace(decoder.optimizer, learning_rate=2e-4, ema_decay=0.9995)
-    return {
-        "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=1000, batch_size=512),
-        "prior": replace(
-            prior, module=prior.module.clone(width=384, depth=8, heads=6, **layers), steps=1500, batch_size=128
-        ),
-        "decoder": replace(
-            decoder,
-            module=decoder.module.clone(unet=unet, text_width=256, **half),
-            optimizer=slower,
-            steps=20_000,
-            batch_size=128,
-        ),
-        "upsampler": replace(
-            upsampler,
-            module=upsampler.module.clone(unet=enlarging),
-            optimizer=replace(upsampler.optimizer, learning_rate=3e-4),
-            steps=6000,
-            batch_size=64,
-        ),
-    }

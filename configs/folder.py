@@ -7,9 +7,11 @@
 
 A caption is `NAME.txt` beside `NAME.png`, or a line of one `metadata.jsonl` or `metadata.csv` with `file_name` and
 `text`. Pictures are cut to their central square. The steps are for some hundred pictures, about a quarter of an hour
-on two CPU cores; with thousands, give as many as configs/emoji.py has, or more (`decoder.steps=50000`).
+on two CPU cores; with thousands, give as many as configs/emoji.py has, or more (`decoder.steps=50000`). For an
+accelerator take configs/folder_large.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +23,16 @@ from train.system import System
 STEPS = {"clip": 250, "prior": 120, "decoder": 900, "upsampler": 300}
 
 
-def system(accelerator: bool, folder: str) -> System:
-    """The cascade of configs/emoji.py for the pictures in `folder`; the run is named after it."""
-    full = emoji.system(accelerator)
+def system(folder: str) -> System:
+    """The cascade of configs/emoji.py for the images in `folder`; the run is named after it."""
+    return on_folder(emoji.system(), folder, STEPS)
+
+
+def on_folder(full: System, folder: str, steps_of: Mapping[str, int]) -> System:
+    """The stages of a system for the images in `folder`, with other numbers of steps."""
     stages = {}
     for name, recipe in full.stages.items():
-        steps = STEPS[name] * (2 if accelerator else 1)
+        steps = steps_of[name]
         optimizer = replace(recipe.optimizer, warmup_steps=steps // 10)
         stages[name] = replace(
             recipe,

@@ -49,8 +49,8 @@ VOCABULARY, CONTEXT, EMBEDDING = 49_408, 256, 1024
 COMPUTE = "bfloat16"
 
 
-def system(accelerator: bool) -> System:
-    """The cascade of Table 3; the same whether or not there is an accelerator."""
+def system() -> System:
+    """The cascade of Table 3."""
     computing = {"remat": True, "dtype": COMPUTE}
 
     clip = ClipRecipe(

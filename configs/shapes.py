@@ -1,9 +1,10 @@
-"""Captioned shapes: the whole cascade, small enough for two CPU cores (`make demo`).
+"""Captioned shapes: the whole cascade, small enough for two CPU cores (`make demo`; for accelerators: shapes_large.py).
 
 python -m train configs/shapes.py all --run demo
-"""
 
-from dataclasses import replace
+Transformers are written out (`scan_layers=False`): a CPU would copy all layers' parameters and states from and to a
+scan's stacks.
+"""
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.data.pipeline import Data
@@ -15,18 +16,20 @@ from train.clip import ClipRecipe
 from train.decoder import DecoderRecipe
 from train.optimizer import Optimizer
 from train.prior import PriorRecipe
-from train.system import Recipe, System
+from train.system import System
 from train.upsampler import UpsamplerRecipe
 
 VOCABULARY, CONTEXT, EMBEDDING = 512, 12, 24
 
 
-def system(accelerator: bool) -> System:
-    """The cascade, in steps and sizes for two CPU cores or (`larger`) for one accelerator."""
+def system() -> System:
+    """The cascade, in steps and sizes for two CPU cores."""
     clip = ClipRecipe(
         module=CLIP(
-            vision=VisionTransformer(image_size=32, patch_size=16, width=128, depth=2, heads=4),
-            text=TextTransformer(vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=1, heads=2),
+            vision=VisionTransformer(image_size=32, patch_size=16, width=128, depth=2, heads=4, scan_layers=False),
+            text=TextTransformer(
+                vocabulary_size=VOCABULARY, context_length=CONTEXT, width=64, depth=1, heads=2, scan_layers=False
+            ),
             # Few dimensions and one layer of text leave no room for a code of its own for each pair of shape and
             # colour: what is learned of each has to serve for pairs that were never seen.
             embedding_size=EMBEDDING,
@@ -41,7 +44,13 @@ def system(accelerator: bool) -> System:
     )
     prior = PriorRecipe(
         module=DiffusionPrior(
-            embedding_size=EMBEDDING, width=128, depth=2, heads=4, context_length=CONTEXT, vocabulary_size=VOCABULARY
+            embedding_size=EMBEDDING,
+            width=128,
+            depth=2,
+            heads=4,
+            context_length=CONTEXT,
+            vocabulary_size=VOCABULARY,
+            scan_layers=False,
         ),
         process=Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None),
         sampling=Sampling(sampler="ddim", steps="25", candidates=2),
@@ -114,37 +123,5 @@ def system(accelerator: bool) -> System:
         data=Data(name="captioned_shapes", config="one_object"),
         vocabulary_size=VOCABULARY,
         context_length=CONTEXT,
-        stages=larger(stages) if accelerator else stages,
+        stages=stages,
     )
-
-
-def larger(stages: dict[str, Recipe]) -> dict[str, Recipe]:
-    """The same stages for one accelerator: wider networks in bfloat16, no folded pixels, more and larger batches."""
-    clip, prior, decoder, upsampler = (stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
-    half = {"dtype": "bfloat16"}
-    # Written out: a GPU would copy all layers' parameters and states from and to a scan's stacks.
-    layers = {"scan_layers": False, **half}
-    vision = clip.module.vision.clone(patch_size=4, width=256, depth=6, heads=8, **layers)
-    text = clip.module.text.clone(width=128, depth=4, heads=4, **layers)
-    unet = decoder.module.unet.clone(
-        channels=96,
-        channel_multipliers=(1, 2, 2),
-        depth=2,
-        attention_resolutions=(8, 4),
-        head_channels=32,
-        patch=1,
-        **half,
-    )
-    enlarging = upsampler.module.unet.clone(channels=64, channel_multipliers=(1, 2, 3), depth=2, patch=1, **half)
-    return {
-        "clip": replace(clip, module=clip.module.clone(vision=vision, text=text), steps=3000, batch_size=512),
-        "prior": replace(
-            prior, module=prior.module.clone(width=256, depth=6, heads=8, **layers), steps=5000, batch_size=512
-        ),
-        "decoder": replace(
-            decoder, module=decoder.module.clone(unet=unet, text_width=128, **half), steps=10_000, batch_size=128
-        ),
-        "upsampler": replace(
-            upsampler, module=upsampler.module.clone(unet=enlarging), steps=4000, batch_size=64, crop_fraction=0.25
-        ),
-    }

@@ -29,12 +29,12 @@ UNET = {
     "groups": 4,
     "patch": 1,
 }
-TRANSFORMER = {"width": 16, "depth": 1, "heads": 2}
+TRANSFORMER = {"width": 16, "depth": 1, "heads": 2, "scan_layers": True}
 
 
 def tiny_system(data_dir: Path | str) -> System:
     """The shapes cascade at its smallest: a 16 px CLIP, an 8 px decoder, an upsampler to 16 px, four steps a stage."""
-    full = shapes.system(False)
+    full = shapes.system()
     clip, prior, decoder, upsampler = (full.stages[name] for name in ("clip", "prior", "decoder", "upsampler"))
     module = clip.module
     vision = module.vision.clone(image_size=CLIP_SIZE, patch_size=8, **TRANSFORMER)

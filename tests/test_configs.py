@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import pytest
 
-from configs import emoji, folder, karlo, paper, shapes
+from configs import emoji, emoji_large, folder, folder_large, karlo, karlo_large, paper, shapes, shapes_large
 from dalle2_jax.diffusion.schedule import respace
 from dalle2_jax.sharding import make_mesh
 from tests.train.karlo_run import write_karlo_run
@@ -16,18 +16,17 @@ from train.cascade import plan, plan_stages
 from train.system import System
 
 SYSTEMS = {
-    "shapes-cpu": (shapes, False),
-    "shapes-accelerator": (shapes, True),
-    "emoji-cpu": (emoji, False),
-    "emoji-accelerator": (emoji, True),
-    "paper": (paper, True),
+    "shapes": shapes,
+    "shapes_large": shapes_large,
+    "emoji": emoji,
+    "emoji_large": emoji_large,
+    "paper": paper,
 }
 
 
 @cache
 def system(name: str) -> System:
-    module, accelerator = SYSTEMS[name]
-    return module.system(accelerator)
+    return SYSTEMS[name].system()
 
 
 def count(tree: Any) -> int:
@@ -84,22 +83,25 @@ def test_the_paper_has_the_training_of_table_3():
     assert [stage.module.unet.dropout for stage in stages[1:]] == [0.1, 0.1, 0.0]
 
 
-def test_a_folder_is_trained_as_emoji_are():
-    for accelerator in (False, True):
-        own, other = folder.system(accelerator, "pictures/my pets"), emoji.system(accelerator)
-        assert own.name == "my pets" and [*own.stages] == [*other.stages]
-        for name, recipe in own.stages.items():
-            assert recipe.module == other.stages[name].module and recipe.steps < other.stages[name].steps
-            assert recipe.optimizer.warmup_steps < recipe.steps
-        assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
-        assert own.data.image_size == other.data.image_size == (128 if accelerator else 64)
+@pytest.mark.parametrize(("module", "like"), [(folder, emoji), (folder_large, emoji_large)])
+def test_a_folder_is_trained_as_emoji_are(module, like):
+    own, other = module.system("pictures/my pets"), like.system()
+    assert own.name == "my pets" and [*own.stages] == [*other.stages]
+    for name, recipe in own.stages.items():
+        assert recipe.module == other.stages[name].module and recipe.steps < other.stages[name].steps
+        assert recipe.optimizer.warmup_steps < recipe.steps
+    assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
+    assert own.data.image_size == other.data.image_size == (128 if module is folder_large else 64)
+    assert all(
+        own.stages[name].steps == folder.STEPS[name] * (2 if module is folder_large else 1) for name in own.stages
+    )
 
 
 def test_karlo_is_tuned_from_a_converted_run(tmp_path):
     """Its networks are those of the run, so that a small one will do."""
     run, lines = write_karlo_run(tmp_path), []
-    for accelerator in (False, True):
-        own = karlo.system(accelerator, str(run), "pictures/my pets")
+    for module in (karlo, karlo_large):
+        own = module.system(str(run), "pictures/my pets")
         assert own.name == "my pets" and [*own.stages] == ["prior", "decoder"]
         assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
         assert (own.vocabulary_size, own.context_length) == (600, 9)

@@ -33,7 +33,7 @@ class Broken(ToyRecipe):
         raise {error}
 
 
-def system(accelerator):
+def system():
     toy = vars(toy_recipe(steps=3))
     data = Data(image_size=4, counts=(64, 32, 8, 8))
     return System(name="broken", data=data, vocabulary_size=300, context_length=40, stages={{"toy": Broken(**toy)}})

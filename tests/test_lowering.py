@@ -28,14 +28,14 @@ FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 # residual block, of which there are `depth` a level down and one more up, and once in the middle. Under `remat`, as in
 # the paper's config, the backward pass runs the forward one again.
 TRAINING = {
-    ("shapes-accelerator", "clip"): (6 + 4, 6 + 4),
-    ("shapes-accelerator", "prior"): (6 + 4 + 5, 5),
-    ("shapes-accelerator", "decoder"): (6 + 4 + 2 * 5 + 1, 2 * 5 + 1),
-    ("shapes-accelerator", "upsampler"): (0, 0),
-    ("emoji-accelerator", "clip"): (8 + 4, 8 + 4),
-    ("emoji-accelerator", "prior"): (8 + 4 + 7, 7),
-    ("emoji-accelerator", "decoder"): (8 + 4 + 2 * 5 + 1, 2 * 5 + 1),
-    ("emoji-accelerator", "upsampler"): (0, 0),
+    ("shapes_large", "clip"): (6 + 4, 6 + 4),
+    ("shapes_large", "prior"): (6 + 4 + 5, 5),
+    ("shapes_large", "decoder"): (6 + 4 + 2 * 5 + 1, 2 * 5 + 1),
+    ("shapes_large", "upsampler"): (0, 0),
+    ("emoji_large", "clip"): (8 + 4, 8 + 4),
+    ("emoji_large", "prior"): (8 + 4 + 7, 7),
+    ("emoji_large", "decoder"): (8 + 4 + 2 * 5 + 1, 2 * 5 + 1),
+    ("emoji_large", "upsampler"): (0, 0),
     ("paper", "clip"): (2 * 2, 2),
     ("paper", "prior"): (2 + 2 * 1, 1),
     ("paper", "decoder"): (1 + 2 * (3 * 7 + 1 + 1), 3 * 7 + 1 + 1),  # CLIP's image half, and the caption encoder
@@ -44,14 +44,14 @@ TRAINING = {
 }
 # In the program that samples: a guided network sees both captions in one batch.
 SAMPLING = {
-    ("shapes-accelerator", "clip"): 4,
-    ("shapes-accelerator", "prior"): 5,
-    ("shapes-accelerator", "decoder"): 2 * 5 + 1,
-    ("shapes-accelerator", "upsampler"): 0,
-    ("emoji-accelerator", "clip"): 4,
-    ("emoji-accelerator", "prior"): 7,
-    ("emoji-accelerator", "decoder"): 2 * 5 + 1,
-    ("emoji-accelerator", "upsampler"): 0,
+    ("shapes_large", "clip"): 4,
+    ("shapes_large", "prior"): 5,
+    ("shapes_large", "decoder"): 2 * 5 + 1,
+    ("shapes_large", "upsampler"): 0,
+    ("emoji_large", "clip"): 4,
+    ("emoji_large", "prior"): 7,
+    ("emoji_large", "decoder"): 2 * 5 + 1,
+    ("emoji_large", "upsampler"): 0,
     ("paper", "clip"): 1,
     ("paper", "prior"): 1,
     ("paper", "decoder"): 3 * 7 + 1 + 1,
@@ -72,7 +72,7 @@ FLOAT32 = "|".join(
     )
 )
 # The paper's, since they are the largest; shapes' for lengths that are odd.
-QUICK = [("shapes-accelerator", "clip"), *(case for case in TRAINING if case[0] == "paper")]
+QUICK = [("shapes_large", "clip"), *(case for case in TRAINING if case[0] == "paper")]
 
 
 def cases(quick: list[tuple[str, str]]) -> list[Any]:
@@ -132,7 +132,7 @@ def test_a_training_step_for_a_gpu(name, stage):
     check(program)
 
 
-@pytest.mark.parametrize(("name", "stage"), cases([("shapes-accelerator", "decoder")]))
+@pytest.mark.parametrize(("name", "stage"), cases([("shapes_large", "decoder")]))
 def test_sampling_for_a_gpu(name, stage):
     program = sampling(name, stage, "cuda")
     assert dict(program.kernels) == ({FORWARD: SAMPLING[name, stage]} if SAMPLING[name, stage] else {})

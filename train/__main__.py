@@ -1,8 +1,8 @@
 """python -m train CONFIG [ARGUMENT ...] STAGE|all [--run NAME] [--seed N] [--dry-run] [path.to.field=value ...]
 python -m train describe CONFIG [ARGUMENT ...] [STAGE] [--topology NAME] [path.to.field=value ...]
 
-A config's arguments are what its function `system(accelerator, ...)` wants beside the accelerator: configs/folder.py
-wants a FOLDER of pictures, configs/karlo.py the RUN of converted weights and the folder of PICTURES.
+A config's arguments are those of its function `system(...)`: configs/folder.py wants a FOLDER of images,
+configs/karlo.py the RUN of converted weights and the folder of IMAGES.
 """
 
 import argparse
@@ -120,8 +120,6 @@ def _run(options: argparse.Namespace) -> int:
         from train import hosts
 
         hosts.join(hosts.cluster_of(options.distributed, options.coordinator, options.processes, options.process))
-    import jax
-
     from dalle2_jax.sharding import make_mesh, mesh_sizes
     from train.hosts import only_first
     from train.overrides import apply_overrides
@@ -138,7 +136,7 @@ def _run(options: argparse.Namespace) -> int:
     if len(given) < len(wanted) or not (words or describing):
         usage = " ".join(["python -m train", config, *(name.upper() for name in wanted), "STAGE|all"])
         raise InputError(f"{path} wants {'more arguments' if wanted else 'a stage'}: {usage}")
-    system = make_system(bool(options.topology) or jax.default_backend() != "cpu", *given)
+    system = make_system(*given)
     if options.seed is not None:
         system = with_seed(system, options.seed)
     if options.init_from is not None:
@@ -256,19 +254,33 @@ def with_start(system: Any, run: Path, log: Callable[[str], None] = print) -> An
 
 
 def load_config(path: Path) -> Callable[..., Any]:
-    """The function `system(accelerator, ...)` of a config file."""
-    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    """The function `system(...)` of a config file.
+
+    Files beside a config of your own can be imported by it, and by the name of its file it can be imported again.
+
+    Raises:
+        InputError: if the file defines no such function.
+    """
+    own = path.resolve().parent == ROOT / "configs"
+    name = f"configs.{path.stem}" if own else path.stem
+    if not own:
+        known = sys.modules.get(name)
+        if known is not None and not callable(getattr(known, "system", None)):
+            raise InputError(f"{path} has the name of the module {name!r}, which is another one; rename the file")
+        if (folder := str(path.resolve().parent)) not in sys.path:
+            sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not callable(getattr(module, "system", None)):
-        raise InputError(f"{path} defines no function system(accelerator) and so is not a config")
+        raise InputError(f"{path} defines no function system() and so is not a config")
     return module.system
 
 
 def arguments_of(make_system: Callable[..., Any]) -> list[str]:
-    """The names of what a config's function wants to know beside the accelerator."""
-    return list(inspect.signature(make_system).parameters)[1:]
+    """The names of what a config's function wants to know."""
+    return list(inspect.signature(make_system).parameters)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import gpu, gpu_cache, gpu_parts
 from benchmarks.cases import CASES
 from benchmarks.compare import SIDES
-from configs import emoji
+from configs import emoji_large
 from train.overrides import apply_overrides
 
 STEP = {"seconds": 0.25, "compile_seconds": 4.0, "steps": [0.25], "peak_bytes": 2**30, "flops": 1e12}
@@ -150,7 +150,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_a_call_takes_up_what_another_left(machine):
-    machine.fate = {"train-steps-results": None, "gpu-emoji": None, "configs/shapes.py": 1}
+    machine.fate = {"train-steps-results": None, "gpu-emoji": None, "configs/shapes_large.py": 1}
     assert machine.call() == {
         "train-steps": "cut off",
         "generation": "done",
@@ -178,7 +178,7 @@ def test_a_call_takes_up_what_another_left(machine):
 
 def test_three_calls_of_nine_minutes_do_all_of_it(machine):
     machine.costs = {"--cases clip-b16": 520, "generate-karlo": 270, "-k bfloat16": 60}
-    machine.costs |= {"not bfloat16": 80, "test_full_size": 50, "configs/shapes.py": 240, "evaluate": 40}
+    machine.costs |= {"not bfloat16": 80, "test_full_size": 50, "configs/shapes_large.py": 240, "evaluate": 40}
     machine.costs |= {"gpu-probe": 70, "gpu-emoji": 120}
     calls = [machine.call("--minutes", "9") for _ in range(3)]
     assert calls[0]["train-steps"] == "done" and calls[0]["generation"] == "not begun"
@@ -241,7 +241,7 @@ def test_compiled_programs_travel_in_a_file_of_bounded_size(tmp_path):
 
 
 def test_the_emoji_take_the_fields_that_the_script_sets():
-    system = emoji.system(accelerator=True)
+    system = emoji_large.system()
     words = [f"{stage}.{field}=60" for stage in system.stages for field in ("steps", "log_every", "preview_every")]
     assert all(recipe.steps == 60 for recipe in apply_overrides(system, words).stages.values())
 

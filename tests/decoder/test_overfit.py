@@ -40,7 +40,7 @@ class Projection:
 
 def projected_task() -> tuple[DecoderRecipe, dict]:
     """The decoder of configs/shapes.py made small, with the paper's dropped conditions."""
-    decoder = shapes.system(False).stages["decoder"]
+    decoder = shapes.system().stages["decoder"]
     unet = decoder.module.unet.clone(
         image_size=SIZE,
         out_channels=3,

@@ -100,7 +100,7 @@ def test_the_compilers_words_for_too_much(message, sentence):
 
 
 def test_every_stage_of_a_config(capsys):
-    system = only(shapes.system(False), "clip", "prior")
+    system = only(shapes.system(), "clip", "prior")
     assert describe(system) == 0
     output = capsys.readouterr().out
     counts = []
@@ -118,7 +118,7 @@ def _table_rows(output: str) -> list[list[str]]:
 
 
 def test_the_paper_prior_takes_the_expected_operations():
-    stages, refused = examine(only(paper.system(False), "clip", "prior"), make_mesh())
+    stages, refused = examine(only(paper.system(), "clip", "prior"), make_mesh())
     prior = stages[1]
     assert not refused and prior.frozen == stages[0].parameters
     # Of the last layer, queries, keys and values alone are those of every token.
@@ -135,7 +135,7 @@ def test_the_paper_prior_takes_the_expected_operations():
 
 
 def test_a_refused_stage_is_a_sentence_and_the_others_are_described(capsys):
-    system = apply_overrides(only(shapes.system(False), "clip", "prior"), ["prior.module.embedding_size=48"])
+    system = apply_overrides(only(shapes.system(), "clip", "prior"), ["prior.module.embedding_size=48"])
     assert describe(system) == 2
     output = capsys.readouterr().out
     assert "prior: refused: the prior predicts embeddings of size 48" in output
@@ -178,16 +178,6 @@ def test_a_topology_of_gpus_that_is_wrong(monkeypatch, capsys):
         captured = capsys.readouterr()
         assert captured.err.startswith(f"error: {words}") and captured.err.count("\n") == 1
         assert not captured.out
-
-
-@pytest.mark.parametrize(("options", "dtype"), [([], "float32"), (["--topology", "h200:8"], "bfloat16")])
-def test_a_topology_is_an_accelerator(monkeypatch, options, dtype):
-    """A config has larger stages for accelerators: those are what is compiled for one."""
-    monkeypatch.setattr(backend, "setup", lambda *_: None)
-    told = []
-    monkeypatch.setattr(describing, "describe", lambda system, names, **_: told.append(system) or 0)
-    assert command.main(["describe", "configs/shapes.py", "prior", *options]) == 0
-    assert told[0].stages["prior"].module.dtype == dtype
 
 
 class Lowered:
@@ -319,7 +309,7 @@ def test_compiling_for_a_topology(capsys):
 
 @pytest.mark.slow
 def test_the_whole_paper(capsys):
-    assert describe(paper.system(False)) == 0
+    assert describe(paper.system()) == 0
     rows = _table_rows(capsys.readouterr().out)
     assert [row[0] for row in rows] == ["clip", "prior", "decoder", "upsampler", "upsampler_1024"]
     counts = [int(row[1].replace(",", "")) for row in rows]

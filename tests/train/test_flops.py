@@ -120,7 +120,7 @@ def test_a_stage_counts_without_what_remat_computes_again(changes):
 
 
 def test_remat_is_taken_out_of_nested_networks():
-    decoder = shapes.system(False).stages["decoder"].module
+    decoder = shapes.system().stages["decoder"].module
     deep = decoder.clone(unet=decoder.unet.clone(remat=True))
     assert without_remat(deep).unet == decoder.unet.clone(remat=False)
     assert without_remat(deep) == decoder.clone(unet=decoder.unet.clone(remat=False))

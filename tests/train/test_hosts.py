@@ -23,7 +23,7 @@ if "BREAKS" in os.environ:
     raise RuntimeError("this host is broken")
 
 
-def system(accelerator):
+def system():
     return toy_system(100_000, "unused", checkpoint_every=20)
 """
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import karlo
+from configs import karlo, karlo_large
 from dalle2_jax import DALLE2
 from dalle2_jax.checkpoint import load_params, load_stage, read_record, rebuild, write_record
 from dalle2_jax.data import open_source
@@ -37,7 +37,7 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def system(place):
     """The config's system in two steps a stage."""
-    result = karlo.system(False, str(place / "karlo"), str(place / "pictures"))
+    result = karlo.system(str(place / "karlo"), str(place / "pictures"))
     for name, recipe in result.stages.items():
         short = dataclasses.replace(
             recipe,
@@ -81,7 +81,7 @@ def test_the_config_is_that_of_the_run(place, system):
     assert not system.stages["decoder"].module.learned_null_text
     assert system.name == "pictures" and system.data.image_size == 16
     assert list(system.given) == list(karlo.STAGES) and list(system.stages) == list(TUNED)
-    larger = karlo.system(True, str(place / "karlo"), str(place / "pictures"))
+    larger = karlo_large.system(str(place / "karlo"), str(place / "pictures"))
     for recipe in larger.stages.values():
         network = getattr(recipe.module, "unet", recipe.module)
         assert (recipe.module.dtype, network.dtype, network.param_dtype) == ("bfloat16", "bfloat16", "float32")
@@ -125,7 +125,7 @@ def test_what_is_trained_starts_from_the_public_weights(place, system, name):
 
 def test_bfloat16_weights_are_trained_in_float32(tmp_path, place):
     run = write_karlo_run(tmp_path, dtype="bfloat16")
-    system = karlo.system(False, str(run), str(place / "pictures"))
+    system = karlo.system(str(run), str(place / "pictures"))
     task = system.stages["prior"].build({"clip": load_stage(run / "clip")})
     theirs = load_params(run / "prior")
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(theirs)} == {"bfloat16"}
@@ -175,15 +175,15 @@ def test_the_command(place, system, monkeypatch, capsys):
 
 def test_refusals(place, tmp_path):
     with pytest.raises(ValueError, match="nowhere is no whole run of Karlo: .*/clip is not a stage's folder"):
-        karlo.system(False, str(tmp_path / "nowhere"), "pictures")
+        karlo.system(str(tmp_path / "nowhere"), "pictures")
     records = {name: read_record(place / "karlo" / name) for name in karlo.STAGES}
     for name in ("clip", "prior", "decoder"):
         write_record(tmp_path / "run" / name, records[name])
     with pytest.raises(ValueError, match="/upsampler is not a stage's folder.*; make one with: dalle2 convert karlo"):
-        karlo.system(False, str(tmp_path / "run"), "pictures")
+        karlo.system(str(tmp_path / "run"), "pictures")
     write_record(tmp_path / "run" / "upsampler", records["upsampler"])
-    karlo.system(False, str(tmp_path / "run"), "pictures")
+    karlo.system(str(tmp_path / "run"), "pictures")
     module = records["clip"].rebuilt("module").clone(vision=None)
     write_record(tmp_path / "run" / "clip", dataclasses.replace(records["clip"], module=module))
-    with pytest.raises(ValueError, match="no picture encoder, .*; convert again with --clip openai/clip-vit-large"):
-        karlo.system(False, str(tmp_path / "run"), "pictures")
+    with pytest.raises(ValueError, match="no image encoder, .*; convert again with --clip openai/clip-vit-large"):
+        karlo.system(str(tmp_path / "run"), "pictures")

@@ -28,7 +28,7 @@ class Second(ToyRecipe):
         return ToyTask(recipe=self, frozen={"toy": stages["toy"].params})
 
 
-def system(accelerator):
+def system():
     first = toy_recipe(steps=3)
     second = Second(**{field.name: getattr(first, field.name) for field in dataclasses.fields(first)})
     data = Data(image_size=4, counts=(64, 32, 8, 8))
@@ -98,7 +98,7 @@ def test_bad_input(config, tmp_path, capsys, arguments, sentence):
 def test_a_config_that_asks_for_an_argument(config, tmp_path, capsys):
     asking = tmp_path / "asking.py"
     asking.write_text(
-        TWO_STAGES.replace("def system(accelerator):", "def system(accelerator, width):")
+        TWO_STAGES.replace("def system():", "def system(width):")
         .replace("toy_recipe(steps=3)", "toy_recipe(steps=3, module=ToyNet(width=int(width)))")
         .replace("import ToyRecipe", "import ToyNet, ToyRecipe")
     )
@@ -134,11 +134,11 @@ def test_a_runs_folder_that_is_a_file(config, tmp_path, capsys):
 def test_a_file_that_is_no_config(tmp_path, config, capsys):
     (tmp_path / "other.py").write_text("x = 1\n")
     assert call(tmp_path / "other.py", "all") == 2
-    assert "defines no function system(accelerator)" in capsys.readouterr().err
+    assert "defines no function system()" in capsys.readouterr().err
 
 
 def test_errors_that_are_not_ours_keep_their_traceback(tmp_path, config):
-    (tmp_path / "broken.py").write_text("def system(accelerator):\n    return int('x')\n")
+    (tmp_path / "broken.py").write_text("def system():\n    return int('x')\n")
     with pytest.raises(ValueError, match="invalid literal"):
         call(tmp_path / "broken.py", "all")
 
@@ -159,7 +159,7 @@ def test_the_shapes_config_lowers(config, capsys, tmp_path):
 
 
 def test_a_seed_is_that_of_every_stage_unless_one_is_given_its_own():
-    system = command.with_seed(command.load_config(command.find_config("shapes"))(False), 7)
+    system = command.with_seed(command.load_config(command.find_config("shapes"))(), 7)
     assert {stage.seed for stage in system.stages.values()} == {7}
     assert apply_overrides(system, ["clip.seed=8"]).stages["clip"].seed == 8
 

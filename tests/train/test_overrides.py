@@ -136,7 +136,7 @@ def test_all_paths():
 def test_the_shapes_config():
     from configs.shapes import system
 
-    whole = system(accelerator=False)
+    whole = system()
     path = "decoder.module.unet.attention_resolutions"
     changed = apply_overrides(whole, [f"{path}=4", "prior.module.embedding_scale=17.2", "prior.process.clip=None"])
     assert changed.stages["decoder"].module.unet.attention_resolutions == (4,)

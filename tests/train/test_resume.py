@@ -20,7 +20,7 @@ from tests.train.toy import toy_recipe
 from train.system import System
 
 
-def system(accelerator):
+def system():
     return System(
         name="toy",
         data=Data(name="captioned_shapes", config="one_object", image_size=4, counts=(64, 32, 8, 8)),

@@ -414,7 +414,7 @@ import dataclasses
 from tests.cascade import tiny_system
 
 
-def system(accelerator):
+def system():
     result = tiny_system("data")
     for name, recipe in result.stages.items():
         result = result.with_stage(
