@@ -68,12 +68,12 @@ class Side:
 SIDES = (
     Side("ours", "benchmarks.ours", peer=False, kinds=("clip", *DIFFUSION)),
     Side("ours-one-device", "benchmarks.ours", ("--one-device",), peer=False, kinds=("clip", *DIFFUSION)),
-    Side("diffusers", "benchmarks.diffusers_peer"),
-    Side("diffusers-compiled", "benchmarks.diffusers_peer", ("--compile",)),
-    Side("dalle2-pytorch", "benchmarks.dalle2_pytorch_peer", sizes="dalle2_pytorch"),
-    Side("dalle2-pytorch-compiled", "benchmarks.dalle2_pytorch_peer", ("--compile",), sizes="dalle2_pytorch"),
-    Side("transformers", "benchmarks.transformers_peer", kinds=("clip",)),
-    Side("transformers-compiled", "benchmarks.transformers_peer", ("--compile",), kinds=("clip",)),
+    Side("diffusers", "benchmarks.peers.diffusers_peer"),
+    Side("diffusers-compiled", "benchmarks.peers.diffusers_peer", ("--compile",)),
+    Side("dalle2-pytorch", "benchmarks.peers.dalle2_pytorch_peer", sizes="dalle2_pytorch"),
+    Side("dalle2-pytorch-compiled", "benchmarks.peers.dalle2_pytorch_peer", ("--compile",), sizes="dalle2_pytorch"),
+    Side("transformers", "benchmarks.peers.transformers_peer", kinds=("clip",)),
+    Side("transformers-compiled", "benchmarks.peers.transformers_peer", ("--compile",), kinds=("clip",)),
 )
 # A GPU is one device anyway.
 USUAL = {

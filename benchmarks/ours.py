@@ -27,23 +27,24 @@ from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.kernels.layout import row_major
-from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import batch_parts, batch_sharding, make_mesh, replicate
 from dalle2_jax.unclip.sample import decode, sample_image_embeddings, upsample
-from train.backend import setup
-from train.clip import ClipRecipe
-from train.compiler import compiler_options
-from train.decoder import DecoderRecipe, DecoderTask
-from train.embeddings import FrozenClip
-from train.flops import count_flops
-from train.optimizer import decay_mask
-from train.prior import PriorRecipe, PriorTask
-from train.state import abstract_state, create_state, make_step
-from train.system import Task
-from train.upsampler import UpsamplerRecipe
+from train.config.optimizer import decay_mask
+from train.config.recipe import Task
+from train.machine.backend import setup
+from train.machine.compiler import compiler_options
+from train.recipes.clip import ClipRecipe
+from train.recipes.decoder import DecoderRecipe, DecoderTask
+from train.recipes.embeddings import FrozenClip
+from train.recipes.prior import PriorRecipe, PriorTask
+from train.recipes.upsampler import UpsamplerRecipe
+from train.step.flops import count_flops
+from train.step.state import abstract_state, create_state
+from train.step.step import make_step
 
 Case = dict[str, Any]
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-2

@@ -35,11 +35,12 @@ from benchmarks.hlo import Kernel
 from benchmarks.ours import Case, make_batch, make_inputs, make_task, plain_step, size_of
 from benchmarks.worker import MEASURES
 from dalle2_jax.sharding import batch_sharding, check_batch, mesh_sizes, replicate
-from train.flops import count_flops
-from train.nvidia import CHIPS
-from train.peaks import PEAKS
-from train.state import abstract_state, make_step
-from train.topology import topology_mesh
+from train.step.flops import count_flops
+from train.step.nvidia import CHIPS
+from train.step.peaks import PEAKS
+from train.step.state import abstract_state
+from train.step.step import make_step
+from train.step.topology import topology_mesh
 
 CATEGORIES = {
     hlo.PRODUCT: "{} products",

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.cases import CASES
-from train.peaks import PEAKS
+from train.step.peaks import PEAKS
 
 Result = Mapping[str, Any]
 MEASURES = {"forward": "forward", "train_step": "train step", "full_step": "full step", "generate": "whole path"}

@@ -10,17 +10,17 @@ others. Transformers are written out, as in shapes.py.
 """
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
-from dalle2_jax.data.pipeline import Data
+from dalle2_jax.data.dataset import Data
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
-from train.clip import ClipRecipe
-from train.decoder import DecoderRecipe
-from train.optimizer import Optimizer
-from train.prior import PriorRecipe
-from train.system import System
-from train.upsampler import UpsamplerRecipe
+from train.config.optimizer import Optimizer
+from train.config.system import System
+from train.recipes.clip import ClipRecipe
+from train.recipes.decoder import DecoderRecipe
+from train.recipes.prior import PriorRecipe
+from train.recipes.upsampler import UpsamplerRecipe
 
 VOCABULARY, CONTEXT, EMBEDDING = 1536, 24, 128
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from configs import emoji
-from dalle2_jax.data.pipeline import Data
-from train.system import System
+from dalle2_jax.data.dataset import Data
+from train.config.system import System
 
 # What 271 emoji bore: with more steps the prior and the decoder got worse on held-out ones.
 STEPS = {"clip": 250, "prior": 120, "decoder": 900, "upsampler": 300}

@@ -5,7 +5,7 @@ python -m train configs/folder_large.py IMAGES all
 
 from configs import emoji_large
 from configs.folder import STEPS, on_folder
-from train.system import System
+from train.config.system import System
 
 
 def system(folder: str) -> System:

@@ -31,13 +31,13 @@ from typing import Any
 import flax.linen as nn
 
 from dalle2_jax.checkpoint import CheckpointError, StageRecord, read_record
-from dalle2_jax.data.pipeline import Data
+from dalle2_jax.data.dataset import Data
 from dalle2_jax.errors import InputError
 from dalle2_jax.tokenizer import tokenizer_from_json
-from train.decoder import DecoderRecipe
-from train.optimizer import Optimizer
-from train.prior import PriorRecipe
-from train.system import System
+from train.config.optimizer import Optimizer
+from train.config.system import System
+from train.recipes.decoder import DecoderRecipe
+from train.recipes.prior import PriorRecipe
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 

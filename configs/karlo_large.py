@@ -4,7 +4,7 @@ python -m train configs/karlo_large.py runs/karlo IMAGES decoder --run tuned
 """
 
 from configs.karlo import Size, tuned
-from train.system import System
+from train.config.system import System
 
 ACCELERATOR = Size("bfloat16", True, 1000, 64, 2000, 32, 100, 0.995, 50, 200, 500, 500)
 

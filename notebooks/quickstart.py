@@ -23,8 +23,8 @@ import numpy as np
 
 from dalle2_jax import DALLE2
 from dalle2_jax.data import evaluation_examples
-from dalle2_jax.evaluation.grid import caption_grid
-from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.images.sheet import caption_grid
+from dalle2_jax.layers.pixels import to_uint8
 
 RUN = os.environ.get("DALLE2_RUN") or next(str(path) for path in (Path("runs/demo"), Path("../runs/demo")) if path.is_dir())
 model = DALLE2.load(RUN)

@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from configs import shapes
 from dalle2_jax.sharding import make_mesh
-from train import cascade
-from train.loop import LoopOptions
-from train.optimizer import Optimizer
-from train.programs import Programs, make_programs
-from train.system import Recipe, System, Task
+from train.config.optimizer import Optimizer
+from train.config.recipe import Recipe, Task
+from train.config.system import System
+from train.loop.loop import LoopOptions
+from train.run import cascade
+from train.step.programs import Programs, make_programs
 
 STEPS = 4
 COMMAND = "python -m train configs/shapes.py {stage}"

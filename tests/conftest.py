@@ -21,7 +21,7 @@ QUICK = {
 import jax
 import pytest
 
-from train.compiler import jaxlib_knows
+from train.machine.compiler import jaxlib_knows
 
 given = os.environ.get("XLA_FLAGS", "")
 quick = (f"--{name}={value}" for name, value in QUICK.items() if name not in given and jaxlib_knows(name))

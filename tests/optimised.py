@@ -1,6 +1,6 @@
 """Compiler options for what a test computes for long: those of conftest.py compile fast, and compute slowly."""
 
-from train.compiler import jaxlib_knows
+from train.machine.compiler import jaxlib_knows
 
 OPTIONS = {
     "xla_backend_optimization_level": 1,

@@ -12,8 +12,8 @@ from PIL import Image
 
 from dalle2_jax import __version__, cli
 from dalle2_jax.checkpoint import CheckpointError
-from dalle2_jax.data.folder import read_folder
-from dalle2_jax.data.pipeline import open_source
+from dalle2_jax.data.dataset import open_source
+from dalle2_jax.data.sources.folder import read_folder
 from dalle2_jax.evaluation.curves import read_curves
 from dalle2_jax.unclip import DALLE2
 from tests.cascade import DECODER_SIZE, FINAL_SIZE, STEPS
@@ -241,7 +241,7 @@ def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
 
 def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
     data = tiny.system.data  # fewer pictures than the command's name alone would draw
-    monkeypatch.setattr("dalle2_jax.data.pipeline.Data", lambda **named: dataclasses.replace(data, **named))
+    monkeypatch.setattr("dalle2_jax.data.dataset.Data", lambda **named: dataclasses.replace(data, **named))
     out = tmp_path / "made" / "shapes"
     arguments = ["data", "export", "captioned_shapes/one_object", "validation+test", str(out), "--count", "8"]
     assert cli.main(arguments) == 0

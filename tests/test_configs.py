@@ -12,8 +12,8 @@ from configs import emoji, emoji_large, folder, folder_large, karlo, karlo_large
 from dalle2_jax.diffusion.schedule import respace
 from dalle2_jax.sharding import make_mesh
 from tests.train.karlo_run import write_karlo_run
-from train.cascade import plan, plan_stages
-from train.system import System
+from train.config.system import System
+from train.run.plan import plan, plan_stages
 
 SYSTEMS = {
     "shapes": shapes,

@@ -13,9 +13,9 @@ import pytest
 from dalle2_jax import cli
 from dalle2_jax.checkpoint import CheckpointError
 from dalle2_jax.cli import describe
-from dalle2_jax.data.picture import PictureError
 from dalle2_jax.data.pipeline import _encode
 from dalle2_jax.errors import CaptionTruncated, InputError, nearest, sentence_for_user
+from dalle2_jax.images.read import PictureError
 from dalle2_jax.weights.tensors import WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ CONFIG = """
 from dalle2_jax.data import Data
 from dalle2_jax.errors import InputError
 from tests.train.toy import ToyRecipe, toy_recipe
-from train.system import System
+from train.config.system import System
 
 
 class Broken(ToyRecipe):

@@ -17,9 +17,10 @@ from dalle2_jax.layers import attention
 from dalle2_jax.unclip.memory import call_for_one_image, caption_shapes
 from tests.lowering import DEVICES, Program, analyse, pretended, traced_for
 from tests.test_configs import system
-from train.cascade import Planned, plan, trace_step
-from train.resume import stage_record
-from train.state import abstract_state
+from train.run.plan import Planned, plan
+from train.run.record import stage_record
+from train.step.lower import trace_step
+from train.step.state import abstract_state
 
 FORWARD, BACKWARD = "__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dalle2_jax.layers.transformer import Transformer, written_out
+from dalle2_jax.layers.stacking import written_out
+from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import (
     batch_parts,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle2_jax.data.scene import BACKGROUNDS, COLORS, SHAPES, SIZES
+from dalle2_jax.data.sources.scene import BACKGROUNDS, COLORS, SHAPES, SIZES
 from dalle2_jax.tokenizer import END, PAD, START, Tokenizer
 
 CAPTIONS = [

@@ -15,9 +15,10 @@ import pytest
 from dalle2_jax import DALLE2
 from dalle2_jax.checkpoint import CheckpointError, load_params
 from dalle2_jax.diffusion import Sampling
-from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
-from dalle2_jax.evaluation.retrieval import recall_at
-from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.evaluation.captioned import evaluate_pictures
+from dalle2_jax.evaluation.metrics.retrieval import recall_at
+from dalle2_jax.evaluation.report import format_pictures_report
+from dalle2_jax.layers.pixels import to_uint8
 from tests.cascade import DECODER_SIZE, EMBEDDING, FINAL_SIZE
 
 CAPTIONS = ["a small red circle on a gray background", "a large blue cross", "a yellow square on a white background"]

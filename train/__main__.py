@@ -7,19 +7,17 @@ configs/karlo.py the RUN of converted weights and the folder of IMAGES.
 
 import argparse
 import dataclasses
-import importlib.util
-import inspect
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dalle2_jax.errors import InputError, nearest, sentence_for_user
-from train import backend
-from train.profile import profiled_steps
+from dalle2_jax.errors import InputError, sentence_for_user
+from train.config.find import arguments_of, find_config, find_stage, load_config
+from train.loop.profile import profiled_steps
+from train.machine import backend
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_RUNS = Path("runs")
 
 
@@ -77,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(arguments)
     if not is_one_of_several(options):
         return _answer(options, _run)
-    from train import hosts
+    from train.machine import hosts
 
     try:
         return hosts.leave(_answer(options, lambda options: hosts.watched(lambda: _run(options))))
@@ -117,13 +115,13 @@ def _run(options: argparse.Namespace) -> int:
         raise InputError("describe runs in one process; leave out --distributed, --coordinator, --processes, --process")
     backend.setup(several)
     if several:
-        from train import hosts
+        from train.machine import hosts
 
         hosts.join(hosts.cluster_of(options.distributed, options.coordinator, options.processes, options.process))
     from dalle2_jax.sharding import make_mesh, mesh_sizes
-    from train.hosts import only_first
-    from train.overrides import apply_overrides
-    from train.topology import prepare
+    from dalle2_jax.sharding.processes import only_first
+    from train.config.overrides import apply_overrides
+    from train.step.topology import prepare
 
     if options.topology and not describing:
         raise InputError(f"--topology {options.topology} goes with describe: python -m train describe {config}")
@@ -163,8 +161,9 @@ def _train(
     mesh: Any,
     profile: tuple[int, int] | None,
 ) -> int:
-    from train.cascade import plan_stages, train_stages
-    from train.loop import LoopOptions
+    from train.loop.loop import LoopOptions
+    from train.run.cascade import train_stages
+    from train.run.plan import plan_stages
 
     if str(options.runs_dir).partition("/")[0].endswith(":"):
         raise InputError(f"--runs-dir {options.runs_dir} is an address; mount what it names and give the folder's path")
@@ -187,39 +186,6 @@ def _train(
     loop = LoopOptions(profile=profile, stop_after_steps=options.stop_after_steps)
     result = train_stages(system, names, run_dir, mesh, command=command, config=config, options=loop)
     return 0 if result.signal is None else 128 + result.signal
-
-
-def find_config(name: str) -> Path:
-    """The config's file; `shapes` and `configs/shapes` are found too.
-
-    Raises:
-        InputError: naming the nearest one there is.
-    """
-    for path in (Path(name), Path(f"{name}.py"), ROOT / "configs" / f"{name}.py"):
-        if path.suffix == ".py" and path.is_file():
-            return path
-    known = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if not path.stem.startswith("_"))
-    raise InputError(f"there is no config {name!r}; the nearest is configs/{nearest(Path(name).stem, known)}.py")
-
-
-def find_stage(name: str, system: Any) -> str:
-    """The stage's name, checked.
-
-    Raises:
-        InputError: naming the nearest one there is.
-    """
-    if name in system.stages:
-        return name
-    if name in system.given:
-        raise InputError(
-            f"{name} is given to {system.name} as it is in {system.given[name]}; the stages that it trains are "
-            f"{', '.join(system.stages)}"
-        )
-    known = [*system.stages, "all"]
-    raise InputError(
-        f"there is no stage {name!r} in {system.name}: it has {', '.join(known)}; the nearest is "
-        f"{nearest(name, known)!r}"
-    )
 
 
 def with_seed(system: Any, seed: int) -> Any:
@@ -251,36 +217,6 @@ def with_start(system: Any, run: Path, log: Callable[[str], None] = print) -> An
     for name in found:
         system = system.with_stage(name, dataclasses.replace(system.stages[name], init_from=str(run / name)))
     return system
-
-
-def load_config(path: Path) -> Callable[..., Any]:
-    """The function `system(...)` of a config file.
-
-    Files beside a config of your own can be imported by it, and by the name of its file it can be imported again.
-
-    Raises:
-        InputError: if the file defines no such function.
-    """
-    own = path.resolve().parent == ROOT / "configs"
-    name = f"configs.{path.stem}" if own else path.stem
-    if not own:
-        known = sys.modules.get(name)
-        if known is not None and not callable(getattr(known, "system", None)):
-            raise InputError(f"{path} has the name of the module {name!r}, which is another one; rename the file")
-        if (folder := str(path.resolve().parent)) not in sys.path:
-            sys.path.insert(0, folder)
-    spec = importlib.util.spec_from_file_location(name, path.resolve())
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "system", None)):
-        raise InputError(f"{path} defines no function system() and so is not a config")
-    return module.system
-
-
-def arguments_of(make_system: Callable[..., Any]) -> list[str]:
-    """The names of what a config's function wants to know."""
-    return list(inspect.signature(make_system).parameters)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What a system is and what it would take: parameters, FLOPs and memory of every stage, from shapes alone."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,16 @@ from jax.sharding import Mesh
 
 from dalle2_jax.errors import InputError
 from dalle2_jax.sharding import batch_parts, check_batch, make_mesh, partition
-from train.cascade import abstract_batch, plan_stage, trace_step
-from train.flops import count_flops
-from train.given import planned_given
-from train.metrics import duration
-from train.state import abstract_state
-from train.system import Recipe, System, Task
-from train.topology import compile_step, device_memory, topology_mesh
+from train.config.recipe import Recipe, Task
+from train.config.system import System
+from train.loop.clock import duration
+from train.run.given import planned_given
+from train.run.plan import plan_stage
+from train.step.flops import count_flops
+from train.step.lower import trace_step
+from train.step.memory import device_bytes, kept_bytes
+from train.step.state import abstract_state
+from train.step.topology import compile_step, device_memory, topology_mesh
 
 HEADER = (
     "stage",
@@ -157,35 +159,6 @@ def _stage(system: System, name: str, task: Task, mesh: Mesh) -> Stage:
         activations=activations,
         lowered=lowered,
     )
-
-
-def kept_bytes(system: System, task: Task, params: Any, frozen: Any, extra: Any) -> int:
-    """Bytes a picture that the forward pass keeps for the backward pass: by how much a batch twice as large keeps more.
-
-    What does not grow with the batch, such as the parameters themselves, is not among them.
-    """
-
-    recipe = task.recipe
-
-    def kept(batch_size: int) -> int:
-        larger = dataclasses.replace(task, recipe=dataclasses.replace(recipe, batch_size=batch_size))
-        batch = abstract_batch(system, larger, None)
-
-        def backward(params: Any, batch: Any, frozen: Any, extra: Any) -> Any:
-            return jax.vjp(lambda p: task.loss(p, batch, jax.random.key(0), frozen, extra)[0], params)[1]
-
-        leaves = jax.tree.leaves(jax.eval_shape(backward, params, batch, frozen, extra))
-        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf.dtype, "itemsize"))
-
-    return max(1, (kept(2 * recipe.batch_size) - kept(recipe.batch_size)) // recipe.batch_size)
-
-
-def device_bytes(tree: Any, shardings: Any = None) -> int:
-    """Bytes that one device holds of a tree of shapes, by its shardings or those given beside it."""
-    if shardings is None:
-        shardings = jax.tree.map(lambda x: x.sharding, tree)
-    parts = jax.tree.map(lambda x, s: math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize, tree, shardings)
-    return sum(jax.tree.leaves(parts))
 
 
 def _count(tree: Any) -> int:

@@ -10,15 +10,11 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import flax.linen as nn
-
 from dalle2_jax.checkpoint.errors import CheckpointError
 from dalle2_jax.errors import nearest
+from dalle2_jax.layers.fields import field_names
 
 PACKAGE = "dalle2_jax"
-
-# Linen's own bookkeeping, which is not part of what a module is.
-_LINEN_FIELDS = ("parent", "name")
 
 
 def to_json(value: Any, where: str = "value") -> Any:
@@ -53,12 +49,6 @@ def public_path(cls: type) -> str:
     packages = (".".join(parts[: end + 1]) for end in range(len(parts)))
     public = (name for name in packages if vars(sys.modules.get(name, object)).get(cls.__qualname__) is cls)
     return f"{next(public, cls.__module__)}.{cls.__qualname__}"
-
-
-def field_names(cls: type) -> tuple[str, ...]:
-    """The names of a dataclass's own constructor fields, without Linen's `parent` and `name`."""
-    hidden = _LINEN_FIELDS if issubclass(cls, nn.Module) else ()
-    return tuple(field.name for field in dataclasses.fields(cls) if field.init and field.name not in hidden)
 
 
 def rebuild(data: Any, allow: Iterable[str] = ()) -> Any:

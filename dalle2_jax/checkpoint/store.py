@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from dalle2_jax.checkpoint import processes
 from dalle2_jax.checkpoint.errors import CheckpointError
 from dalle2_jax.checkpoint.files import CHECKSUMS, read_json, verify, write_atomically, write_checksums
 from dalle2_jax.errors import InputError
+from dalle2_jax.sharding import processes
 
 logger = logging.getLogger(__name__)
 

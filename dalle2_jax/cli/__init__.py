@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import clip, convert, curves, data, describe, enlarge, evaluate, generate, sweep, vary
+from dalle2_jax.cli import clip, convert, curves, data, describe, evaluate, generate, sweep, vary
+from dalle2_jax.cli import upsample as enlarge
 from dalle2_jax.errors import InputError, sentence_for_user
 
 COMMANDS = {

@@ -16,10 +16,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: where nothing is left to train on.
     """
-    from dalle2_jax.data.folder import FolderRecords, read_folder
-    from dalle2_jax.data.picture import read_picture
-    from dalle2_jax.data.transforms import resize
-    from dalle2_jax.evaluation.grid import caption_grid, save_png
+    from dalle2_jax.data.sources.folder import FolderRecords, read_folder
+    from dalle2_jax.images.files import save_png
+    from dalle2_jax.images.read import read_picture
+    from dalle2_jax.images.resize import resize
+    from dalle2_jax.images.sheet import caption_grid
 
     folder = read_folder(options.folder)
     print(report(folder))
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
 def report(folder: Any) -> str:
     """Counts, sizes, modes, caption lengths and every problem by name, as lines to read."""
-    from dalle2_jax.data.folder import SPLITS
+    from dalle2_jax.data.sources.folder import SPLITS
 
     pictures = folder.pictures
     splits = Counter(picture.split for picture in pictures)

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from dalle2_jax.cli.generate import read_prompts
-    from dalle2_jax.cli.pictures import read_pictures
+    from dalle2_jax.cli.images import read_pictures
     from dalle2_jax.unclip import DALLE2
 
     pictures = read_pictures(options.picture)

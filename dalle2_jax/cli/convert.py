@@ -47,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Converts and writes the run."""
-    from dalle2_jax.weights.run import check_new, settings_of, write_run
+    from dalle2_jax.weights.conversion import settings_of
+    from dalle2_jax.weights.run import check_new, write_run
 
     check_new(options.run)
     for option, takers in (("clip", ("karlo",)), ("vocabulary", ("open_clip", "glide"))):
@@ -61,8 +62,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _conversions(options: argparse.Namespace) -> list[Any]:
-    from dalle2_jax.weights import clip, glide, kandinsky, karlo, karlo_original, open_clip
     from dalle2_jax.weights.hub import local_folder
+    from dalle2_jax.weights.sources import clip, glide, kandinsky, karlo, karlo_original, open_clip
     from dalle2_jax.weights.tensors import WeightsError
 
     folder = local_folder(options.src)

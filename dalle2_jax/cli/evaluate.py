@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measures, writes both files, prints the report."""
     from dalle2_jax.checkpoint.files import write_atomically
-    from dalle2_jax.evaluation.pictures import evaluate_pictures, format_pictures_report
-    from dalle2_jax.evaluation.suite import evaluate, format_report
+    from dalle2_jax.evaluation.captioned import evaluate_pictures
+    from dalle2_jax.evaluation.report import format_pictures_report, format_report
+    from dalle2_jax.evaluation.shapes import evaluate
     from dalle2_jax.unclip import DALLE2
 
     folder = Path(options.run)
@@ -64,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _save_samples(path: Path, shown: dict[str, Any]) -> None:
     """A sheet of test captions, and of unseen ones where there are any: real, the decoder's, and the final picture."""
-    from dalle2_jax.evaluation.grid import caption_grid, save_png
+    from dalle2_jax.images.files import save_png
+    from dalle2_jax.images.sheet import caption_grid
 
     parts = [("test", "generated", 16 if "unseen" in shown else 24, "")]
     if "unseen" in shown:

@@ -19,9 +19,9 @@ def run(options: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from dalle2_jax.cli.drawing import slug
-    from dalle2_jax.data.pipeline import Data, open_source
-    from dalle2_jax.evaluation.grid import save_png
+    from dalle2_jax.cli.output import slug
+    from dalle2_jax.data.dataset import Data, open_source
+    from dalle2_jax.images.files import save_png
 
     folder = Path(options.folder)
     if folder.exists():

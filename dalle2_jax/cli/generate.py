@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from dalle2_jax.cli.drawing import add_drawing_arguments, draw, plan
-from dalle2_jax.cli.sampling import read_sampling
+from dalle2_jax.cli.output import add_drawing_arguments, draw, plan
+from dalle2_jax.cli.sampling_options import read_sampling
 from dalle2_jax.errors import InputError
 
 HELP = "pictures of captions"

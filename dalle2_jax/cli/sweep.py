@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dalle2_jax.cli.sampling import STAGES
+from dalle2_jax.cli.sampling_options import STAGES
 from dalle2_jax.errors import InputError
 
 HELP = "quality against network evaluations: samplers, steps and guidance scales of one stage"

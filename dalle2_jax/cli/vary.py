@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dalle2_jax.cli.drawing import add_drawing_arguments, draw, plan
-from dalle2_jax.cli.sampling import read_sampling
+from dalle2_jax.cli.output import add_drawing_arguments, draw, plan
+from dalle2_jax.cli.sampling_options import read_sampling
 from dalle2_jax.errors import InputError
 
 HELP = "variations of pictures"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draws the variations."""
-    from dalle2_jax.cli.pictures import read_pictures
+    from dalle2_jax.cli.images import read_pictures
     from dalle2_jax.unclip import DALLE2
 
     pictures = read_pictures(options.picture)

@@ -1,10 +1,11 @@
 """From an image embedding, and optionally its caption, to a picture: the decoder and the upsamplers (Sec. 2.1)."""
 
-from dalle2_jax.decoder.blur import gaussian_blur
-from dalle2_jax.decoder.caption import CaptionEncoder
+from dalle2_jax.decoder.caption_encoder import CaptionEncoder
+from dalle2_jax.decoder.condition import Caption, caption_for
 from dalle2_jax.decoder.decoder import Decoder
-from dalle2_jax.decoder.sample import Caption, caption_for, invert_decoder, sample_decoder, sample_upsampler
-from dalle2_jax.decoder.upsampler import Upsampler, random_crop
+from dalle2_jax.decoder.low_resolution import gaussian_blur, random_crop
+from dalle2_jax.decoder.sample import invert_decoder, sample_decoder, sample_upsampler
+from dalle2_jax.decoder.upsampler import Upsampler
 
 __all__ = [
     "Caption",

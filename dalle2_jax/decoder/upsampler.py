@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dalle2_jax.decoder.caption import CaptionEncoder
+from dalle2_jax.decoder.caption_encoder import CaptionEncoder
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.unet import UNet
 
@@ -103,39 +103,3 @@ class Upsampler(nn.Module):
         """Resizes [batch, height', width', channels] to `size` (height, width) the way the network sees it."""
         batch, _, _, channels = low_resolution.shape
         return jax.image.resize(low_resolution, (batch, *size, channels), self.resize)
-
-
-def random_crop(
-    key: jax.Array, picture: jax.Array, low_resolution: jax.Array, size: int
-) -> tuple[jax.Array, jax.Array]:
-    """Cuts the same random square, another for every example, out of a picture and out of its small version.
-
-    `picture` is [batch, height, width, channels], `low_resolution` [batch, height/r, width/r, channels] for a whole r,
-    and `size` the crop's side in pixels of `picture`, a multiple of r (the paper: a quarter of the width). Corners fall
-    on whole pixels of the small picture. Returns ([batch, size, size, channels], [batch, size/r, size/r, channels]) in
-    the dtypes that came. Can be jitted with `size` static.
-
-    Raises:
-        InputError: if the ratio of the two pictures is not one whole number, or `size` does not fit it or the picture.
-    """
-    batch, height, width, channels = picture.shape
-    low_batch, low_height, low_width, low_channels = low_resolution.shape
-    ratio = height // low_height
-    if low_batch != batch or low_height * ratio != height or low_width * ratio != width:
-        raise InputError(
-            f"random_crop wants a low_resolution of picture's shape {picture.shape} with height and width divided by "
-            f"one whole number, not {low_resolution.shape}."
-        )
-    if size % ratio or not 0 < size <= min(height, width):
-        raise InputError(
-            f"random_crop's size must be a multiple of {ratio} and at most {min(height, width)}, not {size}."
-        )
-    low_size = size // ratio
-    limits = jnp.array([low_height - low_size + 1, low_width - low_size + 1])
-    corners = jax.random.randint(key, (batch, 2), 0, limits[None, :])
-
-    def cut(image: jax.Array, corner: jax.Array, side: int) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (side, side, image.shape[-1]))
-
-    pictures = jax.vmap(lambda image, corner: cut(image, corner, size))(picture, corners * ratio)
-    return pictures, jax.vmap(lambda image, corner: cut(image, corner, low_size))(low_resolution, corners)

@@ -1,20 +1,10 @@
 """Diffusion as arithmetic over a function: schedules, the process, losses, samplers, guidance. It sees no network."""
 
 from dalle2_jax.diffusion.guidance import classifier_free_guidance
+from dalle2_jax.diffusion.inversion import ddim_inverse_step, ddim_invert
 from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, variational_bound, x0_error
 from dalle2_jax.diffusion.process import Prediction, Process, dynamic_threshold
-from dalle2_jax.diffusion.sampler import (
-    SAMPLERS,
-    ddim,
-    ddim_inverse_step,
-    ddim_invert,
-    ddim_step,
-    ddpm,
-    ddpm_step,
-    dpmpp_2m,
-    dpmpp_2m_step,
-    normal,
-)
+from dalle2_jax.diffusion.sampler import SAMPLERS, ddim, ddim_step, ddpm, ddpm_step, dpmpp_2m, dpmpp_2m_step, normal
 from dalle2_jax.diffusion.sampling import Sampling, sample
 from dalle2_jax.diffusion.schedule import betas, cosine_betas, linear_betas, respace, zero_terminal_snr
 from dalle2_jax.diffusion.tiling import tiled

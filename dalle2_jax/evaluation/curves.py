@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.checkpoint.log import METRICS_FILE, read_records
 from dalle2_jax.errors import InputError
-from dalle2_jax.evaluation.grid import save_figure
+from dalle2_jax.images.files import save_figure
 
-METRICS_FILE = "metrics.jsonl"
 ORDER = ("clip", "prior", "decoder", "upsampler")
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
@@ -30,19 +29,6 @@ def read_curves(run_dir: str | Path) -> Curves:
 def _place(stage: str) -> tuple[int, str]:
     known = [number for number, name in enumerate(ORDER) if stage.startswith(name)]
     return (known or [len(ORDER)])[0], stage
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, without one that a kill cut short; none where there is no such file."""
-    path, records = Path(path), []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _losses(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dalle2_jax.data.scene import BACKGROUNDS, BRIGHTNESS, COLORS, EXTENTS, SHAPES, Scene, SceneObject, coverage
+from dalle2_jax.data.sources.scene import BACKGROUNDS, BRIGHTNESS, COLORS, EXTENTS, SHAPES, Scene, SceneObject, coverage
 from dalle2_jax.errors import InputError
 
 SIDE = 64  # every picture is looked at in this size

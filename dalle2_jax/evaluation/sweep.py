@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from dalle2_jax.data.pipeline import Data, Examples, evaluation_examples
-from dalle2_jax.evaluation.grid import save_figure
-from dalle2_jax.evaluation.retrieval import mean_cosine, recall_at
-from dalle2_jax.evaluation.suite import oracle_accuracies
+from dalle2_jax.data.dataset import Data
+from dalle2_jax.data.pipeline import Examples, evaluation_examples
+from dalle2_jax.evaluation.metrics.retrieval import mean_cosine, recall_at
+from dalle2_jax.evaluation.shapes import oracle_accuracies
+from dalle2_jax.images.files import save_figure
 from dalle2_jax.unclip import DALLE2
 
 Row = dict[str, Any]

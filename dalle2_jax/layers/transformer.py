@@ -1,30 +1,17 @@
 """The pre-norm transformer that CLIP, the prior and the decoder's caption encoder share."""
 
 import functools
-import re
-from collections.abc import Mapping
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.attention import MultiHeadAttention, last_of, pack
+from dalle2_jax.layers.kernels.dense import product
+from dalle2_jax.layers.kernels.gelu import gelu
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
-from dalle2_jax.layers.product import product
 from dalle2_jax.layers.remat import Remat, rematerialised
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """x times the normal distribution's function of it, in float32 and by erf, as PyTorch has it.
-
-    `jax.nn.gelu` takes erfc, which is exact further down the tail and takes a CPU longer (a tenth of a block's MLP).
-    """
-    wide = x.astype("float32")
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
-
 
 ACTIVATIONS = {
     "gelu": gelu,
@@ -231,33 +218,3 @@ class Transformer(nn.Module):
         elif lengths is not None:
             x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[:, :, None], axis=1)
         return x
-
-
-def written_out(params: Any) -> Any:
-    """Parameters with each layer's by themselves, as without `scan_layers`, for every transformer in the tree."""
-    if not isinstance(params, Mapping):
-        return params
-    result = {}
-    for name, value in params.items():
-        if name == "blocks":
-            for layer in range(len(jax.tree.leaves(value)[0])):
-                result[f"block_{layer}"] = jax.tree.map(lambda leaf, layer=layer: leaf[layer], value)
-        else:
-            result[name] = written_out(value)
-    return result
-
-
-def stacked(params: Any) -> Any:
-    """The reverse of `written_out`: parameters with all layers' stacked, as with `scan_layers`."""
-    if not isinstance(params, Mapping):
-        return params
-    layers = {int(match[1]): name for name in params if (match := re.fullmatch(r"block_(\d+)", name))}
-    result = {name: stacked(value) for name, value in params.items() if name not in layers.values()}
-    if layers:
-        trees = (params[layers[layer]] for layer in sorted(layers))
-        result["blocks"] = jax.tree.map(_stack, *trees)
-    return result
-
-
-def _stack(*leaves: Any) -> Any:
-    return (np if isinstance(leaves[0], np.ndarray) else jnp).stack(leaves)

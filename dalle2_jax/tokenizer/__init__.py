@@ -3,10 +3,10 @@
 import json
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.tokenizer.byte_bpe import END, PAD, START, Tokenizer
 from dalle2_jax.tokenizer.clip import ClipTokenizer
+from dalle2_jax.tokenizer.common import byte_letters
 from dalle2_jax.tokenizer.glide import GlideTokenizer
-from dalle2_jax.tokenizer.own import END, PAD, START, Tokenizer
-from dalle2_jax.tokenizer.rows import byte_letters
 
 __all__ = [
     "AnyTokenizer",

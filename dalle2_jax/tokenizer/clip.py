@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle2_jax.errors import InputError
-from dalle2_jax.tokenizer.rows import Published, byte_letters, check_text, optional, rows
+from dalle2_jax.tokenizer.common import Published, byte_letters, check_text, optional, rows
 
 _VOCABULARY = 49_408
 _ENDS = ("<|startoftext|>", "<|endoftext|>")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dalle2_jax.errors import InputError
-from dalle2_jax.tokenizer.rows import Published, byte_letters, check_text, optional, rows
+from dalle2_jax.tokenizer.common import Published, byte_letters, check_text, optional, rows
 
 _WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _FILES = (("encoder.json.gz", "vocab.bpe.gz"), ("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))

@@ -11,8 +11,8 @@ import numpy as np
 
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage
-from dalle2_jax.data.transforms import clip_pixels
 from dalle2_jax.errors import InputError
+from dalle2_jax.images.resize import clip_pixels
 from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.tokenizer import AnyTokenizer
 from dalle2_jax.unclip.placement import shard_batch

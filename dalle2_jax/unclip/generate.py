@@ -13,7 +13,7 @@ import numpy as np
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.unclip.embed import encode_tokens
 from dalle2_jax.unclip.placement import shard_batch
 from dalle2_jax.unclip.sample import decode, sample_image_embeddings, upsample

@@ -20,7 +20,7 @@ from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.clip import encode_captions as encode_captions_by
 from dalle2_jax.decoder import caption_for, invert_decoder, sample_decoder, sample_upsampler
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.pictures import resize, to_float
+from dalle2_jax.layers.pixels import resize, to_float
 from dalle2_jax.prior import sample_prior
 from dalle2_jax.unclip.settings import check_tile, process_of, sampling_of
 

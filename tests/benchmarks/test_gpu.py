@@ -11,7 +11,7 @@ from benchmarks import gpu, gpu_cache, gpu_parts
 from benchmarks.cases import CASES
 from benchmarks.compare import SIDES
 from configs import emoji_large
-from train.overrides import apply_overrides
+from train.config.overrides import apply_overrides
 
 STEP = {"seconds": 0.25, "compile_seconds": 4.0, "steps": [0.25], "peak_bytes": 2**30, "flops": 1e12}
 RESULT = {"case": "prior-1b", "side": "ours", "parameters": 1e9, "train_step": STEP, "round": 0, "load": None}

@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from benchmarks.torchvision_operators import declare
+from benchmarks.peers.torchvision_operators import declare
 
 ROOT = Path(__file__).resolve().parents[2]
 

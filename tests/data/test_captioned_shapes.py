@@ -11,9 +11,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from dalle2_jax.data import build
-from dalle2_jax.data import scene as scenes
-from dalle2_jax.data.captioned_shapes import CONFIGS, SPLITS, CaptionedShapes, configured, example, prepare
+from dalle2_jax.data.sources import build
+from dalle2_jax.data.sources import scene as scenes
+from dalle2_jax.data.sources.captioned_shapes import CONFIGS, SPLITS, CaptionedShapes, configured, example, prepare
 
 COUNTS = {"train": 40, "validation": 10, "test": 12, "unseen": 9}
 
@@ -42,7 +42,7 @@ def test_features_and_counts(builder):
 
 def test_runs_without_tensorflow(tmp_path):
     code = (
-        "import sys; from dalle2_jax.data.captioned_shapes import prepare;"
+        "import sys; from dalle2_jax.data.sources.captioned_shapes import prepare;"
         f"b = prepare({str(tmp_path)!r}, train=3, validation=1, test=1, unseen=1);"
         "assert b.as_data_source(split='train')[0]['image'].shape == (64, 64, 3);"
         "assert 'tensorflow' not in sys.modules"

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from dalle2_jax.data.captioned_shapes import configured, example
 from dalle2_jax.data.degrade import (
     add_noise,
     blur_kernel,
@@ -13,7 +12,8 @@ from dalle2_jax.data.degrade import (
     jpeg,
     resize_without_smoothing,
 )
-from dalle2_jax.data.scene import draw
+from dalle2_jax.data.sources.captioned_shapes import configured, example
+from dalle2_jax.data.sources.scene import draw
 from tests.parity.reference import reference_path
 
 

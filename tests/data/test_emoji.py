@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalle2_jax.data import Data, emoji, open_source
-from dalle2_jax.data.emoji import Entry, captions, person_and_tone, prepare, read_table, split_of, table_version
+from dalle2_jax.data import Data, open_source
+from dalle2_jax.data.sources import emoji
+from dalle2_jax.data.sources.emoji import Entry, captions, person_and_tone, prepare, read_table, split_of, table_version
 
 TABLE = """# emoji-test.txt
 # Version: 15.0

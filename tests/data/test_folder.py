@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dalle2_jax.data import Data, all_captions, evaluation_examples, open_source
-from dalle2_jax.data.folder import SPLITS, read_folder, split_of
-from dalle2_jax.data.picture import MOST_PIXELS, read_picture
+from dalle2_jax.data.sources.folder import SPLITS, read_folder, split_of
+from dalle2_jax.images.read import MOST_PIXELS, read_picture
 
 
 def picture(color=(200, 30, 30), size=(24, 20), mode="RGB") -> Image.Image:
@@ -305,7 +305,7 @@ def test_a_folder_is_data_like_any_other(many, tmp_path):
 
 
 def test_only_what_is_new_is_decoded_again(many, tmp_path, monkeypatch):
-    from dalle2_jax.data import folder as module
+    from dalle2_jax.data.sources import folder as module
 
     first = read_folder(many, tmp_path)
     opened = []

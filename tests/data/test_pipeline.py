@@ -19,9 +19,9 @@ from dalle2_jax.data import (
     open_source,
     train_iterator,
 )
-from dalle2_jax.data.captioned_shapes import example
-from dalle2_jax.data.scene import draw, full_caption
-from dalle2_jax.data.transforms import resize, to_square_rgb
+from dalle2_jax.data.sources.captioned_shapes import example
+from dalle2_jax.data.sources.scene import draw, full_caption
+from dalle2_jax.images.resize import resize, to_square_rgb
 from dalle2_jax.tokenizer import Tokenizer
 
 COUNTS = (50, 12, 10, 8)
@@ -244,7 +244,7 @@ def test_data_loads_neither_tfds_nor_grain_before_it_is_used():
 
 
 def test_drawing_the_examples_again_gives_the_pictures(data, source):
-    from dalle2_jax.data.captioned_shapes import configured
+    from dalle2_jax.data.sources.captioned_shapes import configured
 
     config = configured("one_object", **dict(zip(("train", "validation", "test", "unseen"), COUNTS, strict=True)))
     np.testing.assert_array_equal(source.pictures([7])[0], draw(example(config, "train", 7)[0]))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dalle2_jax.data import Data, all_captions, open_source, train_iterator
 from dalle2_jax.data.pipeline import AHEAD_BYTES, _ahead
-from dalle2_jax.data.transforms import resize
+from dalle2_jax.images.resize import resize
 from dalle2_jax.tokenizer import Tokenizer
 
 SIDE, BATCH = 48, 8

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from dalle2_jax.data import scene as scenes
-from dalle2_jax.data.captioned_shapes import configured, example
-from dalle2_jax.data.scene import Scene, SceneObject
+from dalle2_jax.data.sources import scene as scenes
+from dalle2_jax.data.sources.captioned_shapes import configured, example
+from dalle2_jax.data.sources.scene import Scene, SceneObject
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)

@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import shapes
-from dalle2_jax.data.captioned_shapes import configured, example
-from dalle2_jax.data.scene import draw
-from dalle2_jax.data.transforms import resize
+from dalle2_jax.data.sources.captioned_shapes import configured, example
+from dalle2_jax.data.sources.scene import draw
 from dalle2_jax.decoder import Caption, CaptionEncoder, sample_decoder
 from dalle2_jax.diffusion import Process, Sampling
-from dalle2_jax.evaluation.suite import psnr
-from dalle2_jax.layers.pictures import to_uint8
+from dalle2_jax.evaluation.metrics.psnr import psnr
+from dalle2_jax.images.resize import resize
+from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.sharding import make_mesh
 from dalle2_jax.tokenizer import Tokenizer
 from tests.optimised import OPTIMISED
-from train.decoder import DecoderRecipe
-from train.optimizer import Optimizer
-from train.state import abstract_state, create_state, make_step
+from train.config.optimizer import Optimizer
+from train.recipes.decoder import DecoderRecipe
+from train.step.state import abstract_state, create_state
+from train.step.step import make_step
 
 SIZE, PICTURES, STEPS = 16, 8, 320
 

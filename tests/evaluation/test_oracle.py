@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle2_jax.data import scene as scenes
-from dalle2_jax.data.captioned_shapes import configured, example
-from dalle2_jax.data.scene import Scene, SceneObject, draw, parse_caption
-from dalle2_jax.data.transforms import resize
+from dalle2_jax.data.sources import scene as scenes
+from dalle2_jax.data.sources.captioned_shapes import configured, example
+from dalle2_jax.data.sources.scene import Scene, SceneObject, draw, parse_caption
 from dalle2_jax.evaluation.oracle import judge, read, score, summarize
+from dalle2_jax.images.resize import resize
 
 
 def _drawn(config, split, count):

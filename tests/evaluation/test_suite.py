@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dalle2_jax.data.scene import Scene, SceneObject
-from dalle2_jax.evaluation import grid
-from dalle2_jax.evaluation.grid import caption_grid, save_png
-from dalle2_jax.evaluation.prior_suite import prior_suite
-from dalle2_jax.evaluation.retrieval import recall_at
-from dalle2_jax.evaluation.suite import _shared_attributes, format_report, psnr
+from dalle2_jax.data.sources.scene import Scene, SceneObject
+from dalle2_jax.evaluation.metrics.prior_cosines import prior_suite
+from dalle2_jax.evaluation.metrics.psnr import psnr
+from dalle2_jax.evaluation.metrics.retrieval import recall_at
+from dalle2_jax.evaluation.report import format_report
+from dalle2_jax.evaluation.shapes import _shared_attributes
+from dalle2_jax.images import sheet as grid
+from dalle2_jax.images.files import save_png
+from dalle2_jax.images.sheet import caption_grid
 
 
 def unit(values: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.layers.pictures import resize, to_float, to_uint8
+from dalle2_jax.layers.pixels import resize, to_float, to_uint8
 
 
 def test_every_level_comes_back():

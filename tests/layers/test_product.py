@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.layers.product import product
+from dalle2_jax.layers.kernels.dense import product
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(2, 5, 6)).astype(np.float32)

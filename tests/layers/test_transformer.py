@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dalle2_jax.layers.transformer import ACTIVATIONS, LayerNorm, Transformer, stacked, written_out
+from dalle2_jax.layers.stacking import stacked, written_out
+from dalle2_jax.layers.transformer import ACTIVATIONS, LayerNorm, Transformer
 
 MODEL = Transformer(width=16, depth=3, heads=2, is_causal=True)
 APPLY = jax.jit(MODEL.apply)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer, contrastive_loss
-from dalle2_jax.weights.clip import clip_table
+from dalle2_jax.weights.sources.clip import clip_table
 from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 

@@ -15,12 +15,12 @@ from dalle2_jax.clip import CLIP
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.tokenizer import ClipTokenizer
 from dalle2_jax.unclip import DALLE2
-from dalle2_jax.weights import clip, glide, karlo, pipeline
-from dalle2_jax.weights.prior import STATISTICS, prior_module, prior_table
-from dalle2_jax.weights.run import Conversion
+from dalle2_jax.weights.conversion import Conversion
+from dalle2_jax.weights.sources import clip, glide, karlo, pipeline
+from dalle2_jax.weights.sources.prior import STATISTICS, prior_module, prior_table
+from dalle2_jax.weights.sources.unet import Diffusers, unet_entries
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, joined
-from dalle2_jax.weights.unet import Diffusers, unet_entries
 from tests.parity.closeness import close
 from tests.parity.drawn_weights import draw
 from tests.parity.karlo_full import (

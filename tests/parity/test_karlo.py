@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dalle2_jax import DALLE2
-from dalle2_jax.weights import karlo
 from dalle2_jax.weights.run import write_run
+from dalle2_jax.weights.sources import karlo
 from tests.parity.closeness import close
 from tests.parity.drawn_weights import noise
 from tests.parity.karlo_folder import TEXT2IMG, VARIATION, read_reference, write_folder
@@ -130,7 +130,7 @@ def test_text_to_image(reference, runs, given_noise):
 
 def test_image_variation(reference, runs, given_noise):
     model = dataclasses.replace(runs["variation"], tokenizer=Tokens(reference))
-    from dalle2_jax.data.transforms import clip_pixels
+    from dalle2_jax.images.resize import clip_pixels
 
     embedding = model.encode_image(clip_pixels(reference["pipeline/source"], 16)[None])
     pictures = drawn(model, given_noise, None, embedding)

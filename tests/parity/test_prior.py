@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from dalle2_jax.layers.transformer import written_out
+from dalle2_jax.layers.stacking import written_out
 from dalle2_jax.prior import DiffusionPrior
-from dalle2_jax.weights.prior import STATISTICS, prior_table
+from dalle2_jax.weights.sources.prior import STATISTICS, prior_table
 from tests.parity.reference import reference_path
 from tests.parity.tables import convert
 

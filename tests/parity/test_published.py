@@ -10,7 +10,7 @@ from dalle2_jax.decoder import CaptionEncoder, Decoder, Upsampler
 from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
-from dalle2_jax.weights import glide, karlo, karlo_original, open_clip
+from dalle2_jax.weights.sources import glide, karlo, karlo_original, open_clip
 from tests.parity.closeness import close
 from tests.parity.drawn_weights import draw, noise
 from tests.parity.reference import reference_path

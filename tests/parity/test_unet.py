@@ -7,9 +7,9 @@ import numpy as np
 
 from dalle2_jax.decoder import CaptionEncoder, Decoder, Upsampler
 from dalle2_jax.layers.unet import UNet
-from dalle2_jax.weights.glide import glide_table
+from dalle2_jax.weights.sources.glide import glide_table
+from dalle2_jax.weights.sources.unet import GuidedDiffusion, unet_entries
 from dalle2_jax.weights.table import Table
-from dalle2_jax.weights.unet import GuidedDiffusion, unet_entries
 from tests.parity.drawn_weights import draw
 from tests.parity.reference import reference_path
 from tests.parity.tables import convert

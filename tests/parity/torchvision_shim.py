@@ -8,7 +8,7 @@ does so and runs a module, since transformers and diffusers import torchvision w
 import runpy
 import sys
 
-from benchmarks.torchvision_operators import declare
+from benchmarks.peers.torchvision_operators import declare
 
 declare()
 

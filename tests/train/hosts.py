@@ -24,9 +24,10 @@ from dalle2_jax.data import Data
 from dalle2_jax.sharding import make_mesh
 from tests import cascade as tiny
 from tests.train.toy import ToyRecipe, ToyTask, toy_recipe
-from train import cascade, hosts
-from train.loop import LoopOptions
-from train.system import System
+from train.config.system import System
+from train.loop.loop import LoopOptions
+from train.machine import hosts
+from train.run import cascade
 
 ROOT = Path(__file__).resolve().parents[2]
 

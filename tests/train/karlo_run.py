@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dalle2_jax.weights import karlo
 from dalle2_jax.weights.run import write_run
+from dalle2_jax.weights.sources import karlo
 from tests.parity.karlo_folder import TEXT2IMG, read_reference, write_folder
 
 CAPTIONS = ("a cat", "red", "a dog", "my hat")  # within the nine tokens of the small CLIP

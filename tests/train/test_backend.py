@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 import pytest
 
-from train import backend
+from train.machine import backend
 
 
 def test_compiled_programs_are_kept_unless_the_user_says_where(tmp_path, monkeypatch):
@@ -30,7 +30,7 @@ def test_compiled_programs_are_kept_unless_the_user_says_where(tmp_path, monkeyp
 
 FAULTS = """
 import resource, sys
-from train import backend
+from train.machine import backend
 if "keep" in sys.argv: assert backend.keep_freed_memory()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.tanh(x @ x.T) @ x)  # with temporaries of 64 MiB
@@ -60,7 +60,7 @@ def test_the_users_malloc_stays(monkeypatch):
 
 ADAM = """
 import sys
-from train import backend
+from train.machine import backend
 if "join" in sys.argv: assert backend.join_loops()
 import jax, jax.numpy as jnp
 

@@ -8,7 +8,8 @@ from flax import nnx
 from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.sharding import make_mesh
 from tests.train.toy import ToyBatches, toy_task
-from train.state import abstract_state, create_state, make_step
+from train.step.state import abstract_state, create_state
+from train.step.step import make_step
 
 DEVICES, STEPS = 8, 5
 TASK = toy_task(noise=0.0)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.clip import random_grayscale, random_shift
+from train.recipes.augment import random_grayscale, random_shift
 
 
 def test_shifted_pictures_are_the_same_pictures_elsewhere():

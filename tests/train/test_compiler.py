@@ -8,8 +8,8 @@ from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.layers.convolution import ResBlock
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
-from train import compiler
-from train.compiler import KERNELS, compiler_options
+from train.machine import compiler
+from train.machine.compiler import KERNELS, compiler_options
 
 WIDE = UNet(image_size=16, channels=128, channel_multipliers=(1, 2), depth=1)
 

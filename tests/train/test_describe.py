@@ -9,18 +9,18 @@ import jax
 import pytest
 
 from configs import paper, shapes
-from dalle2_jax.data.pipeline import Data
+from dalle2_jax.data.dataset import Data
 from dalle2_jax.sharding import make_mesh
 from tests.cascade import tiny_system
 from tests.train.toy import SIZE, ToyNet, toy_recipe
 from train import __main__ as command
-from train import backend
 from train import describe as describing
-from train.cascade import plan
+from train.config.overrides import apply_overrides
+from train.config.system import System
 from train.describe import describe, examine
-from train.overrides import apply_overrides
-from train.system import System
-from train.topology import UNTUNED, Needs, compile_step, count_collectives, what_is_too_much
+from train.machine import backend
+from train.run.plan import plan
+from train.step.topology import UNTUNED, Needs, compile_step, count_collectives, what_is_too_much
 
 FEATURES = SIZE * SIZE * 3
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import load_params, load_stage, read_record
-from dalle2_jax.layers.transformer import stacked
+from dalle2_jax.layers.stacking import stacked
 from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer
 from tests import cascade
 from train import __main__ as command
-from train.finetune import inherited_tokenizer, initial_parameters
+from train.run.init_from import inherited_tokenizer, initial_parameters
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 from configs import shapes
 from dalle2_jax.sharding import make_mesh
 from tests.train.toy import ToyNet, toy_task
-from train.flops import count_flops, model_flops, without_remat
-from train.state import abstract_state, make_step
+from train.step.flops import count_flops, model_flops, without_remat
+from train.step.state import abstract_state
+from train.step.step import make_step
 
 
 def shape(*sizes: int) -> jax.ShapeDtypeStruct:

@@ -14,9 +14,9 @@ from dalle2_jax.checkpoint import checkpoint_steps, load_stage, read_record
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from train import __main__ as command
-from train import given
-from train.cascade import plan_stages
 from train.describe import describe
+from train.run import given
+from train.run.plan import plan_stages
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from PIL import Image
 from dalle2_jax.checkpoint import checkpoint_steps, read_record
 from dalle2_jax.sharding import assemble_rows, batch_sharding, make_mesh, own_rows
 from tests.train.hosts import Process, do, start, train
-from train import hosts
+from train.machine import hosts
 
 CONFIG = """
 import os
@@ -186,7 +186,7 @@ def test_what_jax_and_orbax_say_of_a_lost_process_is_known():
 
 def test_no_cluster_is_one_sentence_that_names_the_flags(capsys, monkeypatch):
     from train import __main__ as command
-    from train import backend
+    from train.machine import backend
 
     monkeypatch.setattr(backend, "setup", lambda *_: None)
 

@@ -6,14 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dalle2_jax.layers.fields import without_remat
 from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.sharding import make_mesh, partition
 from tests.train.toy import toy_task
-from train import initial
-from train.compiler import initial_options
-from train.initial import by_leaf, without_remat
-from train.state import abstract_state, create_state, init_state, shardings_of
+from train.machine.compiler import initial_options
+from train.step import initial
+from train.step.initial import by_leaf
+from train.step.state import abstract_state, create_state, init_state, shardings_of
 
 KEY = jax.random.key(3)
 # Those of the tests round otherwise.

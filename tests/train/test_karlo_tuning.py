@@ -18,9 +18,9 @@ from dalle2_jax.tokenizer import ClipTokenizer, tokenizer_from_json
 from tests import cascade
 from tests.train.karlo_run import write_karlo_run, write_pictures
 from train import __main__ as command
-from train import backend
-from train.finetune import initial_parameters
-from train.state import abstract_state, create_state
+from train.machine import backend
+from train.run.init_from import initial_parameters
+from train.step.state import abstract_state, create_state
 
 TUNED = ("prior", "decoder")
 

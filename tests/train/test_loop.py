@@ -16,10 +16,11 @@ import pytest
 from dalle2_jax.checkpoint import CheckpointError, checkpoint_steps, load_params, read_record
 from dalle2_jax.sharding import make_mesh
 from tests.train.toy import SIZE, ToyBatches, ToyNet, ToyRecipe, ToyTask, toy_recipe
-from train import evaluate, loop
-from train.loop import LoopOptions, run
-from train.metrics import Clock, Speed, duration
-from train.peaks import PEAKS
+from train.loop import evaluate, loop
+from train.loop.clock import Clock, Speed, duration
+from train.loop.loop import LoopOptions
+from train.run.stage import run
+from train.step.peaks import PEAKS
 
 
 def train(folder: Path, recipe=None, *, poisoned=(), log=None, **settings):
@@ -201,7 +202,7 @@ def test_more_steps_go_on(alone, tmp_path):
 
 def test_seconds_add_up(tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("train.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train.loop.clock.time.monotonic", lambda: now[0])
 
     def tick(_):
         now[0] += 1.0
@@ -366,7 +367,7 @@ def test_durations():
 
 def test_clock_leaves_out_compilation_and_pauses(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("train.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train.loop.clock.time.monotonic", lambda: now[0])
     clock = Clock()
     now[0] = 50.0
     clock.compiled()
@@ -380,7 +381,7 @@ def test_clock_leaves_out_compilation_and_pauses(monkeypatch):
 
 def test_clock_counts_a_wait_only_for_idle_devices(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("train.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("train.loop.clock.time.monotonic", lambda: now[0])
     clock = Clock()
     for idle in (True, False):  # compiling: none of it counts
         with clock.fetch(lambda idle=idle: idle):

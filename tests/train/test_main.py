@@ -7,8 +7,8 @@ import pytest
 from dalle2_jax.checkpoint import read_record
 from dalle2_jax.checkpoint.stage import stage_version
 from train import __main__ as command
-from train import backend
-from train.overrides import apply_overrides
+from train.config.overrides import apply_overrides
+from train.machine import backend
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,7 +17,7 @@ import dataclasses
 from typing import ClassVar
 from dalle2_jax.data import Data
 from tests.train.toy import ToyRecipe, ToyTask, toy_recipe
-from train.system import System
+from train.config.system import System
 
 
 class Second(ToyRecipe):

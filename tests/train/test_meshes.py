@@ -11,9 +11,10 @@ import pytest
 from dalle2_jax.checkpoint import CheckpointWriter, LoadedStage, restore_latest
 from dalle2_jax.sharding import batch_sharding, make_mesh, partition
 from tests.cascade import tiny_system
-from train.cascade import abstract_batch
-from train.resume import stage_record
-from train.state import abstract_state, create_state, make_step
+from train.run.record import stage_record
+from train.step.lower import abstract_batch
+from train.step.state import abstract_state, create_state
+from train.step.step import make_step
 
 STEPS, BATCH, BOUND = 20, 16, 1e-5
 SPLIT_FROM = 256  # elements of a parameter, so that the small ones do not cost a file a device

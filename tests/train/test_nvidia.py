@@ -10,10 +10,10 @@ import jaxlib
 import pytest
 from jax.experimental import topologies
 
-from train import backend
-from train.nvidia import CHIPS
-from train.peaks import PEAKS
-from train.topology import check_cuda_plugin, device_memory, prepare, topology_mesh
+from train.machine import backend
+from train.step.nvidia import CHIPS
+from train.step.peaks import PEAKS
+from train.step.topology import check_cuda_plugin, device_memory, prepare, topology_mesh
 
 # GiB as sold; float32 TFLOPs without tensor cores, TB/s, of the data sheets (B200: an eighth of an HGX board's).
 SHEETS = {"a100": (80, 19.5, 2.04), "h100": (80, 67, 3.35), "h200": (141, 67, 4.8), "b200": (180, 75, 7.75)}

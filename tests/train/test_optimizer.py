@@ -6,14 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from train.optimizer import (
-    Optimizer,
-    accumulated_gradient,
-    by_part,
-    decay_mask,
-    learning_rate_schedule,
-    update_ema,
-)
+from train.config.optimizer import Optimizer, by_part, decay_mask, learning_rate_schedule
+from train.step.optimizer import accumulated_gradient, update_ema
 
 
 def test_warm_up_then_constant():

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import pytest
 
-from train.overrides import all_paths, apply_overrides
+from train.config.overrides import all_paths, apply_overrides
 
 
 class Net(nn.Module):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.peaks import PEAKS
+from train.step.peaks import PEAKS
 
 
 @pytest.mark.parametrize(

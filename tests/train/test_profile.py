@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.profile import profiled_steps
+from train.loop.profile import profiled_steps
 
 
 @pytest.mark.parametrize(("text", "steps"), [("", (10, 15)), ("3", (10, 12)), ("2:2", (2, 2)), ("100:120", (100, 120))])

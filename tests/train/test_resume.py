@@ -17,7 +17,7 @@ from tests.train.processes import finish, wait_for
 CONFIG = """
 from dalle2_jax.data import Data
 from tests.train.toy import toy_recipe
-from train.system import System
+from train.config.system import System
 
 
 def system():

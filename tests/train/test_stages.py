@@ -22,10 +22,10 @@ from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from tests.train import processes
 from tests.train.processes import finish, wait_for
-from train.cascade import plan_stages
-from train.decoder import DecoderRecipe, DecoderTask
-from train.embeddings import FrozenClip
-from train.prior import PriorRecipe, PriorTask
+from train.recipes.decoder import DecoderRecipe, DecoderTask
+from train.recipes.embeddings import FrozenClip
+from train.recipes.prior import PriorRecipe, PriorTask
+from train.run.plan import plan_stages
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 NEEDS = {"clip": (), "prior": ("clip",), "decoder": ("clip",), "upsampler": ()}

@@ -7,7 +7,8 @@ import pytest
 
 from dalle2_jax.sharding import batch_sharding, make_mesh
 from tests.train.toy import ToyBatches, ToyTask, toy_task
-from train.state import abstract_state, create_state, make_step
+from train.step.state import abstract_state, create_state
+from train.step.step import make_step
 
 
 def on_host(tree):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.optimizer import Optimizer
-from train.system import Recipe, Task
+from train.config.optimizer import Optimizer
+from train.config.recipe import Recipe, Task
 
 SIZE = 4
 # A batch that holds this token has a loss that is not a number.

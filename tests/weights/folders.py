@@ -16,8 +16,8 @@ from dalle2_jax.decoder import CaptionEncoder
 from dalle2_jax.layers.unet import UNet
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.tokenizer import ClipTokenizer, byte_letters
-from dalle2_jax.weights import clip, glide, karlo, karlo_original, open_clip, pipeline
-from dalle2_jax.weights.run import Conversion
+from dalle2_jax.weights.conversion import Conversion
+from dalle2_jax.weights.sources import clip, glide, karlo, karlo_original, open_clip, pipeline
 from dalle2_jax.weights.table import Table, _path
 from dalle2_jax.weights.tensors import Tensors
 from tests.parity.drawn_weights import draw

@@ -12,8 +12,8 @@ from dalle2_jax.cli import main
 from dalle2_jax.clip import CLIP
 from dalle2_jax.tokenizer import ClipTokenizer
 from dalle2_jax.unclip.memory import memory_of_sampling
-from dalle2_jax.weights import clip as clip_weights
-from dalle2_jax.weights import open_clip as open_clip_weights
+from dalle2_jax.weights.sources import clip as clip_weights
+from dalle2_jax.weights.sources import open_clip as open_clip_weights
 from tests.weights import folders
 
 KEY = jax.random.key(0)

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 
 from dalle2_jax.checkpoint import load_stage
 from dalle2_jax.cli import main
-from dalle2_jax.weights import open_clip
 from dalle2_jax.weights.hub import needed
+from dalle2_jax.weights.sources import open_clip
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError, joined, open_tensors
 from tests.weights import folders
@@ -122,7 +122,8 @@ def test_settings_of_another_size(folder, capsys):
 
 def test_settings_by_which_nothing_can_be_built(folder, tmp_path, capsys):
     """Found only where the network is built: said by the command line of its SRC, else of the weights' file."""
-    from dalle2_jax.weights import clip, run
+    from dalle2_jax.weights import run
+    from dalle2_jax.weights.sources import clip
 
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["num_attention_heads"] = 0
@@ -227,7 +228,8 @@ def test_a_table_that_forgets_or_repeats_is_our_own_mistake():
 
 
 def test_what_stops_half_way_leaves_nothing(whole, tmp_path, monkeypatch):
-    from dalle2_jax.weights import clip, run
+    from dalle2_jax.weights import run
+    from dalle2_jax.weights.sources import clip
 
     monkeypatch.setattr(run, "write_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):

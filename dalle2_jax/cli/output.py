@@ -1,0 +1,156 @@
+"""What drawing commands share: batch by batch to files or a sheet, with progress, and what is drawn stays."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dalle2_jax._version import __version__
+from dalle2_jax.cli.sampling_options import add_sampling_arguments
+from dalle2_jax.errors import InputError
+
+INTERRUPTED = 130
+
+
+def add_drawing_arguments(parser: argparse.ArgumentParser, of: str) -> None:
+    """The options; of: what a picture is drawn of."""
+    parser.add_argument("--count", type=int, default=1, help=f"pictures a {of} (default 1)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help=f"of a {of}'s first picture; each next one has the seed after it"
+    )
+    parser.add_argument("--out", default=None, help="a PNG (one picture, or a sheet) or a folder (default: samples/)")
+    parser.add_argument("--grid", action="store_true", help=f"one sheet of all pictures, each with its {of}")
+    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time (default 16)")
+    parser.add_argument("--tile", type=int, default=None, metavar="N", help="enlarge in tiles of N pixels: less memory")
+    parser.add_argument("--stages", action="store_true", help="write each stage's picture too")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of weights and arithmetic (default: as the run says)"
+    )
+    add_sampling_arguments(parser)
+
+
+def plan(options: argparse.Namespace, things: Sequence[str], fact: str) -> tuple[list[int], list[int], Output]:
+    """For `--count` pictures of each thing: which thing and which seed each has, and where they go.
+
+    Raises:
+        InputError: for seeds beyond the last one, or an `--out` that does not fit.
+    """
+    if options.seed + options.count > 2**32:
+        raise InputError(f"--seed {options.seed} with --count {options.count} goes beyond the last seed, {2**32 - 1}")
+    places = [place for place in range(len(things)) for _ in range(options.count)]
+    seeds = [options.seed + number for _ in things for number in range(options.count)]
+    return places, seeds, Output(options, [things[place] for place in places], seeds, fact)
+
+
+def draw(
+    options: argparse.Namespace, out: Output, seeds: Sequence[int], draw_batch: Callable[[Any, list[int]], Any]
+) -> int:
+    """Draws batch by batch; what is drawn is written at once, and stays when the rest is interrupted.
+
+    draw_batch: from keys `[b]` and the pictures' numbers to what `DALLE2.generate` returns with its stages. Returns the
+    exit code.
+    """
+    import jax
+
+    total = len(seeds)
+    progress, done = Progress(total, quiet=total <= options.batch_size), 0
+    try:
+        for start in range(0, total, options.batch_size):
+            part = slice(start, min(start + options.batch_size, total))
+            # The last few are filled up to a whole batch, so that one compiled program serves all.
+            rows = [start + number % (part.stop - start) for number in range(min(options.batch_size, total))]
+            keys = jax.numpy.stack([jax.random.key(seeds[row]) for row in rows])
+            out.write(part, draw_batch(keys, rows))
+            done = part.stop
+            progress.show(done)
+    except KeyboardInterrupt:
+        out.close(done)
+        print(f"\ndalle2: stopped; {done} of {total} pictures are drawn", file=sys.stderr)
+        return INTERRUPTED
+    out.close(done)
+    return 0
+
+
+class Output:
+    """Where pictures go: files of a folder, one file, or a sheet that is written in the end."""
+
+    def __init__(self, options: argparse.Namespace, captions: Sequence[str], seeds: Sequence[int], fact: str):
+        """captions: what each picture is of, in sheets and files' names. fact: how a PNG's text calls that."""
+        self.captions, self.seeds, self.stages, self.grid = captions, seeds, options.stages, options.grid
+        self.fact = fact
+        self.shown: list[Any] = []
+        self.columns = options.count if options.count > 1 else 8
+        out = Path(options.out or ("samples.png" if options.grid else "samples"))
+        single = out.suffix.lower() == ".png"
+        if options.grid and not single:
+            raise InputError(f"--grid draws one sheet, and --out {out} is no PNG; name one, such as sheet.png")
+        if single and not options.grid and len(captions) > 1:
+            raise InputError(
+                f"--out {out} is one file but {len(captions)} pictures are to be drawn; name a folder, or add --grid"
+            )
+        if out.exists() and (out.is_dir() if single else not out.is_dir()):
+            raise InputError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
+        self.path = out
+        self.paths = [out]
+        if not single:
+            numbers = [index // options.count for index in range(len(captions))]
+            self.paths = [
+                out / f"{number:03d}_{slug(caption)}_{seed}.png"
+                for number, caption, seed in zip(numbers, captions, seeds, strict=True)
+            ]
+
+    def write(self, part: slice, generated: Any) -> None:
+        from dalle2_jax.images.files import save_png
+
+        if self.grid:
+            self.shown.extend(generated.images[: part.stop - part.start])
+            return
+        for row, path in enumerate(self.paths[part]):
+            facts = {self.fact: self.captions[part][row], "seed": str(self.seeds[part][row])}
+            facts["software"] = f"dalle2_jax {__version__}"
+            save_png(path, generated.images[row], facts)
+            if self.stages and generated.upsampled:
+                save_png(path.with_name(f"{path.stem}_decoder.png"), generated.decoded[row], facts)
+                for number, pictures in enumerate(generated.upsampled[:-1]):
+                    save_png(path.with_name(f"{path.stem}_upsampler{number}.png"), pictures[row], facts)
+            print(path, flush=True)
+
+    def close(self, done: int) -> None:
+        from dalle2_jax.images.files import save_png
+        from dalle2_jax.images.sheet import caption_grid
+
+        if not self.grid or not done:
+            return
+        sheet = caption_grid([self.shown[:done]], list(self.captions[:done]), columns=min(self.columns, 12))
+        facts = {f"{self.fact}s": "\n".join(dict.fromkeys(self.captions[:done])), "seed": str(self.seeds[0])}
+        save_png(self.path, sheet, {**facts, "software": f"dalle2_jax {__version__}"})
+        print(self.path, flush=True)
+
+
+class Progress:
+    """A line to the terminal after each batch: how many, how fast, how long."""
+
+    def __init__(self, total: int, quiet: bool):
+        self.total, self.quiet, self.start, self.first = total, quiet, time.monotonic(), 0
+
+    def show(self, done: int) -> None:
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if not self.first:  # its time was mostly compiling
+            self.first, self.start = done, now
+            print(f"{done}/{self.total} pictures", file=sys.stderr, flush=True)
+            return
+        rate = (done - self.first) / (now - self.start)
+        left = (self.total - done) / rate
+        line = f"{done}/{self.total} pictures | {rate:.2f} pictures/s | {int(left // 60)}:{int(left % 60):02d} left"
+        print(line, file=sys.stderr, flush=True)
+
+
+def slug(caption: str) -> str:
+    """A caption as part of a file's name."""
+    return "".join(c if c.isalnum() else "_" for c in caption)[:40].strip("_") or "picture"

@@ -1,0 +1,1 @@
+"""Numpy functions of features and images: no model, no data."""

@@ -1,0 +1,63 @@
+"""Image files that are whole or not there."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dalle2_jax.errors import InputError
+
+
+def save_png(path: Path, picture: Any, facts: Mapping[str, str] | None = None) -> None:
+    """Writes a PIL image or uint8 `[h, w, 3]` as PNG, whole or not at all; `facts` become its text metadata."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    information = PngInfo()
+    for name, value in (facts or {}).items():
+        information.add_itxt(name, value)
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        image.save(partial, format="PNG", pnginfo=information)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def save_figure(path: str | Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:
+    """Writes what `draw` draws into a figure of matplotlib, of that size in inches, as PNG, whole or not at all.
+
+    Raises:
+        InputError: where matplotlib is not installed, or the file is to be no PNG.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path} is no PNG; name one, such as curves.png")
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError("the plot needs matplotlib; pip install matplotlib, or 'dalle2-jax[plots]'") from error
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure)
+    pixels = io.BytesIO()
+    figure.savefig(pixels, dpi=100)
+    save_png(path, Image.open(pixels))
+
+
+def png(picture: np.ndarray) -> io.BytesIO:
+    """A picture uint8 [h, w, 3] as a file: TFDS would need TensorFlow to encode an array."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    file.seek(0)
+    return file

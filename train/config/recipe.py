@@ -1,0 +1,155 @@
+"""How one stage is trained: the recipe that a config says, and the task that it builds for the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from dalle2_jax.checkpoint import LoadedStage
+from dalle2_jax.errors import InputError
+from dalle2_jax.layers.fields import module_fields
+from train.config.optimizer import Optimizer
+
+Batch = Mapping[str, jax.Array]
+
+
+Parameters = Any
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+SIZES = ("image_size", "patch_size", "patch", "width", "heads", "channels", "head_channels", "groups", "embedding_size")
+
+
+def check_share(path: str, value: float) -> None:
+    """Raises InputError unless `value` lies in 0 to 1."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{path} is {value}; it must lie in 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """How one stage is trained, as the config says it. Subclasses give `kind`, `needs`, `reads_captions` and `build`.
+
+    kind: what the stage does in a run (`checkpoint.run.KINDS`), or a kind of your own. needs: kinds of the earlier
+    stages that it is built on. reads_captions: whether its batches have tokens; the system then needs a tokenizer.
+
+    init_from: the folder of a trained stage to start from (runs/emoji/decoder), instead of random parameters.
+    """
+
+    kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()
+    reads_captions: ClassVar[bool] = True
+
+    module: nn.Module
+    steps: int
+    batch_size: int
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    seed: int = 0
+    init_from: str | None = None
+    log_every: int = 50
+    validate_every: int = 1000
+    validation_batches: int = 4
+    preview_every: int = 2000
+    preview_count: int = 8
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "preview_count"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{self.kind}.{name} is {getattr(self, name)}; it must be 1 or more")
+        for path, name, value in module_fields(self.module, f"{self.kind}.module"):
+            if name in ("dtype", "param_dtype") and value not in DTYPES:
+                raise InputError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
+            if name in SIZES and value is not None and value < 1:
+                raise InputError(f"{path} is {value}; it must be 1 or more")
+
+    @property
+    def output_size(self) -> int | None:
+        """The side of the images that the stage learns to make, of which the data must not be smaller; None: any."""
+        return None
+
+    @abstractmethod
+    def build(self, stages: Mapping[str, LoadedStage]) -> Task:
+        """The task, with the networks of the earlier stages, by kind, bound to it. Parameters may be shapes."""
+
+    def describe(self) -> dict[str, Any]:
+        """What makes the trained stage what it is (entries of a `StageRecord`, others go to its `extra`)."""
+        return {"kind": self.kind, "module": self.module}
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What a task wants to be in its batches: `{"image": uint8 [b, h, w, 3], "index": int32 [b]}`, and more.
+
+    image_size: the side of the images it looks at, so that the host need not send larger ones; None: as the data has.
+    captions: whether there are "tokens" int32 `[b, n]` and their "mask" bool `[b, n]`.
+    transform: what the host makes of each training image (uint8 `[h, w, 3]`): entries of the batch in place of "image".
+    """
+
+    image_size: int | None = None
+    captions: bool = True
+    transform: Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """A stage as the loop trains it: a recipe with the networks of earlier stages bound to it.
+
+    frozen: the parameters of the earlier stages by kind, which the loop places and passes to the functions below.
+    """
+
+    recipe: Recipe
+    frozen: Parameters = field(default_factory=dict)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.recipe.module
+
+    def with_module(self, module: nn.Module) -> Task:
+        """The same task of another network."""
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, module=module))
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        """What its batches hold."""
+        return BatchSpec(captions=self.recipe.reads_captions)
+
+    def gradient_transformation(self) -> optax.GradientTransformation:
+        """Gradients to changes of the parameters; another one a part of them: `train.config.optimizer.by_part`."""
+        return self.recipe.optimizer.gradient_transformation(self.recipe.steps)
+
+    @abstractmethod
+    def init(self, key: jax.Array) -> Parameters:
+        """The parameters at step 0."""
+
+    def init_extra(self) -> Any:
+        """What is kept from step to step beside the parameters, a pytree; None: nothing."""
+        return None
+
+    @abstractmethod
+    def loss(
+        self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, extra: Any
+    ) -> tuple[jax.Array, dict[str, jax.Array], Any]:
+        """The training loss, a float32 scalar; a dict of scalar metrics; and `extra` after the step."""
+
+    @abstractmethod
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """Scalar metrics on held-out data, without dropout or dropped conditioning; `"loss"` among them."""
+
+    def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array | None:
+        """uint8 images `[n, h, w, 3]`, one an example of the batch, or None where a stage has nothing to show."""
+        return None
+
+    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """What of the trained network is measured on held-out data when its training ends, for its record."""
+        return {}

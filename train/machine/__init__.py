@@ -1,0 +1,1 @@
+"""What is set before jax starts, and how several processes stay together."""

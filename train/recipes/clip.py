@@ -1,0 +1,88 @@
+"""CLIP: pictures and captions tied by a contrastive loss over the global batch (Sec. 2; Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from dalle2_jax.checkpoint import LoadedStage
+from dalle2_jax.clip import CLIP, contrastive_loss
+from dalle2_jax.errors import InputError
+from dalle2_jax.layers.pixels import resize, to_float
+from train.config.recipe import Batch, BatchSpec, Parameters, Recipe, Task, check_share
+from train.recipes.augment import random_grayscale, random_shift
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRecipe(Recipe):
+    """Trains `module` on pictures that are shifted and sometimes shown in gray.
+
+    shift: the largest random translation, in pixels of CLIP's own input. grayscale: how often a picture loses its
+    colour, so that shapes are learned apart from the colours they came in (an option of open_clip's training too).
+    chunk: of the loss (`contrastive_loss`), for large batches.
+    """
+
+    kind: ClassVar[str] = "clip"
+
+    module: CLIP
+    shift: int = 0
+    grayscale: float = 0.0
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share("clip.grayscale", self.grayscale)
+        micro = self.batch_size // self.optimizer.accumulation
+        if self.chunk is not None and (self.chunk < 1 or micro % self.chunk):
+            raise InputError(f"clip.chunk is {self.chunk}, which does not divide a (micro-)batch of {micro}")
+
+    def build(self, stages: Mapping[str, LoadedStage]) -> ClipTask:
+        return ClipTask(recipe=self)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "module": self.module,
+            "image_size": self.module.vision.image_size,
+            "training": {"shift": self.shift, "grayscale": self.grayscale},
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTask(Task):
+    """Ties the images of a batch to its captions."""
+
+    recipe: ClipRecipe
+
+    @property
+    def batch_spec(self) -> BatchSpec:
+        return BatchSpec(image_size=self.module.vision.image_size)
+
+    def init(self, key: jax.Array) -> Parameters:
+        size, length = self.module.vision.image_size, self.module.text.context_length
+        pictures = jnp.zeros((1, size, size, 3))
+        tokens = jnp.zeros((1, length), jnp.int32)
+        return self.module.init(key, pictures, tokens, jnp.ones((1, length), bool))["params"]
+
+    def _contrast(self, params: Parameters, batch: Batch, pictures: jax.Array):
+        image, text, logit_scale = self.module.apply({"params": params}, pictures, batch["tokens"], batch["mask"])
+        loss, metrics = contrastive_loss(image, text, logit_scale, self.recipe.chunk)
+        return loss, {**metrics, "logit_scale": logit_scale}
+
+    def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, extra: None):
+        pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
+        shift_key, gray_key = jax.random.split(key)
+        if self.recipe.shift:
+            pictures = random_shift(shift_key, pictures, self.recipe.shift)
+        if self.recipe.grayscale:
+            pictures = random_grayscale(gray_key, pictures, self.recipe.grayscale)
+        return *self._contrast(params, batch, pictures), None
+
+    def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
+        loss, metrics = self._contrast(params, batch, pictures)
+        return {"loss": loss, **metrics}

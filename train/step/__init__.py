@@ -1,0 +1,1 @@
+"""One compiled training step: its state, its lowering from shapes, and what it costs."""
