@@ -201,7 +201,9 @@ def _print_compiled(stage: Stage, mesh: Mesh, memory: int | None) -> bool:
 
 def _title(system: System) -> str:
     data = system.data.name + (f"/{system.data.config}" if system.data.config else "")
-    tokens = f"a vocabulary of {system.vocabulary_size:,}, captions of up to {system.context_length} tokens"
+    tokens = "no captions"
+    if system.reads_captions:
+        tokens = f"a vocabulary of {system.vocabulary_size:,}, captions of up to {system.context_length} tokens"
     count = len(system.stages)
     given = ""
     for name, folder in system.given.items():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
@@ -50,6 +51,7 @@ class TextTransformer(nn.Module):
           InputError: if `length` is over `context_length`, or `mask` has another shape.
         """
         batch, length = tokens.shape
+        check_mesh_axes(tokens)
         if length > self.context_length:
             raise InputError(f"captions of {length} tokens are longer than the context of {self.context_length}")
         if mask.shape != tokens.shape:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
@@ -77,6 +78,7 @@ class VisionTransformer(nn.Module):
 
     def _patches(self, pictures: jax.Array) -> jax.Array:
         """Normalised pictures as `[batch, patches, patch_size * patch_size * 3]`, rows first, channels last."""
+        check_mesh_axes(pictures)
         size, patch = self.image_size, self.patch_size
         if size % patch:
             raise InputError(f"image size {size} does not divide by patch size {patch}; choose a patch size that does")

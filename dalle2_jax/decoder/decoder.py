@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.decoder.caption_encoder import CaptionEncoder
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.transformer import LayerNorm
 from dalle2_jax.layers.unet import UNet
 
@@ -160,6 +161,7 @@ class Decoder(nn.Module):
     def _check(self, x_t, image_embedding, text, text_mask, keep_text, text_embedding, known) -> None:
         """Refuses what the layers would fail on with less clear words."""
         batch = x_t.shape[0]
+        check_mesh_axes(x_t)
         if self.reads_image != (image_embedding is not None):
             wanted = "an image embedding" if self.reads_image else "no image embedding: it has reads_image=False"
             raise InputError(f"this decoder reads {wanted}.")

@@ -11,6 +11,7 @@ from dalle2_jax.layers.attention import MultiHeadAttention, last_of, pack
 from dalle2_jax.layers.kernels.dense import product
 from dalle2_jax.layers.kernels.gelu import gelu
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
+from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat, rematerialised
 
 ACTIVATIONS = {
@@ -172,6 +173,7 @@ class Transformer(nn.Module):
         Raises:
           InputError: if `x` is not of `width`, `width` does not divide by `heads`, or `activation` is unknown.
         """
+        check_mesh_axes(x)
         if x.shape[-1] != self.width:
             raise InputError(f"a transformer of width {self.width} got states of width {x.shape[-1]}")
         if self.activation not in ACTIVATIONS:

@@ -11,6 +11,7 @@ from dalle2_jax.layers.attention import dot_product_attention, pack
 from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, fold, unfold
 from dalle2_jax.layers.embedding import timestep_embedding
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
+from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat, rematerialised
 
 
@@ -215,6 +216,7 @@ class UNet(nn.Module):
         """Refuses what the layers would fail on with less clear words."""
         if x.ndim != 4:
             raise InputError(f"the U-Net wants x [batch, height, width, channels], not shape {x.shape}.")
+        check_mesh_axes(x)
         batch, height, width, _ = x.shape
         divisor = self.patch * 2 ** (len(self.channel_multipliers) - 1)
         if height % divisor or width % divisor:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import timestep_embedding, unit_norm
+from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 
@@ -177,6 +178,7 @@ class DiffusionPrior(nn.Module):
         return nn.Dense(self.embedding_size, dtype="float32", param_dtype=self.param_dtype, name="out")(x)
 
     def _check(self, noised_image_embedding, text_embedding, text, text_mask, keep_text):
+        check_mesh_axes(text)
         image_size = self.embedding_size
         text_size = self.text_embedding_size or image_size
         if noised_image_embedding.shape[-1] != image_size:

@@ -8,6 +8,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_stage
+from dalle2_jax.checkpoint.rebuild import public_path
 from dalle2_jax.sharding import processes
 from train.config.system import System
 from train.loop.loop import LoopOptions, Result
@@ -66,6 +67,11 @@ def train_stages(
             feed.check(name, system.stages[name])
     processes.wait_for_all()  # until now all have read what was there before
     place_given(system, names, run_dir, log)
+    for name in names:
+        network = public_path(type(system.stages[name].module))
+        if not network.startswith("dalle2_jax."):
+            loading = f'load_stage(..., allow=("{network.partition(".")[0]}",))'
+            log(f"{name}: its network {network} is not part of dalle2_jax; {loading} loads it")
     result = Result(0, 0.0, True)
     own = {type(recipe.module).__module__ for recipe in system.stages.values()}  # the config's own networks
     for name in names:

@@ -30,6 +30,8 @@ def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: A
         rows = kernel.reshape(-1, kernel.shape[-1])
         return jnp.tensordot(jnp.concatenate(shifted, axis=-1), rows, 1, precision=options["precision"])
 
-    if size == (3, 3) and tuple(strides) == (1, 1) and same and batch * height * width <= 2 * kernel.shape[-1]:
+    pixels = batch * height * width  # of a symbolic batch (`jax.export`) nobody knows how many
+    few = isinstance(pixels, int) and pixels <= 2 * kernel.shape[-1]
+    if size == (3, 3) and tuple(strides) == (1, 1) and same and few:
         return jax.lax.platform_dependent(x, kernel, cpu=product, default=convolution)
     return convolution(x, kernel)
