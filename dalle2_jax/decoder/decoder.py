@@ -1,5 +1,6 @@
 """The decoder: GLIDE's text-conditional U-Net, also told the CLIP image embedding in two ways (Sec. 2.1)."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -38,7 +39,7 @@ class Decoder(nn.Module):
     """
 
     unet: UNet
-    image_tokens: int = 4
+    image_tokens: int = dataclasses.field(default=4, metadata={"minimum": 0})
     text: CaptionEncoder | None = None
     text_width: int | None = None
     embedding_scale: float | None = None

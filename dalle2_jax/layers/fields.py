@@ -18,14 +18,20 @@ def field_names(cls: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(cls) if field.init and field.name not in hidden)
 
 
-def module_fields(module: nn.Module, path: str) -> Iterator[tuple[str, str, Any]]:
-    """(path, name, value) of every field of a network and of the networks among its fields."""
-    for name in field_names(type(module)) if isinstance(module, nn.Module) else ():
-        value = getattr(module, name)
-        if isinstance(value, nn.Module):
-            yield from module_fields(value, f"{path}.{name}")
-        else:
-            yield f"{path}.{name}", name, value
+def module_fields(module: nn.Module, path: str) -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(path, field, value) of every field of a network and of the networks among its fields.
+
+    A field of whole numbers that may be 0 says so: `dataclasses.field(default=4, metadata={"minimum": 0})`.
+    """
+    if not isinstance(module, nn.Module):
+        return
+    names = field_names(type(module))
+    for field in dataclasses.fields(module):
+        value, where = getattr(module, field.name), f"{path}.{field.name}"
+        if isinstance(value, nn.Module) and field.name in names:
+            yield from module_fields(value, where)
+        elif field.name in names:
+            yield where, field, value
 
 
 def without_remat(module: nn.Module) -> nn.Module:

@@ -21,6 +21,8 @@ from train.loop.clock import Clock, Speed, duration
 from train.loop.loop import LoopOptions
 from train.run.stage import run
 from train.step.peaks import PEAKS
+from train.step.programs import make_programs
+from train.step.state import abstract_state
 
 
 def train(folder: Path, recipe=None, *, poisoned=(), log=None, **settings):
@@ -395,3 +397,23 @@ def test_clock_counts_a_wait_only_for_idle_devices(monkeypatch):
     assert clock.lap(3) == (3.0, 2 / 9)
     now[0] += 4.0
     assert clock.lap(2) == (2.0, 0.0)
+
+
+def test_previews_of_several_processes_are_compiled_once(tmp_path, monkeypatch):
+    """Cutting the preview's rows out of a batch that processes share is traced at the first preview alone."""
+    task, mesh = toy_recipe(preview_count=4).build({}), make_mesh()
+    programs = make_programs(task, mesh, abstract_state(task, mesh))
+    batches = [next(ToyBatches(16))]
+    evaluator = evaluate.Evaluator("toy", task.recipe, tmp_path, mesh, programs, batches, print)
+    monkeypatch.setattr(evaluate.processes, "gather", lambda value: [value])
+    traced = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: traced.append(name) if "jaxpr_trace" in name else None
+    )
+    rows, batch = evaluator._shared_rows()
+    assert traced and rows["image"].shape == (8, SIZE, SIZE, 3) and rows["captions"][:2] == ["picture 0", "picture 1"]
+    np.testing.assert_array_equal(rows["image"], batches[0]["image"][:8])
+    traced.clear()
+    again, _ = evaluator._shared_rows()
+    assert not traced
+    np.testing.assert_array_equal(rows["image"], again["image"])

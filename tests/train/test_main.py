@@ -1,5 +1,6 @@
 """The command line: what is wrong with the input is one sentence and exit code 2, and nothing is written."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from dalle2_jax.checkpoint import read_record
 from dalle2_jax.checkpoint.stage import stage_version
 from train import __main__ as command
+from train.config.find import load_config
 from train.config.overrides import apply_overrides
 from train.machine import backend
 
@@ -62,6 +64,11 @@ def call(*arguments) -> int:
         (["{config}", "toy", "--dry-run", "toy.batch_size=12"], "a batch of 12 does not divide"),
         (["{config}", "toy", "toy.steps=0"], "toy.steps is 0; it must be 1 or more"),
         (["{config}", "toy", "toy.module.width=0"], "toy.module.width is 0; it must be 1 or more"),
+        (["{config}", "toy", "toy.module.features=-3"], "toy.module.features is -3; it must be 1 or more"),
+        (
+            ["shapes", "decoder", "decoder.module.image_tokens=-1"],
+            "decoder.module.image_tokens is -1; it must be 0 or more",
+        ),
         (["{config}", "toy", "--topology", "v5e:4x4"], "--topology v5e:4x4 goes with describe"),
         (["shapes", "clip", "clip.module.vision.patch_size=5"], "divide"),
         (["shapes", "clip", "clip.module.dtype=float33"], "clip.module.dtype is 'float33'; it must be one of float32,"),
@@ -129,6 +136,25 @@ def test_a_runs_folder_that_is_a_file(config, tmp_path, capsys):
     *_, last = capsys.readouterr().err.splitlines()
     assert last.startswith("error: ") and str(tmp_path / "runs") in last and "cannot be used" in last
     assert (tmp_path / "runs").read_text() == "here"
+
+
+def test_a_config_of_ones_own_stands_beside_ours(tmp_path):
+    """Its name replaces none of ours, and it can import ours of that name and the files beside it."""
+    from configs import emoji
+
+    (tmp_path / "emoji.py").write_text(
+        "import beside_emoji\nfrom configs import emoji\n\ndef system():\n    return emoji, beside_emoji.NUMBER\n"
+    )
+    (tmp_path / "beside_emoji.py").write_text("NUMBER = 7\n")
+    make = load_config(tmp_path / "emoji.py")
+    assert make() == (emoji, 7) and make.__module__ == "emoji"
+    assert sys.modules["configs.emoji"] is emoji
+    for name in ("emoji", "beside_emoji"):
+        del sys.modules[name]
+    sys.path.remove(str(tmp_path))
+    (tmp_path / "numpy.py").write_text("def system():\n    return None\n")
+    with pytest.raises(ValueError, match="has the name of the module 'numpy', which is another one; rename the file"):
+        load_config(tmp_path / "numpy.py")
 
 
 def test_a_file_that_is_no_config(tmp_path, config, capsys):

@@ -17,15 +17,19 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_record
+from dalle2_jax.data import Data
 from dalle2_jax.diffusion import draw_timesteps
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from tests.train import processes
 from tests.train.processes import finish, wait_for
+from tests.train.toy import ToyNet, toy_task
+from train.config.system import System
 from train.recipes.decoder import DecoderRecipe, DecoderTask
 from train.recipes.embeddings import FrozenClip
 from train.recipes.prior import PriorRecipe, PriorTask
-from train.run.plan import plan_stages
+from train.run.plan import check_stages, plan_stages
+from train.step.lower import ANY_SIZE, abstract_batch
 
 STAGES = ("clip", "prior", "decoder", "upsampler")
 NEEDS = {"clip": (), "prior": ("clip",), "decoder": ("clip",), "upsampler": ()}
@@ -451,3 +455,34 @@ def test_all_stages_killed_at_five_random_points(tmp_path):
     assert code == 0, output
     for name in STAGES:
         assert_same_ending(tmp_path / "runs" / "alone" / name, tmp_path / "runs" / "hunted" / name)
+
+
+def test_an_upsampler_with_a_network_for_its_last_step_is_not_trained(tiny):
+    upsampler = tiny.system.stages["upsampler"]
+    two = upsampler.module.clone(last=upsampler.module.unet.clone())
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(upsampler, module=two)
+    assert "set upsampler.module.last=none" in one_sentence(error)
+
+
+def test_every_random_choice_of_the_prior_has_a_key_of_its_own(tiny, monkeypatch):
+    """No key is folded into that was split before: what is drawn with each is drawn with no other."""
+    task, network = stubbed(tiny.system.stages["prior"])
+    given, apply = [], network.apply
+    network.apply = lambda *args, **kwargs: given.append(kwargs["rngs"]["dropout"]) or apply(*args, **kwargs)
+    task.loss(WEIGHT, blank(4), jax.random.key(3), {"clip": WEIGHT}, None)
+    expected = jax.random.split(jax.random.key(3), 3)
+    np.testing.assert_array_equal(jax.random.key_data(given[0]), jax.random.key_data(expected[2]))
+    assert len({jax.random.key_data(key).tobytes() for key in expected}) == 3
+
+
+def test_a_stage_that_looks_at_images_of_any_size_is_checked(tmp_path):
+    """Neither the data nor the task say how large images are: the check takes some size, and no 0 x 0 image."""
+    task = toy_task(module=ToyNet(features=3 * ANY_SIZE**2))
+    system = System(name="any", data=Data(name="folder", folder=str(tmp_path)), stages={"toy": task.recipe}, **TOKENS)
+    assert system.data.image_size is None and task.batch_spec.image_size is None
+    assert abstract_batch(system, task, None)["image"].shape == (16, ANY_SIZE, ANY_SIZE, 3)
+    check_stages(system, ["toy"], make_mesh(devices=jax.devices()[:1]))
+
+
+TOKENS = {"vocabulary_size": 300, "context_length": 40}

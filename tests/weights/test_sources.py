@@ -219,7 +219,6 @@ def test_bfloat16(sources, karlo_run, tmp_path):
 @pytest.mark.slow
 def test_weights_shared_out_among_devices(karlo_run, monkeypatch):
     """The same pictures from parameters that no device holds whole."""
-    monkeypatch.setattr("dalle2_jax.sharding.SMALLEST_SPLIT", 1)
     whole = DALLE2.load(karlo_run)
     monkeypatch.setattr("dalle2_jax.unclip.placement.partition", _eager_partition)
     split = DALLE2.load(karlo_run, shard=True)

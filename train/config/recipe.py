@@ -27,9 +27,6 @@ Parameters = Any
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-SIZES = ("image_size", "patch_size", "patch", "width", "heads", "channels", "head_channels", "groups", "embedding_size")
-
-
 def check_share(path: str, value: float) -> None:
     """Raises InputError unless `value` lies in 0 to 1."""
     if not 0 <= value <= 1:
@@ -67,11 +64,12 @@ class Recipe(ABC):
         for name in ("steps", "batch_size", "log_every", "preview_count"):
             if getattr(self, name) < 1:
                 raise InputError(f"{self.kind}.{name} is {getattr(self, name)}; it must be 1 or more")
-        for path, name, value in module_fields(self.module, f"{self.kind}.module"):
-            if name in ("dtype", "param_dtype") and value not in DTYPES:
+        for path, own, value in module_fields(self.module, f"{self.kind}.module"):
+            if own.name in ("dtype", "param_dtype") and value not in DTYPES:
                 raise InputError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")
-            if name in SIZES and value is not None and value < 1:
-                raise InputError(f"{path} is {value}; it must be 1 or more")
+            least = own.metadata.get("minimum", 1)
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise InputError(f"{path} is {value}; it must be {least} or more")
 
     @property
     def output_size(self) -> int | None:

@@ -50,13 +50,13 @@ class System:
                 readers = ", ".join(stage for stage, recipe in self.stages.items() if recipe.reads_captions)
                 raise InputError(f"{self.name} has stages that read captions ({readers}) and no {name}; set it")
         for stage, recipe in self.stages.items():
-            for path, name, value in module_fields(recipe.module, f"{stage}.module"):
-                if name == "vocabulary_size" and value is not None and value < self.vocabulary_size:
+            for path, own, value in module_fields(recipe.module, f"{stage}.module"):
+                if own.name == "vocabulary_size" and value is not None and value < self.vocabulary_size:
                     raise InputError(
                         f"{path} is {value} but the tokenizer may have {self.vocabulary_size} tokens; "
                         f"set {path}={self.vocabulary_size}, or a smaller vocabulary_size"
                     )
-                if name == "context_length" and value != self.context_length:
+                if own.name == "context_length" and value != self.context_length:
                     raise InputError(
                         f"{path} is {value} but captions have {self.context_length} tokens; "
                         f"set {path}={self.context_length}, or another context_length"
