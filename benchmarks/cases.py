@@ -9,10 +9,10 @@ clip        a vision transformer on images of `size` pixels in patches of `patch
             (`text_width`, `text_depth`, `text_heads`), and the contrastive loss over the batch
 prior       a transformer over the caption's states `[text_length, embedding]`, its embedding, time, noised image
             embedding and query
-decoder     a U-Net on `size` pixels that attends at `attends` (and in the middle), told the caption's states and the
-            image embedding
-upsampler   a U-Net on `size` pixels without attention, told the picture at `low_size`
-generate    the caption's states -> prior -> decoder -> upsampler -> picture; `steps` of each, the first two guided
+decoder     a U-Net on `size` pixels that attends at `attends` (and in the middle), conditioned on the caption's states
+            and the image embedding
+upsampler   a U-Net on `size` pixels without attention, conditioned on the image at `low_size`
+generate    the caption's states -> prior -> decoder -> upsampler -> image; `steps` of each, the first two guided
 """
 
 TEXT_LENGTH = 77
@@ -168,7 +168,7 @@ CASES = {
     "upsampler": {"title": "super-resolution, 64 to 128 px", **UPSAMPLER_22M, "batch": 1},
     "generate": {
         "kind": "generate",
-        "title": "caption to picture, 128 px, 4 + 4 + 2 steps",
+        "title": "caption to image, 128 px, 4 + 4 + 2 steps",
         "prior": {**PRIOR_40M, "text_length": TEXT_LENGTH},
         "decoder": DECODER_110M,
         "upsampler": UPSAMPLER_22M,
@@ -182,7 +182,7 @@ CASES = {
     "upsampler-1b": {"title": "Karlo's super-resolution, 64 to 256 px", **KARLO_UPSAMPLER, "batch": 4},
     "generate-karlo": {
         "kind": "generate",
-        "title": "caption to picture, Karlo's shapes, 256 px, 25 + 25 + 7 steps",
+        "title": "caption to image, Karlo's shapes, 256 px, 25 + 25 + 7 steps",
         "prior": KARLO_PRIOR,
         "decoder": KARLO_DECODER,
         "upsampler": KARLO_UPSAMPLER,

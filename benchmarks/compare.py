@@ -46,7 +46,7 @@ DIFFUSION = ("prior", "decoder", "upsampler", "generate")
 
 @dataclass(frozen=True)
 class Side:
-    """One way of doing the work: the module that measures it and what else it is told.
+    """One way of doing the work: the module that measures it and its arguments.
 
     peer: in the peers' Python. kinds: of the cases that it has networks for. sizes: the field of a case that says at
     which of its own sizes, without which it has none.
@@ -232,12 +232,12 @@ def earlier_results(asked: argparse.Namespace) -> list[Result]:
     """
     if not asked.resume or not asked.out.exists():
         return []
-    told = json.loads(asked.out.read_text(encoding="utf-8"))
+    report = json.loads(asked.out.read_text(encoding="utf-8"))
     for name in ("device", "dtype", "threads", "batch", "measure", "turns", "reps"):
-        then, now = told["settings"].get(name), getattr(asked, name)
+        then, now = report["settings"].get(name), getattr(asked, name)
         if then != now:
             raise ValueError(f"{asked.out} was measured with {name} {then}, not {now}: leave --resume out")
-    return told["results"]
+    return report["results"]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -260,8 +260,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def save(results: list[Result]) -> None:
         if asked.out is not None:
-            told = {"settings": settings, "finished": not list(missing(asked, results)), "results": results}
-            write_atomically(asked.out, json.dumps(told, indent=1) + "\n")
+            report = {"settings": settings, "finished": not list(missing(asked, results)), "results": results}
+            write_atomically(asked.out, json.dumps(report, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as scratch:
 

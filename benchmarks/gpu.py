@@ -58,7 +58,7 @@ def versions() -> str:
 
 
 def device() -> str | None:
-    """The GPU's name, told by a process of its own, so that none of its memory is held here; None without one."""
+    """The GPU's name, read by a process of its own, so that none of its memory is held here; None without one."""
     words = [sys.executable, "-c", "import jax; print(jax.devices('gpu')[0].device_kind)"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     return done.stdout.strip().splitlines()[-1] if done.returncode == 0 else None
@@ -69,8 +69,8 @@ def page(records: Mapping[str, Mapping[str, Any]], cache: str = "") -> str:
     kinds = list(dict.fromkeys(record["device"] for record in records.values()))
     dates = sorted({record["date"] for record in records.values()})
     lines = [f"# On one {', and one '.join(kinds)}", "", " to ".join(dict.fromkeys((dates[0], dates[-1]))) + "."]
-    for told in dict.fromkeys(record["versions"] for record in records.values()):
-        lines.append(f"{told}.")
+    for versions in dict.fromkeys(record["versions"] for record in records.values()):
+        lines.append(f"{versions}.")
     lines += ["", "```", "python -m benchmarks.gpu OUT", "```"]
     if cache:
         lines += ["", cache]

@@ -24,11 +24,11 @@ SHARES = {"train-steps": 8, "generation": 4, "parity": 3, "demo": 5, "emoji": 5}
 # The cases of a comparison, and the steps of each.
 COMPARISONS = {"train-steps": ("clip-b16,prior-1b,decoder-1b", 10), "generation": ("generate-karlo", 5)}
 PEER_SIDES = "ours,diffusers,diffusers-compiled,transformers,transformers-compiled"
-# Steps by which a stage's speed is told; the first of their intervals compiles.
+# Steps by which a stage's speed is measured; the first of their intervals compiles.
 PROBE_STEPS, PROBE_INTERVAL = 60, 20
 # Beside a stage's steps: to read the data, compile, validate and save, in seconds; and to evaluate the run.
 STAGE_OVERHEAD, EVALUATION = 25.0, 60.0
-# Seconds in which a command that is told to stop may save what it has.
+# Seconds in which a command that is sent a signal may save what it has.
 PATIENCE = 20.0
 PARITY = {
     "bfloat16, small networks": ("-k", "bfloat16", "-m", "not live"),
@@ -42,7 +42,7 @@ FULL_SIZE = (
     "test_glide",
     "test_karlo_text_encoder",
     "test_karlo_super_resolution",
-    "test_karlo_draws_diffusers_picture",
+    "test_karlo_draws_diffusers_image",
 )
 PARITY_ENVIRONMENT = {
     "JAX_PLATFORMS": "cuda,cpu",
@@ -117,7 +117,7 @@ class Part:
         hidden: Sequence[str] = (),
         seconds: float | None = None,
     ) -> int | None:
-        """A command's exit status; None if the deadline came first: it is then told to stop, or killed.
+        """A command's exit status; None if the deadline came first: it is then sent a signal, or killed.
 
         hidden: further words, which the page does not show. seconds: an earlier deadline.
         """
@@ -189,10 +189,10 @@ def comparison(part: Part, peers: str) -> list[str]:
         # It ends by itself a little before the part does.
         hidden=("--time-limit", f"{max(1.0, part.left() - 5):.0f}"),
     )
-    told = json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
-    if part.state == "done" and not (told and told["finished"]):
+    report = json.loads(found.read_text(encoding="utf-8")) if found.exists() else None
+    if part.state == "done" and not (report and report["finished"]):
         part.state = "cut off"
-    return [*part.ending(), *([markdown(told["settings"], told["results"])] if told else [])]
+    return [*part.ending(), *([markdown(report["settings"], report["results"])] if report else [])]
 
 
 def parity(part: Part, peers: str) -> list[str]:

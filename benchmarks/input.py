@@ -1,13 +1,13 @@
-"""How many pictures a second the input pipeline delivers, alone: JPEG files of a folder, decoded as training has them.
+"""How many images a second the input pipeline delivers, alone: JPEG files of a folder, decoded as training has them.
 
-python -m benchmarks.input                     # 4,000 pictures of 64 px, and 4,000 of 256 px made 64 px on the way
+python -m benchmarks.input                     # 4,000 images of 64 px, and 4,000 of 256 px made 64 px on the way
 python -m benchmarks.input --out input.json    # the same figures as JSON too
 
-The pictures are drawn from a seed: clouds of noise with more of it in low frequencies, as in photographs, and a few
+The images are drawn from a seed: clouds of noise with more of it in low frequencies, as in photographs, and a few
 shapes with hard edges, saved as JPEG of quality 90 with a caption beside each. `train_iterator` then reads them as
 training does: cache=False, shuffled, captions through a tokenizer, batches of 128. The first batches are not counted;
 the files are in the file system's cache. Then the same batches are taken at the pace of a device that wants `--demand`
-pictures a second and needs no CPU, and the share of the time is given that it waits for a batch.
+images a second and needs no CPU, and the share of the time is given that it waits for a batch.
 """
 
 import argparse
@@ -32,7 +32,7 @@ QUALITY, IMAGE_SIZE = 90, 64
 
 
 def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, str]:
-    """A picture uint8 [side, side, 3] of clouds and up to four shapes, and a caption."""
+    """An image uint8 [side, side, 3] of clouds and up to four shapes, and a caption."""
     from PIL import Image, ImageDraw
 
     pixels = np.zeros((side, side, 3), np.float32)
@@ -44,19 +44,19 @@ def draw(rng: np.random.Generator, side: int) -> tuple[np.ndarray, str]:
         large = [np.asarray(channel.resize((side, side), Image.Resampling.BICUBIC)) for channel in channels]
         pixels += np.stack(large, axis=-1)
         cells *= 2
-    picture = Image.fromarray(np.clip(pixels + rng.uniform(60, 196, 3), 0, 255).astype(np.uint8))
-    pen, said = ImageDraw.Draw(picture), []
+    image = Image.fromarray(np.clip(pixels + rng.uniform(60, 196, 3), 0, 255).astype(np.uint8))
+    pen, said = ImageDraw.Draw(image), []
     for _ in range(rng.integers(1, 5)):
         color, shape = COLORS[rng.integers(len(COLORS))], SHAPES[rng.integers(len(SHAPES))]
         x, y, half = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(side / 16, side / 4)
         put = pen.ellipse if shape == "circle" else pen.rectangle
         put((x - half, y - half, x + half, y + half), fill=color)
         said.append(f"a {color} {shape}")
-    return np.asarray(picture), " and ".join(said) + " before clouds"
+    return np.asarray(image), " and ".join(said) + " before clouds"
 
 
 def make_folder(folder: Path, count: int, side: int) -> int:
-    """Draws `count` pictures into a folder that does not have them yet; their bytes on average."""
+    """Draws `count` images into a folder that does not have them yet; their bytes on average."""
     from PIL import Image
 
     for number in range(count):
@@ -64,18 +64,18 @@ def make_folder(folder: Path, count: int, side: int) -> int:
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture, caption = draw(np.random.default_rng((side, number)), side)
+        image, caption = draw(np.random.default_rng((side, number)), side)
         path.with_suffix(".txt").write_text(caption, encoding="utf-8")
-        Image.fromarray(picture).save(path, quality=QUALITY)
+        Image.fromarray(image).save(path, quality=QUALITY)
     return round(statistics.mean(path.stat().st_size for path in folder.rglob("*.jpg")))
 
 
 def measure(folder: Path, batch_size: int, seconds: float, repeats: int, demand: float) -> dict:
-    """Pictures a second, CPU time a picture and waits in `repeats` times of `seconds`; seconds to open the folder."""
+    """Images a second, CPU time an image and waits in `repeats` times of `seconds`; seconds to open the folder."""
     data = Data(name="folder", folder=str(folder), data_dir=str(folder.parent / "cache"), cache=False)
     started = time.perf_counter()
     source = open_source(data, "train")
-    found = {"pictures": len(source), "open_seconds": round(time.perf_counter() - started, 2)}
+    found = {"images": len(source), "open_seconds": round(time.perf_counter() - started, 2)}
     tokenizer = Tokenizer.train(all_captions(data, "train", source), 512, 32)
     iterator = train_iterator(data, "train", tokenizer, batch_size, 0, image_size=IMAGE_SIZE, source=source)
     for _ in range(48):  # more than are fetched ahead
@@ -89,13 +89,13 @@ def measure(folder: Path, batch_size: int, seconds: float, repeats: int, demand:
 
 
 def rate(iterator, batch_size: int, seconds: float) -> tuple[float, float]:
-    """Pictures a second, and microseconds of CPU a picture, of all threads together."""
+    """Images a second, and microseconds of CPU an image, of all threads together."""
     started, worked, batches = time.perf_counter(), time.process_time(), 0
     while (taken := time.perf_counter() - started) < seconds:
         next(iterator)
         batches += 1
-    pictures = batches * batch_size
-    return round(pictures / taken, 1), round((time.process_time() - worked) / pictures * 1e6, 1)
+    images = batches * batch_size
+    return round(images / taken, 1), round((time.process_time() - worked) / images * 1e6, 1)
 
 
 def wait(iterator, step: float, seconds: float) -> float:
@@ -130,13 +130,13 @@ def load() -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--count", type=int, default=4000, help="pictures a size (4000)")
-    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256], help="sides of the files' pictures (64 256)")
-    parser.add_argument("--batch", type=int, default=128, help="pictures a batch (128)")
+    parser.add_argument("--count", type=int, default=4000, help="images a size (4000)")
+    parser.add_argument("--sides", type=int, nargs="+", default=[64, 256], help="sides of the files' images (64 256)")
+    parser.add_argument("--batch", type=int, default=128, help="images a batch (128)")
     parser.add_argument("--seconds", type=float, default=8.0, help="how long each time is (8)")
     parser.add_argument("--repeats", type=int, default=5, help="how many times; the median counts (5)")
-    parser.add_argument("--demand", type=float, default=2000, help="pictures a second that the device wants (2000)")
-    parser.add_argument("--folder", type=Path, help="keep the pictures here, for the next time")
+    parser.add_argument("--demand", type=float, default=2000, help="images a second that the device wants (2000)")
+    parser.add_argument("--folder", type=Path, help="keep the images here, for the next time")
     parser.add_argument("--out", type=Path, help="write the figures here, as JSON")
     options = parser.parse_args()
     report = {"machine": machine(), "batch": options.batch, "demand": options.demand, "sizes": {}}

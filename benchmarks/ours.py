@@ -129,7 +129,7 @@ def make_task(case: Case, dtype: str) -> Task:
     if case["kind"] == "clip":
         return ClipRecipe(module=clip_module(case, dtype), **common).build({})
     if case["kind"] == "upsampler":
-        # The peers see whole pictures, so ours does too; the paper trains on crops.
+        # The peers see whole images, so ours does too; the paper trains on crops.
         sizes = {"low_size": case["low_size"], "crop_fraction": 1.0}
         return UpsamplerRecipe(module=upsampler_module(case, dtype), **sizes, **common).build({})
     embedded = {"clip": EmbeddingsInBatch(clip_sizes(case)), "frozen": {"clip": {}}}
@@ -160,22 +160,22 @@ def make_inputs(case: Case, batch: dict[str, np.ndarray]) -> dict[str, np.ndarra
     """The arguments of one evaluation of the network, all arrays, so that nothing is computed while compiling."""
     rng, count = np.random.default_rng(1), case["batch"]
 
-    def pictures(size: int) -> np.ndarray:
+    def images(size: int) -> np.ndarray:
         return rng.standard_normal((count, size, size, 3), dtype=np.float32)
 
     if case["kind"] == "clip":
-        return {"pictures": pictures(case["size"]), "tokens": batch["tokens"], "mask": batch["mask"]}
+        return {"images": images(case["size"]), "tokens": batch["tokens"], "mask": batch["mask"]}
     timesteps = np.full(count, 500, np.int32)
-    told = {name: batch[name] for name in ("text_embedding",) if name in batch}
+    conditioning = {name: batch[name] for name in ("text_embedding",) if name in batch}
     if case["kind"] != "upsampler":
-        told |= {"text": batch["states"], "text_mask": batch["mask"]}
+        conditioning |= {"text": batch["states"], "text_mask": batch["mask"]}
     if case["kind"] == "prior":
-        return {"noised_image_embedding": batch["image_embedding"], "timesteps": timesteps, **told}
+        return {"noised_image_embedding": batch["image_embedding"], "timesteps": timesteps, **conditioning}
     if case["kind"] == "upsampler":
-        told["low_resolution"] = pictures(case["low_size"])
+        conditioning["low_resolution"] = images(case["low_size"])
     else:
-        told["image_embedding"] = batch["image_embedding"]
-    return {"x_t": pictures(case["size"]), "timesteps": timesteps, **told}
+        conditioning["image_embedding"] = batch["image_embedding"]
+    return {"x_t": images(case["size"]), "timesteps": timesteps, **conditioning}
 
 
 def plain_step(task: Task, mesh: jax.sharding.Mesh) -> tuple[Callable, Callable]:
@@ -274,7 +274,7 @@ def measure_training(case: Case, report: Report) -> None:
 
 
 def measure_generate(case: Case, report: Report) -> None:
-    """The caption's states to a picture, as `DALLE2.generate` does it, each stage compiled once.
+    """The caption's states to an image, as `DALLE2.generate` does it, each stage compiled once.
 
     Parameters are in the dtype of the computation, as in a run that is loaded with one.
     """

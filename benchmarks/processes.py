@@ -1,6 +1,6 @@
 """The measured processes as `benchmarks.compare` sees them: started, called for steps in turn, stopped when too slow.
 
-What a process says on its stdout is told in `benchmarks.worker`.
+What a process says on its stdout is described in `benchmarks.worker`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Limits:
 
 
 class Worker:
-    """A started process that steps when it is told to. result: what it found, once it has ended.
+    """A started process that steps on command. result: what it found, once it has ended.
 
     A process that fails or is stopped leaves `error` in the result, beside what it had reported until then;
     `cut_off` is there too where it was `limits.end` that stopped it.
@@ -144,13 +144,13 @@ def run_in_turn(calls: Iterable[Call], limits: Limits) -> list[Result]:
     """
     workers: list[Worker] = []
     try:
-        waiting = []
+        pending = []
         for call in calls:
             workers.append(Worker(call, limits))
             if workers[-1].advance():
-                waiting.append(workers[-1])
-        while waiting:
-            waiting = [worker for worker in waiting if worker.step()]
+                pending.append(workers[-1])
+        while pending:
+            pending = [worker for worker in pending if worker.step()]
         return [worker.result for worker in workers]
     finally:
         for worker in workers:

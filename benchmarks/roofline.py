@@ -349,9 +349,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             case = changed_case(orders.case, orders.set)
             mesh = topology_mesh(orders.topology, mesh_sizes(orders.mesh) if orders.mesh else None)
             rates = chosen_rates(mesh.devices.flat[0].device_kind, orders.rate, orders.bandwidth)
-            told = {"case": orders.case, "step": orders.step, "dtype": orders.dtype, "batch": case["batch"]}
+            names = {"case": orders.case, "step": orders.step, "dtype": orders.dtype, "batch": case["batch"]}
             compiled, text = compile_case(case, orders.step, orders.dtype, mesh)
-            found = told | compiled
+            found = names | compiled
         if orders.hlo is not None:
             orders.hlo.write_text(text)
         found |= analyse(text, rates)

@@ -1,12 +1,12 @@
-"""Your own pictures: a folder of them with captions, in the networks of configs/emoji.py.
+"""Your own images: a folder of them with captions, in the networks of configs/emoji.py.
 
-    dalle2 data check PICTURES                                                          # what is in it
-    python -m train configs/folder.py PICTURES all                                      # from nothing
-    python -m train configs/folder.py PICTURES all --run tuned --init-from runs/emoji   # fine-tuned from a trained run
+    dalle2 data check IMAGES                                                          # what is in it
+    python -m train configs/folder.py IMAGES all                                      # from nothing
+    python -m train configs/folder.py IMAGES all --run tuned --init-from runs/emoji   # fine-tuned from a trained run
     dalle2 evaluate runs/tuned
 
 A caption is `NAME.txt` beside `NAME.png`, or a line of one `metadata.jsonl` or `metadata.csv` with `file_name` and
-`text`. Pictures are cut to their central square. The steps are for some hundred pictures, about a quarter of an hour
+`text`. Images are cut to their central square. The steps are for some hundred images, about a quarter of an hour
 on two CPU cores; with thousands, give as many as configs/emoji.py has, or more (`decoder.steps=50000`). For an
 accelerator take configs/folder_large.py.
 """

@@ -6,7 +6,7 @@
 
 Nobody trains this on one machine: the five networks have 6.7 billion parameters, 135 GB in float32 with gradients,
 Adam's moments and the moving average, a training of all of them is some 6e22 operations, and the decoder alone sees
-1.6 billion pictures. It stands here so that the paper's numbers are in one place and every one of them is built,
+1.6 billion images. It stands here so that the paper's numbers are in one place and every one of them is built,
 counted and lowered by the tests.
 
 From the paper: all sizes, noise schedules, dropout, weight decay, batch sizes, iterations, learning rates, Adam's
@@ -16,7 +16,7 @@ what is dropped of the conditioning (10% and 50%).
 Where the paper says nothing, this file chooses:
 
 - CLIP (App. C gives widths and depths, and otherwise "as in CLIP"): 16 heads in either half, as open_clip's ViT-H;
-  batch, weight decay, warm-up, Adam and the 32 epochs are those of CLIP's ViT, over the 650 million pictures that
+  batch, weight decay, warm-up, Adam and the 32 epochs are those of CLIP's ViT, over the 650 million images that
   App. C names; 256 positions, so that one tokenizer serves all stages; CLIP's vocabulary of 49,408. SAM (rho 0.1) is
   not built: AdamW.
 - The prior reads the states of CLIP's text transformer. Its guidance scale is not given; 1 (Sec. 5.5: guiding the prior
@@ -27,8 +27,8 @@ Where the paper says nothing, this file chooses:
 - Warm-up is 1,000 steps to a constant rate (CLIP: 2,000 and a cosine), gradients are clipped at norm 1, and networks
   compute in bfloat16 with float32 parameters.
 
-`data` is a placeholder, COCO's captions by its name in TFDS, since the paper's pictures are not public; name your own
-on the command line. Only the last stage needs pictures of 1024 px: `data.image_size=256` spares the host and the
+`data` is a placeholder, COCO's captions by its name in TFDS, since the paper's images are not public; name your own
+on the command line. Only the last stage needs images of 1024 px: `data.image_size=256` spares the host and the
 devices fifteen sixteenths of every batch of the four before it.
 """
 
@@ -62,7 +62,7 @@ def system() -> System:
             embedding_size=EMBEDDING,
         ),
         chunk=2048,  # of 32,768 captions
-        steps=635_000,  # 32 epochs of 650 million pictures
+        steps=635_000,  # 32 epochs of 650 million images
         batch_size=32_768,
         optimizer=Optimizer(
             learning_rate=3e-4,

@@ -32,48 +32,48 @@ data = model.recorded("data")
 print(f"{RUN}: {data.name}, {model.image_size} px")
 
 # %% [markdown]
-# ## From captions to pictures
+# ## From captions to images
 #
-# The captions here are the first of the run's own test split; write your own. A key makes a picture: the same key and
-# caption give the same picture again, alone or among others.
+# The captions here are the first of the run's own test split; write your own. A key makes an image: the same key and
+# caption give the same image again, alone or among others.
 
 # %%
 examples = evaluation_examples(data, data.test_split, 6)
 captions = examples.captions
 key = jax.random.key(0)
 drawn = model.generate(key, captions, return_stages=True)
-caption_grid([examples.pictures, drawn.decoded, drawn.images], captions, labels=("real", "decoder", "final"))
+caption_grid([examples.images, drawn.decoded, drawn.images], captions, labels=("real", "decoder", "final"))
 
 # %% [markdown]
 # ## The caption, and its neighbours
 #
-# CLIP puts captions and pictures into one space. These are the cosines of each caption's embedding with the embeddings of
-# the real pictures above: the largest of a row should stand on the diagonal.
+# CLIP puts captions and images into one space. These are the cosines of each caption's embedding with the embeddings of
+# the real images above: the largest of a row should stand on the diagonal.
 
 # %%
 text = np.asarray(drawn.text_embeddings)
-real = np.asarray(model.encode_image(examples.pictures))
+real = np.asarray(model.encode_image(examples.images))
 print(np.round(text @ real.T, 2))
 for row, caption in zip(text @ real.T, captions, strict=True):
-    print(f"{caption!r} is nearest to the picture of {captions[int(row.argmax())]!r}")
+    print(f"{caption!r} is nearest to the image of {captions[int(row.argmax())]!r}")
 
 # %% [markdown]
 # ## The prior
 #
-# From a caption the prior draws the embedding of a picture. It should lie nearer to the true picture's embedding than the
+# From a caption the prior draws the embedding of an image. It should lie nearer to the true image's embedding than the
 # caption's own does, and different keys should give different ones.
 
 # %%
 again = np.asarray(model.sample_prior(jax.random.key(1), captions))
 first = drawn.image_embeddings
-print("caption to true picture      ", np.round((text * real).sum(-1), 2))
-print("prior's to true picture      ", np.round((first * real).sum(-1), 2))
+print("caption to true image      ", np.round((text * real).sum(-1), 2))
+print("prior's to true image      ", np.round((first * real).sum(-1), 2))
 print("two draws for one caption    ", np.round((first * again).sum(-1), 2))
 
 # %% [markdown]
 # ## The embedding alone, and the caption alone
 #
-# The decoder reads both. Without the caption only the embedding speaks; with another picture's embedding the two disagree.
+# The decoder reads both. Without the caption only the embedding speaks; with another image's embedding the two disagree.
 
 # %%
 alone = model.generate(key, captions, image_embeddings=first, caption_to_decoder=False)
@@ -106,12 +106,12 @@ caption_grid(sampled, captions, labels=[f"{sampler} {steps}" for sampler, steps 
 # %% [markdown]
 # ## There and back
 #
-# `invert` finds the noise from which DDIM draws a given picture again: with CLIP's embedding, it is the picture (Sec. 3 of
+# `invert` finds the noise from which DDIM draws a given image again: with CLIP's embedding, it is the image (Sec. 3 of
 # the paper). With fresh noise instead, the embedding keeps what it knows and the rest varies.
 
 # %%
 steps = {"steps": "50", "sampler": "ddim", "guidance_scale": 1.0}
-embeddings, x_T = model.invert(examples.pictures, captions, steps="50")
+embeddings, x_T = model.invert(examples.images, captions, steps="50")
 back = to_uint8(model.decode(key, embeddings, captions, x_T=x_T, **steps))
 varied = to_uint8(model.decode(key, embeddings, captions, **steps))
-caption_grid([examples.pictures, np.asarray(back), np.asarray(varied)], captions, labels=("real", "there and back", "varied"))
+caption_grid([examples.images, np.asarray(back), np.asarray(varied)], captions, labels=("real", "there and back", "varied"))

@@ -42,18 +42,18 @@ def damage(stage: Path) -> None:
         path.write_bytes(bytes(data))
 
 
-def test_one_picture_with_its_facts(run, tmp_path, capsys):
+def test_one_image_with_its_facts(run, tmp_path, capsys):
     out = tmp_path / "deep" / "apple.png"
     assert cli.main(["generate", run, PROMPT, "--seed", "5", "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"{out}\n" and captured.err == ""
-    with Image.open(out) as picture:
-        assert picture.size == (FINAL_SIZE, FINAL_SIZE) and picture.mode == "RGB"
+    with Image.open(out) as image:
+        assert image.size == (FINAL_SIZE, FINAL_SIZE) and image.mode == "RGB"
         facts = {"prompt": PROMPT, "seed": "5", "software": f"dalle2_jax {__version__}"}
-        assert picture.text == facts
-        pixels = np.asarray(picture)
+        assert image.text == facts
+        pixels = np.asarray(image)
     assert [path.name for path in out.parent.iterdir()] == ["apple.png"]
-    # The first of several is the same picture.
+    # The first of several is the same image.
     folder = tmp_path / "several"
     prompts = [PROMPT, "a large cross", "a blue circle", "a cross"]
     arguments = ["generate", run, *prompts, "--seed", "5", "--out", str(folder), "--stages"]
@@ -80,11 +80,11 @@ def test_a_long_prompt_is_drawn_with_a_warning(run, tmp_path, capsys):
 
 
 def pixels_of(path: str | Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture).astype(int)
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
 
 
-def test_prompts_of_a_file_and_seeds_that_make_each_picture_again(run, tmp_path, capsys):
+def test_prompts_of_a_file_and_seeds_that_make_each_image_again(run, tmp_path, capsys):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\ufeff# what to draw\na small red circle\n\nü 緑 ok\n", encoding="utf-8")
     many = [
@@ -98,12 +98,12 @@ def test_prompts_of_a_file_and_seeds_that_make_each_picture_again(run, tmp_path,
         *(f"000_a_small_red_circle_{seed}.png" for seed in (7, 8, 9)),
         *(f"001_ü_緑_ok_{seed}.png" for seed in (7, 8, 9)),
     ]
-    assert [line.split(" |")[0] for line in captured.err.splitlines() if "pictures" in line] == [
-        "4/6 pictures",
-        "6/6 pictures",
+    assert [line.split(" |")[0] for line in captured.err.splitlines() if "images" in line] == [
+        "4/6 images",
+        "6/6 images",
     ]
-    with Image.open(written[4]) as picture:
-        assert picture.text["prompt"] == "ü 緑 ok" and picture.text["seed"] == "8"
+    with Image.open(written[4]) as image:
+        assert image.text["prompt"] == "ü 緑 ok" and image.text["seed"] == "8"
     assert len({pixels_of(path).tobytes() for path in written}) == 6
     # Alone, by its own seed.
     alone = tmp_path / "alone.png"
@@ -134,7 +134,7 @@ def test_ctrl_c_keeps_what_is_done(run, tmp_path, capsys, monkeypatch):
     arguments = ["generate", run, PROMPT, "--count", "12", "--batch-size", "4"]
     assert cli.main([*arguments, "--out", str(tmp_path / "files")]) == 130
     captured = capsys.readouterr()
-    assert "stopped; 8 of 12 pictures are drawn" in captured.err and "Traceback" not in captured.err
+    assert "stopped; 8 of 12 images are sampled" in captured.err and "Traceback" not in captured.err
     assert sorted(path.suffix for path in (tmp_path / "files").iterdir()) == [".png"] * 8
     calls.clear()
     assert cli.main([*arguments, "--grid", "--out", str(tmp_path / "sheet.png")]) == 130
@@ -168,22 +168,22 @@ def test_a_stage_is_sampled_as_the_options_say(run, tmp_path, monkeypatch):
 
 
 def test_an_upsampler_by_itself(run, tmp_path, capsys):
-    picture = tmp_path / "photo.jpg"
-    Image.new("L", (40, 24), 120).save(picture)
+    image = tmp_path / "photo.jpg"
+    Image.new("L", (40, 24), 120).save(image)
     stage = str(Path(run) / "upsampler")
-    assert cli.main(["enlarge", stage, str(picture), "--steps", "2"]) == 0
+    assert cli.main(["upsample", stage, str(image), "--steps", "2"]) == 0
     out = tmp_path / "photo_large.png"
     assert capsys.readouterr().out == f"{out}\n"
     with Image.open(out) as large:
         assert large.size == (FINAL_SIZE, FINAL_SIZE) and large.text["source"] == "photo.jpg"
     for arguments, sentence in (
-        ([str(Path(run) / "clip"), str(picture)], "is a trained clip; name an upsampler's folder"),
+        ([str(Path(run) / "clip"), str(image)], "is a trained clip; name an upsampler's folder"),
         ([stage, str(out.with_name("none.png"))], "No such file"),
-        ([stage, str(picture), "--out", str(tmp_path)], "is no PNG"),
-        ([stage, str(picture), "--steps", "prior=3"], "only the upsampler is at work here"),
-        ([stage, __file__], "is no picture that can be read: it is not a picture"),
+        ([stage, str(image), "--out", str(tmp_path)], "is no PNG"),
+        ([stage, str(image), "--steps", "prior=3"], "only the upsampler is at work here"),
+        ([stage, __file__], "is no image that can be read: it is not an image"),
     ):
-        assert cli.main(["enlarge", *arguments]) == 2
+        assert cli.main(["upsample", *arguments]) == 2
         shown = capsys.readouterr().err
         assert sentence in shown and shown.count("\n") == 1
 
@@ -215,8 +215,8 @@ def test_curves(run, tmp_path, capsys):
     out = tmp_path / "curves.png"
     assert cli.main(["curves", run, str(other), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"wrote {out}\n"
-    with Image.open(out) as picture:
-        assert picture.width > 3 * picture.height
+    with Image.open(out) as image:
+        assert image.width > 3 * image.height
 
 
 def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
@@ -230,33 +230,33 @@ def test_a_folder_is_checked(tmp_path, capsys, monkeypatch):
     (folder / "4.txt").unlink()
     assert cli.main(["data", "check", "pets"]) == 0
     text = capsys.readouterr().out
-    assert "pets: 4 captioned pictures, " in text and "40 to 43 pixels" in text and "4 tall" in text
+    assert "pets: 4 captioned images, " in text and "40 to 43 pixels" in text and "4 tall" in text
     assert "8, of 2 to 3 words" in text and "2 problems, all left out of training:" in text
-    assert "broken.png: it is not a picture" in text and "4.png: there is no 4.txt" in text
+    assert "broken.png: it is not an image" in text and "4.png: there is no 4.txt" in text
     with Image.open("pets_sheet.png") as sheet:
         assert sheet.width > 4 * 96
     assert cli.main(["data", "check", "nowhere"]) == 2
-    assert capsys.readouterr().err == "dalle2: there is no folder nowhere; name one with pictures and captions\n"
+    assert capsys.readouterr().err == "dalle2: there is no folder nowhere; name one with images and captions\n"
 
 
 def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
-    data = tiny.system.data  # fewer pictures than the command's name alone would draw
+    data = tiny.system.data  # fewer images than the command's name alone would draw
     monkeypatch.setattr("dalle2_jax.data.dataset.Data", lambda **named: dataclasses.replace(data, **named))
     out = tmp_path / "made" / "shapes"
     arguments = ["data", "export", "captioned_shapes/one_object", "validation+test", str(out), "--count", "8"]
     assert cli.main(arguments) == 0
-    assert capsys.readouterr().out.endswith(f"wrote 8 pictures with captions to {out}\n")
+    assert capsys.readouterr().out.endswith(f"wrote 8 images with captions to {out}\n")
     assert [path.name for path in out.parent.iterdir()] == ["shapes"] and len(list(out.iterdir())) == 16
     folder = read_folder(out)
-    assert len(folder.pictures) == 8 and not folder.problems
+    assert len(folder.images) == 8 and not folder.problems
     validation, test = (open_source(data, split) for split in ("validation", "test"))
     step = (len(validation) + len(test)) / 8
-    for number, picture in enumerate(folder.pictures):
+    for number, image in enumerate(folder.images):
         index = int(step * number)
         source, index = (validation, index) if index < len(validation) else (test, index - len(validation))
-        assert picture.captions == tuple(dict.fromkeys(source.captions([index])[0]))
-        with Image.open(out / picture.name) as pixels:
-            np.testing.assert_array_equal(np.asarray(pixels), source.pictures([index])[0])
+        assert image.captions == tuple(dict.fromkeys(source.captions([index])[0]))
+        with Image.open(out / image.name) as pixels:
+            np.testing.assert_array_equal(np.asarray(pixels), source.images([index])[0])
     assert cli.main(arguments) == 2
     assert capsys.readouterr().err == f"dalle2: {out} exists already; name a folder to make\n"
     assert cli.main([*arguments[:3], "tests", str(tmp_path / "other")]) == 2
@@ -267,7 +267,7 @@ def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
     ("arguments", "sentence"),
     [
         (["generate", "nowhere", PROMPT], "there is no run at nowhere"),
-        (["generate", "RUN"], "there is nothing to draw; give captions in quotes"),
+        (["generate", "RUN"], "there is nothing to sample; give captions in quotes"),
         (["generate", "RUN", "--prompts", "none.txt"], "--prompts none.txt cannot be read: No such file"),
         (["generate", "RUN", PROMPT, "--grid", "--out", "folder"], "--out folder is no PNG"),
         (["generate", "RUN", PROMPT, "--seed", "4294967295", "--count", "2"], "goes beyond the last seed"),
@@ -290,7 +290,7 @@ def test_a_data_set_becomes_a_folder(tiny, tmp_path, monkeypatch, capsys):
         (["generate", "RUN", LONG, "--strict"], "this part is cut"),
         (
             ["generate", "RUN", PROMPT, "--count", "2", "--out", "OUT/a.png"],
-            "2 pictures are to be drawn; name a folder",
+            "2 images are to be sampled; name a folder",
         ),
         (["generate", "RUN", PROMPT, "--out", "FILE"], "is a file; give another name"),
         (["generate", "RUN", PROMPT, "--steps", "many"], "many"),
@@ -322,7 +322,7 @@ def test_bad_input_is_one_sentence(run, tmp_path, monkeypatch, capsys, arguments
     [
         ["generate", "nowhere", PROMPT],
         ["vary", "nowhere", "a.png"],
-        ["enlarge", "nowhere/upsampler", "a.png"],
+        ["upsample", "nowhere/upsampler", "a.png"],
         ["evaluate", "nowhere"],
         ["sweep", "nowhere"],
     ],
@@ -372,8 +372,8 @@ def test_memory_of_a_run_that_lacks_a_stage(run, tmp_path, capsys, kept, sentenc
     for name in kept:
         shutil.copytree(f"{run}/{name}", tmp_path / name)
     assert cli.main(["describe", str(tmp_path), "--memory"]) == 2
-    told = capsys.readouterr()
-    assert sentence in told.err and told.err.count("\n") == 1 and "GiB" not in told.out
+    message = capsys.readouterr()
+    assert sentence in message.err and message.err.count("\n") == 1 and "GiB" not in message.out
     if kept == ["upsampler"]:
         with pytest.raises(CheckpointError, match=sentence):
             DALLE2.load(tmp_path)
@@ -387,7 +387,7 @@ def test_evaluate_writes_the_report(run, tmp_path, capsys):
     for name in ("oracle", "oracle_embedding_only", "oracle_other_embedding", "oracle_unseen_pairs", "chance"):
         assert set(report[name]) == {"color", "background", "shape", "size", "all"}
         assert all(0 <= value <= 1 for value in report[name].values())
-    assert report["oracle_real_pictures"]["all"] == 1.0
+    assert report["oracle_real_images"]["all"] == 1.0
     assert set(report["retrieval"]) == {f"{a}_r{k}" for a in ("image_to_text", "text_to_image") for k in (1, 5)}
     assert set(report["prior"]["healthy"]) == set(report["prior"]["healthy_ranges"])
     gain = report["upsampler"]["psnr"] - report["upsampler"]["psnr_bicubic"]

@@ -85,12 +85,12 @@ def test_the_paper_has_the_training_of_table_3():
 
 @pytest.mark.parametrize(("module", "like"), [(folder, emoji), (folder_large, emoji_large)])
 def test_a_folder_is_trained_as_emoji_are(module, like):
-    own, other = module.system("pictures/my pets"), like.system()
+    own, other = module.system("images/my pets"), like.system()
     assert own.name == "my pets" and [*own.stages] == [*other.stages]
     for name, recipe in own.stages.items():
         assert recipe.module == other.stages[name].module and recipe.steps < other.stages[name].steps
         assert recipe.optimizer.warmup_steps < recipe.steps
-    assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
+    assert (own.data.name, own.data.folder) == ("folder", str(Path("images/my pets").resolve()))
     assert own.data.image_size == other.data.image_size == (128 if module is folder_large else 64)
     assert all(
         own.stages[name].steps == folder.STEPS[name] * (2 if module is folder_large else 1) for name in own.stages
@@ -101,9 +101,9 @@ def test_karlo_is_tuned_from_a_converted_run(tmp_path):
     """Its networks are those of the run, so that a small one will do."""
     run, lines = write_karlo_run(tmp_path), []
     for module in (karlo, karlo_large):
-        own = module.system(str(run), "pictures/my pets")
+        own = module.system(str(run), "images/my pets")
         assert own.name == "my pets" and [*own.stages] == ["prior", "decoder"]
-        assert (own.data.name, own.data.folder) == ("folder", str(Path("pictures/my pets").resolve()))
+        assert (own.data.name, own.data.folder) == ("folder", str(Path("images/my pets").resolve()))
         assert (own.vocabulary_size, own.context_length) == (600, 9)
         for name, recipe in own.stages.items():
             assert recipe.init_from == own.given[name] == str(run / name)

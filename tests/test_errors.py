@@ -15,7 +15,7 @@ from dalle2_jax.checkpoint import CheckpointError
 from dalle2_jax.cli import describe
 from dalle2_jax.data.pipeline import _encode
 from dalle2_jax.errors import CaptionTruncated, InputError, nearest, sentence_for_user
-from dalle2_jax.images.read import PictureError
+from dalle2_jax.images.read import ImageError
 from dalle2_jax.weights.tensors import WeightsError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,7 +80,7 @@ def test_bad_input_to_a_command_is_one_sentence(monkeypatch, capsys):
 
 
 def test_what_is_told_to_the_user(tmp_path):
-    for kind in (CheckpointError, WeightsError, PictureError):
+    for kind in (CheckpointError, WeightsError, ImageError):
         assert issubclass(kind, InputError) and sentence_for_user(kind("it is damaged")) == "it is damaged"
     with pytest.raises(OSError) as caught:
         (tmp_path / "none" / "a.png").write_bytes(b"")

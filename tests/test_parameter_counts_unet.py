@@ -25,8 +25,8 @@ def _decoder_shapes(decoder: Decoder, embedding_size: int, text: tuple | None = 
 
 
 def _upsampler_count(unet: UNet) -> int:
-    pictures, small = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 16, 16, 3))
-    return _count(jax.eval_shape(Upsampler(unet).init, jax.random.key(0), pictures, jnp.zeros(1, jnp.int32), small))
+    images, small = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 16, 16, 3))
+    return _count(jax.eval_shape(Upsampler(unet).init, jax.random.key(0), images, jnp.zeros(1, jnp.int32), small))
 
 
 def test_glide_base():

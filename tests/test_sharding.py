@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dalle2_jax.layers.stacking import written_out
+from dalle2_jax.layers.stacking import unstack_layers
 from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.sharding import (
@@ -79,7 +79,7 @@ def test_a_transformer_is_split_by_heads_and_hidden_units():
     assert parts["mlp_in"]["kernel"] == (3, 32, 128) and parts["mlp_in"]["bias"] == (3, 128)
     assert parts["mlp_out"]["kernel"] == (3, 128, 32)
     # Layers that lie by themselves are split in the same way.
-    apart = jax.eval_shape(written_out, tree)
+    apart = jax.eval_shape(unstack_layers, tree)
     of_layer = jax.tree.map(
         lambda leaf, sharding: sharding.shard_shape(leaf.shape), apart, partition(apart, mesh, smallest=64)
     )

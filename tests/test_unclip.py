@@ -1,4 +1,4 @@
-"""DALLE2 as users meet it: what generate returns, what a picture depends on, and what is refused."""
+"""DALLE2 as users meet it: what generate returns, what an image depends on, and what is refused."""
 
 import dataclasses
 import gc
@@ -15,9 +15,9 @@ import pytest
 from dalle2_jax import DALLE2
 from dalle2_jax.checkpoint import CheckpointError, load_params
 from dalle2_jax.diffusion import Sampling
-from dalle2_jax.evaluation.captioned import evaluate_pictures
+from dalle2_jax.evaluation.captioned import evaluate_images
 from dalle2_jax.evaluation.metrics.retrieval import recall_at
-from dalle2_jax.evaluation.report import format_pictures_report
+from dalle2_jax.evaluation.report import format_images_report
 from dalle2_jax.layers.pixels import to_uint8
 from tests.cascade import DECODER_SIZE, EMBEDDING, FINAL_SIZE
 
@@ -79,7 +79,7 @@ def test_each_stage_has_its_part(model, generated):
 
 
 def test_the_parts_are_those_of_the_stages(model, keys, generated):
-    """generate is the stages one after the other, each with its own key of the picture's."""
+    """generate is the stages one after the other, each with its own key of the image's."""
     stage_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     embeddings = model.sample_prior(stage_keys[:, 0], CAPTIONS)
     np.testing.assert_allclose(generated.image_embeddings, embeddings, atol=1e-6)
@@ -97,7 +97,7 @@ def test_the_same_key_draws_the_same(model, keys, generated):
     assert (first != model.generate(jax.random.key(1), CAPTIONS)).any()
 
 
-def test_a_picture_alone_is_the_picture_in_a_batch(model, keys, generated):
+def test_a_image_alone_is_the_image_in_a_batch(model, keys, generated):
     alone = model.generate(keys[1:2], CAPTIONS[1], return_stages=True)
     np.testing.assert_allclose(alone.image_embeddings[0], generated.image_embeddings[1], atol=1e-5)
     assert np.abs(alone.images[0].astype(int) - generated.images[1]).max() <= 1
@@ -152,13 +152,13 @@ def test_a_withheld_caption_does_not_show(lively, keys, generated):
     assert (lively.generate(keys, CAPTIONS, **given).decoded != without[0]).any()
 
 
-def test_inverted_pictures(model, keys, generated):
-    """The noise is the picture's: another picture, another embedding or caption asks for other noise."""
-    pictures = generated.images
-    embeddings, x_T = model.invert(pictures, CAPTIONS, steps="3")
-    np.testing.assert_allclose(embeddings, model.encode_image(pictures), atol=1e-6)
+def test_inverted_images(model, keys, generated):
+    """The noise is the image's: another image, another embedding or caption asks for other noise."""
+    images = generated.images
+    embeddings, x_T = model.invert(images, CAPTIONS, steps="3")
+    np.testing.assert_allclose(embeddings, model.encode_image(images), atol=1e-6)
     assert x_T.shape == (3, DECODER_SIZE, DECODER_SIZE, 3) and np.isfinite(x_T).all()
-    assert np.abs(model.invert(pictures[::-1], CAPTIONS[::-1], steps="3")[1][::-1] - x_T).max() < 1e-4
+    assert np.abs(model.invert(images[::-1], CAPTIONS[::-1], steps="3")[1][::-1] - x_T).max() < 1e-4
     # Where the noise is given the keys play no part.
     settings = {"x_T": x_T, "steps": "3", "sampler": "ddim", "guidance_scale": 1.0}
     drawn = model.decode(keys, embeddings, CAPTIONS, **settings)
@@ -176,10 +176,10 @@ def test_changed_settings_reach_their_stage(lively, keys, generated):
     unguided = lively.generate(keys, CAPTIONS, guidance_scale=1.0, decoder={"steps": "1"}, **settings)
     assert (unguided.decoded != usual.decoded).any()
     # Sampled otherwise by default, it is inverted along DDIM's own timesteps all the same.
-    pictures = np.asarray(usual.decoded)
+    images = np.asarray(usual.decoded)
     record = dataclasses.replace(lively.decoder.record, sampling=Sampling(sampler="dpmpp_2m", steps="3"))
     other = dataclasses.replace(lively, decoder=dataclasses.replace(lively.decoder, record=record))
-    both = (each.invert(pictures, CAPTIONS, steps="3")[1] for each in (lively, other))
+    both = (each.invert(images, CAPTIONS, steps="3")[1] for each in (lively, other))
     np.testing.assert_array_equal(*both)
     with pytest.raises(ValueError, match="no sampler 'euler'"):
         lively.generate(keys, CAPTIONS, upsampler={"sampler": "euler"}, **settings)
@@ -227,7 +227,7 @@ def test_variations_are_of_no_caption(model, keys, generated):
     ("arguments", "sentence"),
     [
         ({"captions": None}, "neither captions nor image embeddings; give one of them"),
-        ({"captions": []}, "no caption to draw"),
+        ({"captions": []}, "there is no caption; give at least one"),
         ({"captions": ["a red circle", "  "]}, "the prompt is empty"),
         ({"keys": 2}, "2 keys were given for 3 examples"),
         ({"image_embeddings": np.ones((2, EMBEDDING), np.float32)}, "2 image embeddings were given for 3 captions"),
@@ -253,11 +253,11 @@ def test_what_cannot_be_drawn_is_refused(model, arguments, sentence):
 
 def test_a_long_prompt_is_cut_with_one_warning(model, keys):
     with pytest.warns(UserWarning, match="this part is cut: .* zebra") as caught:
-        pictures = model.generate(keys[:1], [LONG])
-    assert len(caught) == 1 and pictures.shape == (1, FINAL_SIZE, FINAL_SIZE, 3)
+        images = model.generate(keys[:1], [LONG])
+    assert len(caught) == 1 and images.shape == (1, FINAL_SIZE, FINAL_SIZE, 3)
     # What is cut away does not matter.
     with pytest.warns(UserWarning):
-        np.testing.assert_array_equal(pictures, model.generate(keys[:1], [LONG.replace("zebra", "giraffe")]))
+        np.testing.assert_array_equal(images, model.generate(keys[:1], [LONG.replace("zebra", "giraffe")]))
 
 
 def test_runs_that_cannot_be_loaded(tiny, tmp_path):
@@ -267,7 +267,7 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
     shutil.copytree(tiny.run_dir, run)
     path = run / "upsampler" / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "low_size": 12}))
-    with pytest.raises(CheckpointError, match="upsampler of .* enlarges 12 px images but the stage before it makes 8"):
+    with pytest.raises(CheckpointError, match="upsampler of .* upsamples 12 px images but the stage before it makes 8"):
         DALLE2.load(run)
     shutil.rmtree(run / "upsampler")
     assert DALLE2.load(run).image_size == DECODER_SIZE
@@ -279,8 +279,8 @@ def test_runs_that_cannot_be_loaded(tiny, tmp_path):
         DALLE2.load(run)
 
 
-def test_pictures_are_judged_by_retrieval(model, tiny):
-    report, shown = evaluate_pictures(model, tiny.system.data, count=6, judge=model)
+def test_images_are_judged_by_retrieval(model, tiny):
+    report, shown = evaluate_images(model, tiny.system.data, count=6, judge=model)
     assert report["data"] == "captioned_shapes" and report["test"]["captions"] == 6
     drawn = model.generate(jax.random.split(jax.random.key(0), 3)[0], shown["test"].captions)
     np.testing.assert_array_equal(drawn, shown["generated"].images)
@@ -291,9 +291,9 @@ def test_pictures_are_judged_by_retrieval(model, tiny):
     assert generated["image_to_text_r5"] == recall_at(image, text, shown["test"].captions, 5)["image_to_text_r5"]
     assert report["test"]["chance"] == {"r1": 1 / 6, "r5": 5 / 6}
     assert report["unseen"]["captions"] == 3 and report["unseen"]["chance"]["r5"] == 1.0
-    text = format_pictures_report(report)
+    text = format_images_report(report)
     assert "6 test captions; R@1 / R@5 by chance 0.17 / 0.83" in text and "3 unseen combinations" in text
-    report, shown = evaluate_pictures(model, tiny.system.data, split="validation", count=2)
-    assert "unseen" not in report and "2 validation captions" in format_pictures_report(report)
+    report, shown = evaluate_images(model, tiny.system.data, split="validation", count=2)
+    assert "unseen" not in report and "2 validation captions" in format_images_report(report)
     with pytest.raises(ValueError, match="validate"):
-        evaluate_pictures(model, tiny.system.data, split="validate", count=2)
+        evaluate_images(model, tiny.system.data, split="validate", count=2)

@@ -34,7 +34,7 @@ HEADER = (
     "largest batch",
 )
 NOTE = (
-    "\nForward, in training: FLOPs a picture, of matrix products and convolutions, frozen networks and what remat\n"
+    "\nForward, in training: FLOPs an image, of matrix products and convolutions, frozen networks and what remat\n"
     "computes again included. State, activations: of one device. The state is what lasts through a step, and the\n"
     "gradients; activations are what is kept for the backward pass. What a layer has in hand comes on top, so the\n"
     "largest batch that they leave room for is an estimate{}."
@@ -49,9 +49,9 @@ HOW_TO_COMPILE = (
 class Stage:
     """A stage's figures.
 
-    parts: parameters by the network's part. memory: bytes a device by what they hold. forward, training: operations a
-    picture of the loss alone, and of a whole step. activations: bytes a picture that are kept for the backward pass,
-    on the device that has the picture.
+    parts: parameters by the network's part. memory: bytes a device by what they hold. forward, training: operations an
+    image of the loss alone, and of a whole step. activations: bytes an image that are kept for the backward pass,
+    on the device that has the image.
     """
 
     name: str
@@ -70,11 +70,11 @@ class Stage:
 
     @property
     def state(self) -> int:
-        """Bytes that a device holds before it sees a picture."""
+        """Bytes that a device holds before it sees an image."""
         return sum(self.memory.values())
 
     def largest_batch(self, memory: int, parts: int) -> int:
-        """How many pictures over `parts` devices of so many bytes each; 0 if the state leaves no room."""
+        """How many images over `parts` devices of so many bytes each; 0 if the state leaves no room."""
         return max(0, memory - self.state) // self.activations * parts * self.recipe.optimizer.accumulation
 
 
@@ -224,8 +224,8 @@ def _largest_parts(stage: Stage) -> str:
     parts = sorted(stage.parts.items(), key=lambda part: -part[1])
     large = [(name, count) for name, count in parts if 100 * count >= stage.parameters]
     rest = stage.parameters - sum(count for _, count in large)
-    told = [*large, *([("the rest", rest)] if rest else []), *([("frozen", stage.frozen)] if stage.frozen else [])]
-    return ", ".join(f"{name} {count:,}" for name, count in told)
+    parts = [*large, *([("the rest", rest)] if rest else []), *([("frozen", stage.frozen)] if stage.frozen else [])]
+    return ", ".join(f"{name} {count:,}" for name, count in parts)
 
 
 def _row(stage: Stage, mesh: Mesh, memory: int | None) -> tuple[str, ...]:

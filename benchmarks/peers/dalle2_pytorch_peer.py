@@ -71,23 +71,26 @@ def train(case: Case, report: Report) -> None:
     if case["kind"] == "prior":
         prior = prior_network(case).to(device)
         size = prior.image_embed_dim
-        image, told = random(size), {"text_embed": random(size), "text_encodings": random(case["text_length"], size)}
+        image, conditioning = (
+            random(size),
+            {"text_embed": random(size), "text_encodings": random(case["text_length"], size)},
+        )
         if orders.compile:
             prior.net.forward = torch.compile(prior.net.forward)
         # It scales the embeddings where they stand.
         measure_training(
             report,
             [prior],
-            lambda: prior.net(image, timesteps, **told),
-            lambda: prior(image_embed=image.clone(), **told),
+            lambda: prior.net(image, timesteps, **conditioning),
+            lambda: prior(image_embed=image.clone(), **conditioning),
         )
         return
     image = random(case["embedding"])
-    pictures = torch.rand(batch, 3, case["size"], case["size"], device=device)
+    images = torch.rand(batch, 3, case["size"], case["size"], device=device)
     if case["kind"] == "decoder":
         cascade = Decoder(unet=(decoder_unet(case),), image_sizes=(case["size"],), timesteps=1000).to(device)
-        told = {"text_encodings": random(case["text_length"], case["embedding"])}
-        given, seen, number = told, {}, 1
+        conditioning = {"text_encodings": random(case["text_length"], case["embedding"])}
+        given, seen, number = conditioning, {}, 1
     else:
         sizes = case["low_size"], case["size"]
         cascade = Decoder(unet=(small_unet(case), upsampler_unet(case)), image_sizes=sizes, timesteps=1000).to(device)
@@ -100,12 +103,12 @@ def train(case: Case, report: Report) -> None:
         report,
         [network],
         lambda: network(x_t, timesteps, image_embed=image, **given, **seen),
-        lambda: cascade(pictures, image_embed=image, unet_number=number, **given),
+        lambda: cascade(images, image_embed=image, unet_number=number, **given),
     )
 
 
 def generate(case: Case, report: Report) -> None:
-    """Prior and cascade from the caption's states to a picture, with as many steps of its own sampler (DDIM)."""
+    """Prior and cascade from the caption's states to an image, with as many steps of its own sampler (DDIM)."""
     orders = report.orders
     batch, device, steps, scales = case["batch"], orders.device, case["steps"], case["guidance"]
     prior = prior_network(case["prior"]).to(device).eval()
@@ -124,12 +127,12 @@ def generate(case: Case, report: Report) -> None:
 
     def draw() -> None:
         with torch.no_grad(), precision(orders):
-            told = {"text_embed": text, "text_encodings": states}
-            image = prior.p_sample_loop((batch, size), text_cond=told, cond_scale=scales[0], timesteps=steps[0])
-            pictures = cascade.sample(
+            conditioning = {"text_embed": text, "text_encodings": states}
+            image = prior.p_sample_loop((batch, size), text_cond=conditioning, cond_scale=scales[0], timesteps=steps[0])
+            images = cascade.sample(
                 image_embed=image, text_encodings=states, cond_scale=(scales[1], 1.0), one_unet_in_gpu_at_time=False
             )
-        pictures.cpu()
+        images.cpu()
         wait(orders)
 
     report.add(parameters=count([prior, *cascade.unets]))

@@ -1,7 +1,7 @@
 """One case of diffusers, measured in its own process: `python -m benchmarks.peers.diffusers_peer --case prior-2`.
 
 The networks are those of its UnCLIPPipeline (Karlo), at the case's sizes. diffusers has no training loss for them: the
-mean squared error of the prediction is taken, on pictures and embeddings that its scheduler has noised.
+mean squared error of the prediction is taken, on images and embeddings that its scheduler has noised.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ def train(case: Case, report: Report) -> None:
         x_0, low = random(3, case["size"], case["size"]), random(3, case["low_size"], case["low_size"])
 
         def predict(x_t: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-            enlarged = torch.nn.functional.interpolate(low, size=x_t.shape[-2:], mode="bilinear")
-            return call(torch.cat([x_t, enlarged], dim=1), timesteps)[0]
+            resized = torch.nn.functional.interpolate(low, size=x_t.shape[-2:], mode="bilinear")
+            return call(torch.cat([x_t, resized], dim=1), timesteps)[0]
 
         modules, of_noise = [network], True
 
@@ -186,7 +186,7 @@ class Tokens:
 
 
 def generate(case: Case, report: Report) -> None:
-    """The whole pipeline from the caption's states to a picture, weights in the dtype of the computation."""
+    """The whole pipeline from the caption's states to an image, weights in the dtype of the computation."""
     orders = report.orders
     decoder, projections = decoder_networks(case["decoder"])
     first = upsampler_network(case["upsampler"])

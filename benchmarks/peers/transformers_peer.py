@@ -56,8 +56,10 @@ def train(case: Case, report: Report) -> None:
     tokens = torch.randint(1, case["vocabulary"] - 2, shape, device=orders.device)
     tokens[:, -1] = case["vocabulary"] - 1  # a caption ends with its only token of that kind
     images = torch.randn(case["batch"], 3, case["size"], case["size"], device=orders.device)
-    told = {"input_ids": tokens, "pixel_values": images}
-    measure_training(report, [network], lambda: call(**told), lambda: call(**told, return_loss=True).loss)
+    conditioning = {"input_ids": tokens, "pixel_values": images}
+    measure_training(
+        report, [network], lambda: call(**conditioning), lambda: call(**conditioning, return_loss=True).loss
+    )
 
 
 def main() -> None:

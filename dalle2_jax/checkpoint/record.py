@@ -30,7 +30,7 @@ class StageRecord:
       stage: its name. kind: what it does in a run, one of `KINDS` (`checkpoint.run`) or a kind of the user's own.
       module, process, sampling: the network, and how it is trained and sampled.
       training: what else a recipe says of its training, by name.
-      image_size: the side of the images it makes. low_size: of those an upsampler enlarges.
+      image_size: the side of the images it makes. low_size: of those an upsampler is given.
       data, tokenizer: what it was trained on; the tokenizer as its own JSON text.
       config: name, text, arguments and overrides of the config.
       init_from: the folder of the stage whose parameters it started from.

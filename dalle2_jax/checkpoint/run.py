@@ -28,7 +28,7 @@ KINDS = {
     "clip": Kind("encodes captions and images"),
     "prior": Kind("samples image embeddings of captions"),
     "decoder": Kind("samples images"),
-    "upsampler": Kind("enlarges images", only=False),
+    "upsampler": Kind("upsamples images", only=False),
 }
 
 

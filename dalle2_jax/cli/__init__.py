@@ -1,4 +1,4 @@
-"""The `dalle2` command over trained runs and folders of pictures. Bad input is one sentence and exit code 2."""
+"""The `dalle2` command over trained runs and folders of images. Bad input is one sentence and exit code 2."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import clip, convert, curves, data, describe, evaluate, generate, sweep, vary
-from dalle2_jax.cli import upsample as enlarge
+from dalle2_jax.cli import clip, convert, curves, data, describe, evaluate, generate, sweep, upsample, vary
 from dalle2_jax.errors import InputError, sentence_for_user
 
 COMMANDS = {
     "generate": generate,
     "vary": vary,
-    "enlarge": enlarge,
+    "upsample": upsample,
     "clip": clip,
     "evaluate": evaluate,
     "sweep": sweep,
@@ -31,7 +30,7 @@ LARGEST_SEED = 2**32 - 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="dalle2", description="Draw from, measure and describe trained runs.")
+    parser = argparse.ArgumentParser(prog="dalle2", description="Sample from, measure and describe trained runs.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_, **__: print(f"dalle2: warning: {message}", file=sys.stderr)
         try:
             _check_numbers(options)
-            if COMMANDS[options.command].DRAWS:
+            if COMMANDS[options.command].USES_JAX:
                 _prepare_jax()
             return COMMANDS[options.command].run(options)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""dalle2 data check FOLDER: what is in a folder of pictures, what is wrong with it, and how it looks."""
+"""dalle2 data check FOLDER: what is in a folder of images, what is wrong with it, and how it looks."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def run(options: argparse.Namespace) -> int:
     """
     from dalle2_jax.data.sources.folder import FolderRecords, read_folder
     from dalle2_jax.images.files import save_png
-    from dalle2_jax.images.read import read_picture
+    from dalle2_jax.images.read import read_image
     from dalle2_jax.images.resize import resize
     from dalle2_jax.images.sheet import caption_grid
 
     folder = read_folder(options.folder)
     print(report(folder))
     sheet = Path(options.out or f"{folder.root.resolve().name}_sheet.png")
-    step = max(1, len(folder.pictures) // SHEET)
-    chosen = folder.pictures[::step][:SHEET]
+    step = max(1, len(folder.images) // SHEET)
+    chosen = folder.images[::step][:SHEET]
     records = FolderRecords(folder.root, chosen).__getitems__(range(len(chosen)))
-    pictures = [resize(read_picture(record["image"])[None], 96)[0] for record in records]
-    save_png(sheet, caption_grid([pictures], [picture.captions[0] for picture in chosen]))
-    print(f"wrote {sheet}: {len(chosen)} of the pictures, as training sees them")
+    images = [resize(read_image(record["image"])[None], 96)[0] for record in records]
+    save_png(sheet, caption_grid([images], [image.captions[0] for image in chosen]))
+    print(f"wrote {sheet}: {len(chosen)} of the images, as training sees them")
     return 0
 
 
@@ -38,17 +38,16 @@ def report(folder: Any) -> str:
     """Counts, sizes, modes, caption lengths and every problem by name, as lines to read."""
     from dalle2_jax.data.sources.folder import SPLITS
 
-    pictures = folder.pictures
-    splits = Counter(picture.split for picture in pictures)
-    sides = sorted(min(picture.width, picture.height) for picture in pictures)
-    shapes = Counter(_shape(picture.width / picture.height) for picture in pictures)
-    modes = Counter(picture.mode for picture in pictures)
-    captions = [caption for picture in pictures for caption in picture.captions]
+    images = folder.images
+    splits = Counter(image.split for image in images)
+    sides = sorted(min(image.width, image.height) for image in images)
+    shapes = Counter(_shape(image.width / image.height) for image in images)
+    modes = Counter(image.mode for image in images)
+    captions = [caption for image in images for caption in image.captions]
     words = sorted(len(caption.split()) for caption in captions)
     repeated = len(captions) - len(set(captions))
     lines = [
-        f"{folder.root}: {len(pictures)} captioned pictures, "
-        + ", ".join(f"{splits[split]} {split}" for split in SPLITS),
+        f"{folder.root}: {len(images)} captioned images, " + ", ".join(f"{splits[split]} {split}" for split in SPLITS),
         "; ".join(
             [
                 f"  shorter side    {sides[0]} to {sides[-1]} pixels, half of them {sides[len(sides) // 2]} or less",

@@ -9,7 +9,7 @@ from typing import Any
 from dalle2_jax.errors import InputError
 
 HELP = "public weights as a run that generate, vary and training read"
-DRAWS = False
+USES_JAX = False
 # {source: (what is converted, its licence)}
 SOURCES = {
     "karlo": (
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--clip",
         metavar="SRC",
         help="karlo: a whole CLIP in the layout of transformers (openai/clip-vit-large-patch14) in place of the half "
-        "that the folder has; with it a run draws from captions, varies pictures and can be trained further",
+        "that the folder has; with it a run samples from captions, varies images and can be trained further",
     )
     parser.add_argument(
         "--vocabulary",

@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 
 HELP = "plot the losses of every stage, of one run or of several side by side"
-DRAWS = False
+USES_JAX = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("runs", nargs="+", metavar="RUN")
-    parser.add_argument("--out", default=None, help="the picture (default: curves.png in the first run)")
+    parser.add_argument("--out", default=None, help="the image (default: curves.png in the first run)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -10,8 +10,8 @@ from typing import Any
 from dalle2_jax._version import __version__
 from dalle2_jax.errors import InputError
 
-HELP = "how good a run's pictures are, measured on held-out captions"
-DRAWS = True
+HELP = "how good a run's images are, measured on held-out captions"
+USES_JAX = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split", help="in place of the test split, such as train or validation+test (not with shapes)"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--judge", metavar="RUN", help="another run, whose CLIP judges the pictures (not with shapes)")
+    parser.add_argument("--judge", metavar="RUN", help="another run, whose CLIP judges the images (not with shapes)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures, writes both files, prints the report."""
     from dalle2_jax.checkpoint.files import write_atomically
-    from dalle2_jax.evaluation.captioned import evaluate_pictures
-    from dalle2_jax.evaluation.report import format_pictures_report, format_report
+    from dalle2_jax.evaluation.captioned import evaluate_images
+    from dalle2_jax.evaluation.report import format_images_report, format_report
     from dalle2_jax.evaluation.shapes import evaluate
     from dalle2_jax.unclip import DALLE2
 
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     model.require("clip", "prior", "decoder")
     data = model.recorded("data")
     settings: dict[str, Any] = {"count": options.count, "seed": options.seed}
-    settings["say"] = lambda line: print(line, flush=True)
+    settings["log"] = lambda line: print(line, flush=True)
     if data.name == "captioned_shapes":
         if data.config not in (None, "one_object"):
             raise InputError(f"{folder} was trained on captioned_shapes/{data.config}; only one_object is evaluated")
@@ -51,9 +51,9 @@ def run(options: argparse.Namespace) -> int:
         text = format_report(report)
     else:
         judge = DALLE2.load(options.judge) if options.judge else None
-        report, shown = evaluate_pictures(model, data, split=options.split, judge=judge, **settings)
+        report, shown = evaluate_images(model, data, split=options.split, judge=judge, **settings)
         report["judge"] = options.judge or options.run
-        text = format_pictures_report(report)
+        text = format_images_report(report)
     report["seconds"] = {stage.name: round(stage.record.seconds or 0.0, 1) for stage in model.stages}
     report["version"] = __version__
     write_atomically(folder / "report.json", json.dumps(report, indent=2) + "\n")
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _save_samples(path: Path, shown: dict[str, Any]) -> None:
-    """A sheet of test captions, and of unseen ones where there are any: real, the decoder's, and the final picture."""
+    """A sheet of test captions, and of unseen ones where there are any: real, the decoder's, and the final image."""
     from dalle2_jax.images.files import save_png
     from dalle2_jax.images.sheet import caption_grid
 
@@ -77,7 +77,7 @@ def _save_samples(path: Path, shown: dict[str, Any]) -> None:
         found, generated = shown[examples], shown[drawn]
         count = min(most, len(found.captions))
         chosen = [place * len(found.captions) // count for place in range(count)]  # all over a split that is sorted
-        for row, pictures in zip(rows, (found.pictures, generated.decoded, generated.images), strict=True):
-            row.extend(pictures[place] for place in chosen)
+        for row, images in zip(rows, (found.images, generated.decoded, generated.images), strict=True):
+            row.extend(images[place] for place in chosen)
         captions.extend(found.captions[place] + note for place in chosen)
     save_png(path, caption_grid(rows, captions, labels=("real", "decoder", "final")))

@@ -1,4 +1,4 @@
-"""dalle2 data export NAME SPLIT FOLDER: pictures and captions of a data set as a folder, to look at and to change."""
+"""dalle2 data export NAME SPLIT FOLDER: images and captions of a data set as a folder, to look at and to change."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def run(options: argparse.Namespace) -> int:
         whole = Path(place) / folder.name
         whole.mkdir()
         for start in range(0, count, CHUNK):
-            pictures, captions = source.examples(chosen[start : start + CHUNK])
-            for number, (picture, said) in enumerate(zip(pictures, captions, strict=True), start):
+            images, captions = source.examples(chosen[start : start + CHUNK])
+            for number, (image, said) in enumerate(zip(images, captions, strict=True), start):
                 base = f"{number:0{len(str(count - 1))}d}_{slug(said[0])}"
-                save_png(whole / f"{base}.png", picture)
+                save_png(whole / f"{base}.png", image)
                 (whole / f"{base}.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
         whole.rename(folder)
-    print(f"wrote {count} pictures with captions to {folder}")
+    print(f"wrote {count} images with captions to {folder}")
     return 0

@@ -1,4 +1,4 @@
-"""dalle2 generate RUN PROMPT ...: pictures of captions, one file each or as a sheet."""
+"""dalle2 generate RUN PROMPT ...: images of captions, one file each or as a sheet."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from dalle2_jax.cli.output import add_drawing_arguments, draw, plan
+from dalle2_jax.cli.output import add_output_arguments, plan, sample_to_files
 from dalle2_jax.cli.sampling_options import read_sampling
 from dalle2_jax.errors import InputError
 
-HELP = "pictures of captions"
-DRAWS = True
+HELP = "images of captions"
+USES_JAX = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,22 +20,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="*", help="captions, each in quotes")
     parser.add_argument("--prompts", metavar="FILE", help="a text file with a caption a line (UTF-8); - is the input")
     parser.add_argument("--strict", action="store_true", help="refuse a prompt that is too long, rather than cut it")
-    add_drawing_arguments(parser, of="caption")
+    add_output_arguments(parser, of="caption")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws the captions."""
+    """Samples the captions."""
     from dalle2_jax.unclip import DALLE2
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else ())]
     if not prompts:
-        raise InputError("there is nothing to draw; give captions in quotes, or a file of them by --prompts")
+        raise InputError("there is nothing to sample; give captions in quotes, or a file of them by --prompts")
     places, seeds, out = plan(options, prompts, "prompt")
     changes = read_sampling(options)
     model = DALLE2.load(options.run, dtype=options.dtype)
     model.tokenizer.encode(prompts, strict=options.strict)
 
-    def draw_batch(keys, rows):
+    def sample_batch(keys, rows):
         return model.generate(
             keys,
             [prompts[places[row]] for row in rows],
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
             return_stages=True,
         )
 
-    return draw(options, out, seeds, draw_batch)
+    return sample_to_files(options, out, seeds, sample_batch)
 
 
 def read_prompts(name: str, option: str = "--prompts", what: str = "caption") -> list[str]:

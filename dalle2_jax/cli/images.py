@@ -1,4 +1,4 @@
-"""Pictures named on the command line."""
+"""Images named on the command line."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from dalle2_jax.errors import InputError
 
 
-def read_pictures(names: Sequence[str]) -> list[Any]:
-    """Whole pictures, uint8 `[h, w, 3]` each; what is transparent turns white.
+def read_images(names: Sequence[str]) -> list[Any]:
+    """Whole images, uint8 `[h, w, 3]` each; what is transparent turns white.
 
     Raises:
-        InputError: naming the file that is no picture that can be read, and why.
+        InputError: naming the file that is no image that can be read, and why.
     """
-    return [read_whole_picture(Path(name)) for name in names]
+    return [read_whole_image(Path(name)) for name in names]
 
 
-def read_whole_picture(path: Path) -> Any:
-    """uint8 `[h, w, 3]`; raises as `read_pictures`."""
+def read_whole_image(path: Path) -> Any:
+    """uint8 `[h, w, 3]`; raises as `read_images`."""
     import numpy as np
 
-    from dalle2_jax.images.read import PictureError, open_picture
+    from dalle2_jax.images.read import ImageError, open_image
     from dalle2_jax.images.resize import to_rgb
 
     try:
-        return to_rgb(np.asarray(open_picture(path.read_bytes())[0]))
-    except PictureError as error:
-        raise InputError(f"{path} is no picture that can be read: {error}") from error
+        return to_rgb(np.asarray(open_image(path.read_bytes())[0]))
+    except ImageError as error:
+        raise InputError(f"{path} is no image that can be read: {error}") from error

@@ -1,4 +1,4 @@
-"""What drawing commands share: batch by batch to files or a sheet, with progress, and what is drawn stays."""
+"""What sampling commands share: batch by batch to files or a sheet, with progress; what is done stays."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from dalle2_jax.errors import InputError
 INTERRUPTED = 130
 
 
-def add_drawing_arguments(parser: argparse.ArgumentParser, of: str) -> None:
-    """The options; of: what a picture is drawn of."""
-    parser.add_argument("--count", type=int, default=1, help=f"pictures a {of} (default 1)")
+def add_output_arguments(parser: argparse.ArgumentParser, of: str) -> None:
+    """The options; of: what an image is made of."""
+    parser.add_argument("--count", type=int, default=1, help=f"images a {of} (default 1)")
     parser.add_argument(
-        "--seed", type=int, default=0, help=f"of a {of}'s first picture; each next one has the seed after it"
+        "--seed", type=int, default=0, help=f"of a {of}'s first image; each next one has the seed after it"
     )
-    parser.add_argument("--out", default=None, help="a PNG (one picture, or a sheet) or a folder (default: samples/)")
-    parser.add_argument("--grid", action="store_true", help=f"one sheet of all pictures, each with its {of}")
-    parser.add_argument("--batch-size", type=int, default=16, help="pictures drawn at a time (default 16)")
-    parser.add_argument("--tile", type=int, default=None, metavar="N", help="enlarge in tiles of N pixels: less memory")
-    parser.add_argument("--stages", action="store_true", help="write each stage's picture too")
+    parser.add_argument("--out", default=None, help="a PNG (one image, or a sheet) or a folder (default: samples/)")
+    parser.add_argument("--grid", action="store_true", help=f"one sheet of all images, each with its {of}")
+    parser.add_argument("--batch-size", type=int, default=16, help="images sampled at a time (default 16)")
+    parser.add_argument("--tile", type=int, default=None, metavar="N", help="upsample in tiles of N pixels")
+    parser.add_argument("--stages", action="store_true", help="write each stage's image too")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of weights and arithmetic (default: as the run says)"
     )
@@ -34,7 +34,7 @@ def add_drawing_arguments(parser: argparse.ArgumentParser, of: str) -> None:
 
 
 def plan(options: argparse.Namespace, things: Sequence[str], fact: str) -> tuple[list[int], list[int], Output]:
-    """For `--count` pictures of each thing: which thing and which seed each has, and where they go.
+    """For `--count` images of each thing: which thing and which seed each has, and where they go.
 
     Raises:
         InputError: for seeds beyond the last one, or an `--out` that does not fit.
@@ -46,12 +46,12 @@ def plan(options: argparse.Namespace, things: Sequence[str], fact: str) -> tuple
     return places, seeds, Output(options, [things[place] for place in places], seeds, fact)
 
 
-def draw(
-    options: argparse.Namespace, out: Output, seeds: Sequence[int], draw_batch: Callable[[Any, list[int]], Any]
+def sample_to_files(
+    options: argparse.Namespace, out: Output, seeds: Sequence[int], sample_batch: Callable[[Any, list[int]], Any]
 ) -> int:
-    """Draws batch by batch; what is drawn is written at once, and stays when the rest is interrupted.
+    """Samples batch by batch; what is sampled is written at once, and stays when the rest is interrupted.
 
-    draw_batch: from keys `[b]` and the pictures' numbers to what `DALLE2.generate` returns with its stages. Returns the
+    sample_batch: from keys `[b]` and the images' numbers to what `DALLE2.generate` returns with its stages. Returns the
     exit code.
     """
     import jax
@@ -64,22 +64,22 @@ def draw(
             # The last few are filled up to a whole batch, so that one compiled program serves all.
             rows = [start + number % (part.stop - start) for number in range(min(options.batch_size, total))]
             keys = jax.numpy.stack([jax.random.key(seeds[row]) for row in rows])
-            out.write(part, draw_batch(keys, rows))
+            out.write(part, sample_batch(keys, rows))
             done = part.stop
             progress.show(done)
     except KeyboardInterrupt:
         out.close(done)
-        print(f"\ndalle2: stopped; {done} of {total} pictures are drawn", file=sys.stderr)
+        print(f"\ndalle2: stopped; {done} of {total} images are sampled", file=sys.stderr)
         return INTERRUPTED
     out.close(done)
     return 0
 
 
 class Output:
-    """Where pictures go: files of a folder, one file, or a sheet that is written in the end."""
+    """Where images go: files of a folder, one file, or a sheet that is written in the end."""
 
     def __init__(self, options: argparse.Namespace, captions: Sequence[str], seeds: Sequence[int], fact: str):
-        """captions: what each picture is of, in sheets and files' names. fact: how a PNG's text calls that."""
+        """captions: what each image is of, in sheets and files' names. fact: how a PNG's text calls that."""
         self.captions, self.seeds, self.stages, self.grid = captions, seeds, options.stages, options.grid
         self.fact = fact
         self.shown: list[Any] = []
@@ -87,10 +87,10 @@ class Output:
         out = Path(options.out or ("samples.png" if options.grid else "samples"))
         single = out.suffix.lower() == ".png"
         if options.grid and not single:
-            raise InputError(f"--grid draws one sheet, and --out {out} is no PNG; name one, such as sheet.png")
+            raise InputError(f"--grid makes one sheet, and --out {out} is no PNG; name one, such as sheet.png")
         if single and not options.grid and len(captions) > 1:
             raise InputError(
-                f"--out {out} is one file but {len(captions)} pictures are to be drawn; name a folder, or add --grid"
+                f"--out {out} is one file but {len(captions)} images are to be sampled; name a folder, or add --grid"
             )
         if out.exists() and (out.is_dir() if single else not out.is_dir()):
             raise InputError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
@@ -115,8 +115,8 @@ class Output:
             save_png(path, generated.images[row], facts)
             if self.stages and generated.upsampled:
                 save_png(path.with_name(f"{path.stem}_decoder.png"), generated.decoded[row], facts)
-                for number, pictures in enumerate(generated.upsampled[:-1]):
-                    save_png(path.with_name(f"{path.stem}_upsampler{number}.png"), pictures[row], facts)
+                for number, images in enumerate(generated.upsampled[:-1]):
+                    save_png(path.with_name(f"{path.stem}_upsampler{number}.png"), images[row], facts)
             print(path, flush=True)
 
     def close(self, done: int) -> None:
@@ -143,14 +143,14 @@ class Progress:
         now = time.monotonic()
         if not self.first:  # its time was mostly compiling
             self.first, self.start = done, now
-            print(f"{done}/{self.total} pictures", file=sys.stderr, flush=True)
+            print(f"{done}/{self.total} images", file=sys.stderr, flush=True)
             return
         rate = (done - self.first) / (now - self.start)
         left = (self.total - done) / rate
-        line = f"{done}/{self.total} pictures | {rate:.2f} pictures/s | {int(left // 60)}:{int(left % 60):02d} left"
+        line = f"{done}/{self.total} images | {rate:.2f} images/s | {int(left // 60)}:{int(left % 60):02d} left"
         print(line, file=sys.stderr, flush=True)
 
 
 def slug(caption: str) -> str:
     """A caption as part of a file's name."""
-    return "".join(c if c.isalnum() else "_" for c in caption)[:40].strip("_") or "picture"
+    return "".join(c if c.isalnum() else "_" for c in caption)[:40].strip("_") or "image"

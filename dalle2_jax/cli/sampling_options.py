@@ -24,7 +24,7 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any], str, str, str]] = {
     "--guidance-interval": ("guidance_interval", _interval, "LOW,HIGH", "decoder", "guided part of the time, 0 to 1"),
     "--eta": ("eta", float, "a number", "decoder", "ddim's noise, 0 to 1"),
     "--variance": ("variance", str, "a name", "decoder", "ddpm's: fixed_small, fixed_large, analytic, learned_range"),
-    "--threshold": ("threshold", str, "a name", "decoder", "of predicted pictures: none, static, dynamic"),
+    "--threshold": ("threshold", str, "a name", "decoder", "of predicted images: none, static, dynamic"),
     "--percentile": ("percentile", float, "a share of 1", "decoder", "of the dynamic threshold"),
     "--candidates": ("candidates", int, "a number", "prior", "embeddings of which the best is kept"),
 }

@@ -10,7 +10,7 @@ from dalle2_jax.cli.sampling_options import STAGES
 from dalle2_jax.errors import InputError
 
 HELP = "quality against network evaluations: samplers, steps and guidance scales of one stage"
-DRAWS = True
+USES_JAX = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draws all combinations; writes a JSON file and a plot."""
+    """Samples all combinations; writes a JSON file and a plot."""
     from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.sweep import format_row, header, plot, sweep
     from dalle2_jax.unclip import DALLE2
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     table = base.with_name(base.name + ".json")
     shown: list[dict] = []
 
-    def say(row: dict) -> None:
+    def log(row: dict) -> None:
         if not shown:
             print(header(row))
         shown.append(row)
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         guidance_scales=scales,
         count=options.count,
         seed=options.seed,
-        say=say,
+        log=log,
     )
     print(f"wrote {table}")
     plot(rows, "all" if "all" in rows[0] else "r5", f"{base}.png")

@@ -1,4 +1,4 @@
-"""CLIP: a picture and a text transformer that share one embedding space, its training loss and zero-shot use."""
+"""CLIP: an image and a text transformer that share one embedding space, its training loss and zero-shot use."""
 
 from dalle2_jax.clip.encode import encode_captions
 from dalle2_jax.clip.loss import contrastive_loss

@@ -67,18 +67,18 @@ class CLIP(nn.Module):
         self.text_projection = projection(self.text.width)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(self.initial_logit_scale), ())
 
-    def encode_image(self, pictures: jax.Array) -> jax.Array:
-        """Embeds pictures, float `[batch, image_size, image_size, 3]` in [-1, 1].
+    def encode_image(self, images: jax.Array) -> jax.Array:
+        """Embeds images, float `[batch, image_size, image_size, 3]` in [-1, 1].
 
         Returns:
           float32 `[batch, embedding_size]`, with unit norm if `unit_norm`.
 
         Raises:
-          InputError: if the pictures have another size or are not floats, or this CLIP has no picture encoder.
+          InputError: if the images have another size or are not floats, or this CLIP has no image encoder.
         """
         if self.vision is None:
-            raise InputError("this CLIP reads captions alone; take one with a picture encoder")
-        return self._leaving(self.image_projection(self.vision(pictures)))
+            raise InputError("this CLIP reads captions alone; take one with an image encoder")
+        return self._leaving(self.image_projection(self.vision(images)))
 
     def encode_text(self, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Embeds captions, int32 `[batch, length]` with a bool `mask` (True for real tokens).
@@ -96,14 +96,12 @@ class CLIP(nn.Module):
     def _leaving(self, embedding: jax.Array) -> jax.Array:
         return unit_norm(embedding) if self.unit_norm else embedding.astype(jnp.float32)
 
-    def __call__(
-        self, pictures: jax.Array, tokens: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Embeds pictures and captions.
+    def __call__(self, images: jax.Array, tokens: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Embeds images and captions.
 
         Returns:
           Unit image embeddings and unit text embeddings, float32 `[batch, embedding_size]` each, and the inverse
           temperature, a float32 scalar of at most `max_logit_scale`.
         """
         logit_scale = jnp.exp(_clip_from_above(self.logit_scale, math.log(self.max_logit_scale)))
-        return unit_norm(self.encode_image(pictures)), unit_norm(self.encode_text(tokens, mask)[0]), logit_scale
+        return unit_norm(self.encode_image(images)), unit_norm(self.encode_text(tokens, mask)[0]), logit_scale

@@ -1,4 +1,4 @@
-"""CLIP's picture encoder: a vision transformer with a class token and norms before and after the blocks."""
+"""CLIP's image encoder: a vision transformer with a class token and norms before and after the blocks."""
 
 import flax.linen as nn
 import jax
@@ -14,11 +14,11 @@ class VisionTransformer(nn.Module):
     """The ViT of CLIP (its paper's section 2.4; OpenAI's clip/model.py).
 
     Fields:
-      image_size: height and width of the pictures.
+      image_size: height and width of the images.
       patch_size: height and width of a patch; must divide `image_size`.
       width, depth, heads, mlp_ratio, activation, epsilon, scan_layers, remat, dtype, param_dtype: as in
         `Transformer`.
-      mean, std: per channel, for pictures in [0, 1]; public CLIPs have their own, the default leaves [-1, 1] as it is.
+      mean, std: per channel, for images in [0, 1]; public CLIPs have their own, the default leaves [-1, 1] as it is.
     """
 
     image_size: int
@@ -37,19 +37,19 @@ class VisionTransformer(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, pictures: jax.Array) -> jax.Array:
-        """Encodes pictures.
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Encodes images.
 
         Args:
-          pictures: float `[batch, image_size, image_size, 3]` in [-1, 1].
+          images: float `[batch, image_size, image_size, 3]` in [-1, 1].
 
         Returns:
           `[batch, width]`, the normalised final state of the class token.
 
         Raises:
-          InputError: if the pictures have another size or are not floats, or `patch_size` does not divide `image_size`.
+          InputError: if the images have another size or are not floats, or `patch_size` does not divide `image_size`.
         """
-        x = self._patches(pictures)
+        x = self._patches(images)
         init = nn.initializers.normal
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         # A convolution whose stride is its kernel is a matrix product over flattened patches.
@@ -76,19 +76,19 @@ class VisionTransformer(nn.Module):
         )(x)
         return LayerNorm(epsilon=self.epsilon, param_dtype=self.param_dtype, name="norm_after")(x[:, 0])
 
-    def _patches(self, pictures: jax.Array) -> jax.Array:
-        """Normalised pictures as `[batch, patches, patch_size * patch_size * 3]`, rows first, channels last."""
-        check_mesh_axes(pictures)
+    def _patches(self, images: jax.Array) -> jax.Array:
+        """Normalised images as `[batch, patches, patch_size * patch_size * 3]`, rows first, channels last."""
+        check_mesh_axes(images)
         size, patch = self.image_size, self.patch_size
         if size % patch:
             raise InputError(f"image size {size} does not divide by patch size {patch}; choose a patch size that does")
-        if pictures.ndim != 4 or pictures.shape[1:] != (size, size, 3):
-            raise InputError(f"CLIP needs pictures [batch, {size}, {size}, 3], got {list(pictures.shape)}; resize them")
-        if not jnp.issubdtype(pictures.dtype, jnp.floating):
-            raise InputError(f"CLIP needs float pictures in [-1, 1], got {pictures.dtype}; scale them first")
+        if images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise InputError(f"CLIP needs images [batch, {size}, {size}, 3], got {list(images.shape)}; resize them")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise InputError(f"CLIP needs float images in [-1, 1], got {images.dtype}; scale them first")
         mean = jnp.asarray(self.mean, jnp.float32).reshape(1, 1, 1, 3)
         std = jnp.asarray(self.std, jnp.float32).reshape(1, 1, 1, 3)
-        x = (pictures.astype(jnp.float32) * 0.5 + (0.5 - mean)) / std
+        x = (images.astype(jnp.float32) * 0.5 + (0.5 - mean)) / std
         side = size // patch
         x = x.reshape(-1, side, patch, side, patch, 3)
         return jnp.swapaxes(x, 2, 3).reshape(-1, side * side, patch * patch * 3).astype(self.dtype)

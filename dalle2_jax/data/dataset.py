@@ -14,12 +14,12 @@ from dalle2_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
-    """Which pictures and captions to train on: plain values only, so that a config file says it and a stage records it.
+    """Which images and captions to train on: plain values only, so that a config file says it and a stage records it.
 
-    `config` None is the data set's first. `folder` is the folder of pictures that the name "folder" reads
+    `config` None is the data set's first. `folder` is the folder of images that the name "folder" reads
     (`dalle2_jax.data.sources.folder`). Environment variable DALLE2_DATA_DIR goes before `data_dir`, where data sets are
-    prepared. `image_size` resizes on the host. `cache` decodes a split into memory once; without it pictures are
-    decoded as they are needed. `caption_probability_full` is how often training takes a picture's first caption;
+    prepared. `image_size` resizes on the host. `cache` decodes a split into memory once; without it images are
+    decoded as they are needed. `caption_probability_full` is how often training takes an image's first caption;
     otherwise it draws another one. `counts` (train, validation, test, unseen) and `seed` are settings of
     captioned_shapes alone.
     """
@@ -42,7 +42,7 @@ class Data:
         if not 0 <= self.caption_probability_full <= 1:
             raise InputError(f"caption_probability_full is {self.caption_probability_full}; it must lie in 0 to 1")
         if self.counts is not None and len(self.counts) != 4:
-            raise InputError("counts names four numbers of pictures: train, validation, test, unseen")
+            raise InputError("counts names four numbers of images: train, validation, test, unseen")
 
     @property
     def prepared_dir(self) -> str:
@@ -56,13 +56,13 @@ def open_source(data: Data, split: str) -> Source:
     """
     if (data.name == "folder") != (data.folder is not None):
         raise InputError(
-            f"data.name is {data.name!r} and data.folder {data.folder!r}; pictures of a folder want data.name=folder "
+            f"data.name is {data.name!r} and data.folder {data.folder!r}; images of a folder want data.name=folder "
             "and data.folder=PATH, other data sets no folder"
         )
     if data.name == "folder":
         folder = read_folder(data.folder, data.prepared_dir)
         chosen = folder.split(split)
-        records, files = FolderRecords(folder.root, chosen), [picture.name for picture in chosen]
+        records, files = FolderRecords(folder.root, chosen), [image.name for image in chosen]
         settings = {"image_size": data.image_size, "cache": data.cache, "notice": folder.summary(), "files": files}
         return Source(data.folder, split, records, "image", "captions", **settings)
     opened = open_records(data.name, _builder(data), split)

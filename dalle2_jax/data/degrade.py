@@ -1,4 +1,4 @@
-"""BSR degradation: small pictures as bad as they come, for training the second upsampler (App. C).
+"""BSR degradation: small images as bad as they come, for training the second upsampler (App. C).
 
 The order and the strengths are those of BSRGAN (Zhang et al. 2021, Sec. 3) as latent diffusion uses it for its own
 upsampler (`degradation_bsrgan`), which the paper names: two blurs, two changes of size, noise and JPEG in random order,
@@ -15,20 +15,20 @@ SMALLEST = 8
 METHODS = ("linear", "cubic", "area")
 
 
-def bsr(picture: np.ndarray, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """A picture uint8 [h, w, 3], made `factor` times smaller and worse: uint8 [h / factor, w / factor, 3].
+def bsr(original: np.ndarray, factor: int, rng: np.random.Generator) -> np.ndarray:
+    """An original uint8 [h, w, 3], made `factor` times smaller and worse: uint8 [h / factor, w / factor, 3].
 
     Raises InputError unless the factor divides the sides and leaves at least 8 pixels.
     """
-    height, width = picture.shape[0] // factor, picture.shape[1] // factor
-    if picture.shape != (height * factor, width * factor, 3) or min(height, width) < SMALLEST:
+    height, width = original.shape[0] // factor, original.shape[1] // factor
+    if original.shape != (height * factor, width * factor, 3) or min(height, width) < SMALLEST:
         raise InputError(
-            f"a picture of shape {picture.shape} cannot be made {factor} times smaller; its sides must be multiples of "
+            f"an image of shape {original.shape} cannot be made {factor} times smaller; its sides must be multiples of "
             f"that, and {SMALLEST * factor} at least"
         )
-    image, left = picture.astype(np.float32) / 255, factor
+    image, left = original.astype(np.float32) / 255, factor
     if factor == 4 and rng.random() < 0.25:
-        half = (picture.shape[0] // 2, picture.shape[1] // 2)
+        half = (original.shape[0] // 2, original.shape[1] // 2)
         image = _resize_antialiased(image, half) if rng.random() < 0.5 else _resize_somehow(image, half, rng)
         left = 2
     operations = ["blur", "blur again", "shrink", "to size", "noise", "jpeg"]

@@ -40,24 +40,24 @@ def _encode(tokenizer: Tokenizer, captions: list[str]) -> tuple[np.ndarray, np.n
 Transform = Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]]
 
 
-AHEAD_BYTES = 2**30  # of pictures, in all batches that are fetched ahead
+AHEAD_BYTES = 2**30  # of images, in all batches that are fetched ahead
 
 
-def _ahead(pictures: np.ndarray, rows: int) -> tuple[int, int]:
-    """(threads, batches fetched ahead of the one in use) where pictures are decoded or transformed as they are needed.
+def _ahead(images: np.ndarray, rows: int) -> tuple[int, int]:
+    """(threads, batches fetched ahead of the one in use) where images are decoded or transformed as they are needed.
 
-    `pictures` is one picture as it is decoded. Pillow and NumPy let other threads run while they work, and two threads
+    `images` is one image as it is decoded. Pillow and NumPy let other threads run while they work, and two threads
     a core hide some of the storage's latency; more take turns at Python's lock more often. Two batches a thread even
     out the time that a batch takes; fewer where they would fill more than `AHEAD_BYTES`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(max(4, 2 * cores), 16)
-    batches = min(max(AHEAD_BYTES // (rows * pictures.nbytes), 2), 2 * threads)
+    batches = min(max(AHEAD_BYTES // (rows * images.nbytes), 2), 2 * threads)
     return min(threads, batches), batches
 
 
 class _Gather:
-    """Turns {"index", "draws", "seeds"} into a batch. Cached pictures and tokens are gathered by one indexing each."""
+    """Turns {"index", "draws", "seeds"} into a batch. Cached images and tokens are gathered by one indexing each."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class _Gather:
         self.transform = transform
         if not source.cache:
             return
-        self.pictures = shrink(source.pictures(), image_size)
+        self.images = shrink(source.images(), image_size)
         if tokenizer is None:
             return
         captions = source.captions()
         numbers: dict[str, int] = {}
         flat = [numbers.setdefault(caption, len(numbers)) for group in captions for caption in group]
-        self.caption = np.asarray(flat, np.int32)  # of each (picture, caption), its number among the distinct ones
+        self.caption = np.asarray(flat, np.int32)  # of each (image, caption), its number among the distinct ones
         self.count = np.asarray([len(group) for group in captions])
         self.start = np.cumsum(self.count) - self.count
         self.tokens, self.mask = _encode(tokenizer, list(numbers))
@@ -87,26 +87,26 @@ class _Gather:
         return np.where((draws[:, 0] < self.full) | (count == 1), 0, others)
 
     def __call__(self, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        index, draws, told = drawn["index"], drawn["draws"], {}
+        index, draws, read = drawn["index"], drawn["draws"], {}
         if self.source.cache:
-            image = self.pictures[index]
+            image = self.images[index]
             if self.tokenizer is not None:
                 caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
-                told = {"tokens": self.tokens[caption], "mask": self.mask[caption]}
+                read = {"tokens": self.tokens[caption], "mask": self.mask[caption]}
         else:
             image, captions = self.source.examples(index, self.image_size)
             if self.tokenizer is not None:
                 chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
                 texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
-                told = dict(zip(("tokens", "mask"), self.tokenizer.encode(texts, warn=False), strict=True))
-        pictures = {"image": image}
+                read = dict(zip(("tokens", "mask"), self.tokenizer.encode(texts, warn=False), strict=True))
+        images = {"image": image}
         if self.transform is not None:
             made = [
-                self.transform(picture, np.random.default_rng(seed))
-                for picture, seed in zip(image, drawn["seeds"], strict=True)
+                self.transform(single, np.random.default_rng(seed))
+                for single, seed in zip(image, drawn["seeds"], strict=True)
             ]
-            pictures = {name: np.stack([one[name] for one in made]) for name in made[0]}
-        return {**pictures, **told, "index": index.astype(np.int32)}
+            images = {name: np.stack([one[name] for one in made]) for name in made[0]}
+        return {**images, **read, "index": index.astype(np.int32)}
 
 
 class TrainIterator:
@@ -127,8 +127,8 @@ class TrainIterator:
     def set_state(self, state: dict) -> None:
         if state.get("examples") != self._examples:
             raise InputError(
-                f"the saved position is of a split of {state.get('examples')} pictures, this one has {self._examples}; "
-                "bring the pictures back as they were, or start another run from this one (--run NEW --init-from)"
+                f"the saved position is of a split of {state.get('examples')} images, this one has {self._examples}; "
+                "bring the images back as they were, or start another run from this one (--run NEW --init-from)"
             )
         self._batches.set_state(state["position"])
 
@@ -151,8 +151,8 @@ def train_iterator(
     """Shuffled batches without end: {"image" uint8, "tokens" int32, "mask" bool, "index" int32}.
 
     Without a tokenizer there are no tokens and mask.
-    Pictures larger than `image_size` are made smaller. `transform` turns each picture (uint8 [h, w, 3], with a random
-    generator that depends on the seed and the picture's place alone) into entries of the batch instead of "image".
+    Images larger than `image_size` are made smaller. `transform` turns each image (uint8 [h, w, 3], with a random
+    generator that depends on the seed and the image's place alone) into entries of the batch instead of "image".
     `batch_size` is that of all processes together, and `rows` are those of each batch that this one reads (all by
     default): the rows of one batch are the same however many processes share them, and so is the position that
     `get_state` gives. Raises InputError for a batch larger than the split and for rows that it has not. `source` spares
@@ -162,7 +162,7 @@ def train_iterator(
 
     source = source or open_source(data, split)
     if batch_size > len(source):
-        raise InputError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} pictures")
+        raise InputError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} images")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
     mine = _rows(rows, batch_size)
@@ -177,7 +177,7 @@ def train_iterator(
     batches = order.batch(batch_size, drop_remainder=True).map_with_index(draw).map(gather)
     threads, ahead = 1, 4  # enough where a batch is one indexing
     if transform is not None or not source.cache:
-        one = gather.pictures[:1] if source.cache else source.examples([0], image_size)[0]
+        one = gather.images[:1] if source.cache else source.examples([0], image_size)[0]
         threads, ahead = _ahead(one, len(mine))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     return TrainIterator(batches.to_iter_dataset(options), len(source))
@@ -236,9 +236,9 @@ def evaluation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Pictures uint8 [n, h, w, 3] with their full captions, and their scenes where the data set records them."""
+    """Images uint8 [n, h, w, 3] with their full captions, and their scenes where the data set records them."""
 
-    pictures: np.ndarray
+    images: np.ndarray
     captions: list[str]
     scenes: list[Scene] | None
 
@@ -252,6 +252,6 @@ def evaluation_examples(data: Data, split: str, count: int, *, source: Source | 
     if not len(source):
         raise InputError(f"the split {split!r} of {data.folder or data.name} is empty; there is nothing to measure on")
     index = range(min(count, len(source)))
-    pictures, captions = source.examples(index)
+    images, captions = source.examples(index)
     scenes = source.scenes(index) if source.has_scenes else None
-    return Examples(pictures, [group[0] for group in captions], scenes)
+    return Examples(images, [group[0] for group in captions], scenes)

@@ -1,4 +1,4 @@
-"""Random access to the pictures and captions of one split of any TFDS builder, without TensorFlow."""
+"""Random access to the images and captions of one split of any TFDS builder, without TensorFlow."""
 
 import functools
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from dalle2_jax.data.sources.scene import Scene
 from dalle2_jax.errors import InputError
-from dalle2_jax.images.read import PictureError, read_square
+from dalle2_jax.images.read import ImageError, read_square
 from dalle2_jax.images.resize import scaled, shrink
 
 AT_ONCE = 32  # undecoded records in memory: photographs are large
@@ -16,10 +16,10 @@ AT_ONCE = 32  # undecoded records in memory: photographs are large
 class Source:
     """The examples of one split; made by `dalle2_jax.data.open_source`.
 
-    `records` is a TFDS data source whose pictures are left encoded, `image` the picture's feature, `caption` the
+    `records` is a TFDS data source whose images are left encoded, `image` the image's feature, `caption` the
     feature that captions come from, and `class_names` its classes where that is a label. With `cache` everything is
     decoded into memory at first use. `notice` is what to tell people of it. `has_scenes`: the records say what is
-    drawn, as those of captioned_shapes do. `files` names each picture's file, where it has one.
+    drawn, as those of captioned_shapes do. `files` names each image's file, where it has one.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Source:
         return len(self._records)
 
     def _decode(self, index: int, record):
-        """The picture of a record as a square `PIL.Image`, at `image_size`."""
+        """The image of a record as a square `PIL.Image`, at `image_size`."""
         try:
-            picture = read_square(record[self._image])
-        except PictureError as error:
-            which = f"picture {index} of {self.name} ({self.split})"
+            image = read_square(record[self._image])
+        except ImageError as error:
+            which = f"image {index} of {self.name} ({self.split})"
             which = which if self._files is None else f"{self._files[index]} in {self.name}"
             raise InputError(f"{which} cannot be used: {error}; mend it or take it out") from error
-        return picture if self.image_size is None else scaled(picture, self.image_size)
+        return image if self.image_size is None else scaled(image, self.image_size)
 
     def _texts(self, record) -> tuple[str, ...]:
         value = record[self._caption]
@@ -68,21 +68,21 @@ class Source:
         return texts
 
     def _read(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        """Pictures and captions, decoded; each picture is made no larger than `at_most` before the next is read."""
-        pictures, captions, sizes = [], [], set()
+        """Images and captions, decoded; each image is made no larger than `at_most` before the next is read."""
+        images, captions, sizes = [], [], set()
         for start in range(0, len(indices), AT_ONCE):
             some = [int(i) for i in indices[start : start + AT_ONCE]]
             for index, record in zip(some, self._fetch(some), strict=True):
-                picture = self._decode(index, record)
-                sizes.add(picture.width)
-                small = at_most is not None and at_most < picture.width
-                pictures.append(np.asarray(scaled(picture, at_most) if small else picture))
+                image = self._decode(index, record)
+                sizes.add(image.width)
+                small = at_most is not None and at_most < image.width
+                images.append(np.asarray(scaled(image, at_most) if small else image))
                 captions.append(self._texts(record))
         if len(sizes) > 1:
             raise InputError(
-                f"the pictures of {self.name} have several sizes ({min(sizes)} to {max(sizes)} px); set data.image_size"
+                f"the images of {self.name} have several sizes ({min(sizes)} to {max(sizes)} px); set data.image_size"
             )
-        return np.stack(pictures), captions
+        return np.stack(images), captions
 
     @functools.cached_property
     def _all(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
@@ -91,8 +91,8 @@ class Source:
     def _fetch(self, indices: Sequence[int]):
         return self._records.__getitems__([int(i) for i in indices])
 
-    def pictures(self, indices: Sequence[int] | None = None) -> np.ndarray:
-        """Pictures uint8 [len(indices), h, w, 3], of the whole split by default."""
+    def images(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """Images uint8 [len(indices), h, w, 3], of the whole split by default."""
         if self.cache:
             return self._all[0] if indices is None else self._all[0][np.asarray(indices, np.int64)]
         return self._read(range(len(self)) if indices is None else indices)[0]
@@ -105,13 +105,13 @@ class Source:
         return [self._texts(record) for record in self._fetch(indices)]
 
     def examples(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        """`pictures` and `captions` of the same examples, read once; larger pictures made `at_most` that large."""
+        """`images` and `captions` of the same examples, read once; larger images made `at_most` that large."""
         if self.cache:
-            return shrink(self.pictures(indices), at_most), self.captions(indices)
+            return shrink(self.images(indices), at_most), self.captions(indices)
         return self._read(indices, at_most)
 
     def scenes(self, indices: Sequence[int] | None = None) -> list[Scene]:
-        """What is drawn in each picture, for data sets that know it; InputError for others."""
+        """What is drawn in each image, for data sets that know it; InputError for others."""
         if not self.has_scenes:
             raise InputError(f"the data set {self.name} does not record scenes; captioned_shapes does")
         records = self._fetch(range(len(self)) if indices is None else indices)

@@ -1,4 +1,4 @@
-"""From an image embedding, and optionally its caption, to a picture: the decoder and the upsamplers (Sec. 2.1)."""
+"""From an image embedding, and optionally its caption, to an image: the decoder and the upsamplers (Sec. 2.1)."""
 
 from dalle2_jax.decoder.caption_encoder import CaptionEncoder
 from dalle2_jax.decoder.condition import Caption, caption_for

@@ -1,4 +1,4 @@
-"""The decoder: GLIDE's text-conditional U-Net, also told the CLIP image embedding in two ways (Sec. 2.1)."""
+"""The decoder: GLIDE's text-conditional U-Net, conditioned on the CLIP image embedding in two ways (Sec. 2.1)."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from dalle2_jax.layers.unet import UNet
 
 
 class Decoder(nn.Module):
-    """A denoiser of small pictures given a CLIP image embedding and, if it has a caption pathway, a caption.
+    """A denoiser of small images given a CLIP image embedding and, if it has a caption pathway, a caption.
 
     The image embedding is projected and added to the time embedding, and projected to a few context tokens placed
     before the caption's; the pooled caption is added to the time embedding too, as GLIDE does. The caption pathway is
@@ -35,7 +35,7 @@ class Decoder(nn.Module):
         reads_image: False leaves the image embedding out: GLIDE.
         pools_embedding: the pooled caption is CLIP's text embedding (Karlo), not the state of its last token.
         learned_null_text: with states, whether a withheld caption is a learned embedding.
-        inpainting: the U-Net also sees what is known of the picture, and where it is known (GLIDE's inpainting net).
+        inpainting: the U-Net also sees what is known of the image, and where it is known (GLIDE's inpainting net).
     """
 
     unet: UNet
@@ -79,7 +79,7 @@ class Decoder(nn.Module):
             keep_image, keep_text: bool [batch], False where that condition is withheld; None: kept.
             text_embedding: with states only: the pooled caption [batch, d'] to use in place of the last real state;
                 with `pools_embedding` it is needed.
-            known: with `inpainting`, [batch, height, width, 4]: the picture in [-1, 1], zero where it is not known, and
+            known: with `inpainting`, [batch, height, width, 4]: the image in [-1, 1], zero where it is not known, and
                 1 where it is.
 
         Returns:

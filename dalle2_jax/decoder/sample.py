@@ -31,7 +31,7 @@ def sample_decoder(
 
     keys: one an image `[b]`, or one for all. image_embedding: CLIP's `[b, z]`; None for a decoder that does not read
     it. Guidance drops both conditions in its other half. x_T: the noise to start from (`invert_decoder`'s, say); None:
-    from the keys. A decoder that paints in what is not known is told that nothing is.
+    from the keys. To a decoder that paints in what is not known, nothing is.
     """
     batch, size = caption.keep.shape[0], decoder.unet.image_size
     noise_keys, step_keys = split_each(keys_for(keys, batch))
@@ -64,22 +64,22 @@ def invert_decoder(
     params: Any,
     process: Process,
     sampling: Sampling,
-    pictures: jax.Array,
+    images: jax.Array,
     image_embedding: jax.Array,
     caption: Caption,
     refinements: int = 0,
 ) -> jax.Array:
-    """The noise x_T `[b, h, w, 3]` from which DDIM at eta 0, without guidance, draws `pictures` again (Sec. 3).
+    """The noise x_T `[b, h, w, 3]` from which DDIM at eta 0, without guidance, samples `images` again (Sec. 3).
 
-    pictures: `[b, h, w, 3]` in [-1, 1] at the decoder's own size. The conditions are those of `sample_decoder`;
+    images: `[b, h, w, 3]` in [-1, 1] at the decoder's own size. The conditions are those of `sample_decoder`;
     `sampling` says over which timesteps, and refinements how exactly (`dalle2_jax.diffusion.ddim_invert`).
     """
-    condition = {"keep_image": jnp.ones(pictures.shape[0], bool), **caption.condition(caption.keep)}
+    condition = {"keep_image": jnp.ones(images.shape[0], bool), **caption.condition(caption.keep)}
 
     def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
         return decoder.apply({"params": params}, x_t, timesteps, image_embedding, **condition)
 
-    return ddim_invert(denoiser, pictures, sampling.process(process), refinements)
+    return ddim_invert(denoiser, images, sampling.process(process), refinements)
 
 
 def sample_upsampler(
@@ -93,11 +93,11 @@ def sample_upsampler(
     tile: int | None = None,
     caption: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Pictures `[b, size, size, 3]` from `low_resolution` `[b, h, w, 3]`, both in [-1, 1]; no guidance (Sec. 2.1).
+    """Images `[b, size, size, 3]` from `low_resolution` `[b, h, w, 3]`, both in [-1, 1]; no guidance (Sec. 2.1).
 
     caption: tokens and mask `[b, n]` for an upsampler that reads them, which does not work in tiles.
     tile: denoise in tiles of that many pixels, a quarter of which they share, so that memory follows the tile and not
-    the picture (`dalle2_jax.diffusion.tiled`); None: whole.
+    the image (`dalle2_jax.diffusion.tiled`); None: whole.
     """
     noise_keys, step_keys = split_each(keys_for(keys, low_resolution.shape[0]))
 
@@ -111,6 +111,6 @@ def sample_upsampler(
     if tile is None:
         conditioned = functools.partial(denoiser, low_resolution=low_resolution)
     else:
-        conditioned = tiled(denoiser, upsampler.enlarge(low_resolution, (size, size)), tile, tile // 4)
+        conditioned = tiled(denoiser, upsampler.resize_input(low_resolution, (size, size)), tile, tile // 4)
     x_T = normal(noise_keys, (low_resolution.shape[0], size, size, 3))
     return jnp.clip(sample(step_keys, conditioned, x_T, process, sampling), -1.0, 1.0)

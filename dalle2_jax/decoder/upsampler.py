@@ -12,22 +12,22 @@ RESIZE_METHODS = ("nearest", "bilinear", "bicubic")
 
 
 class Upsampler(nn.Module):
-    """A denoiser of large pictures that sees a small one, resized and concatenated to x_t as in ADM and GLIDE.
+    """A denoiser of large images that sees a small one, resized and concatenated to x_t as in ADM and GLIDE.
 
     The paper's knows no caption; GLIDE's reads it as its decoder does.
 
     Nothing in it depends on the size: with `attention_resolutions=()` and `middle_attention=False` the U-Net is fully
-    convolutional, and what was trained on crops of a quarter of the width runs on whole pictures.
+    convolutional, and what was trained on crops of a quarter of the width runs on whole images.
 
     Fields:
         unet: the U-Net; it sees six channels, and gives `unet.out_channels`.
-        resize: how the small picture is brought to x_t's size: "nearest", "bilinear" or "bicubic".
-        residual: the network's output is added to the enlarged small picture, so that only what is missing has to be
+        resize: how the small image is brought to x_t's size: "nearest", "bilinear" or "bicubic".
+        residual: the network's output is added to the resized small image, so that only what is missing has to be
             learned; for a process that predicts x_0. The paper's is False.
         last: a second U-Net for timestep 0 alone, the last one of every chain (Karlo); all of a batch is at one
             timestep then.
         text: an encoder of captions whose states the U-Net attends to (GLIDE).
-        inpainting: the U-Net also sees what is known of the picture, and where it is known.
+        inpainting: the U-Net also sees what is known of the image, and where it is known.
     """
 
     unet: UNet
@@ -67,10 +67,10 @@ class Upsampler(nn.Module):
         if (self.text is None) != (text is None) or self.inpainting != (known is not None):
             raise InputError(
                 f"this upsampler reads {'tokens' if self.text else 'no caption'} and "
-                f"{'what is known' if self.inpainting else 'nothing that is known'} of the picture; pass just that."
+                f"{'what is known' if self.inpainting else 'nothing that is known'} of the image; pass just that."
             )
-        enlarged = self.enlarge(low_resolution, x_t.shape[1:3]).astype(x_t.dtype)
-        seen = [x_t, enlarged] if known is None else [x_t, known.astype(x_t.dtype), enlarged]
+        resized = self.resize_input(low_resolution, x_t.shape[1:3]).astype(x_t.dtype)
+        seen = [x_t, resized] if known is None else [x_t, known.astype(x_t.dtype), resized]
         condition = context = None
         if self.text is not None:
             context = self.text(text, text_mask, deterministic)
@@ -83,8 +83,8 @@ class Upsampler(nn.Module):
             output = self._first_or_last(inputs, deterministic)
         if not self.residual:
             return output
-        channels = enlarged.shape[-1]
-        return output.at[..., :channels].add(enlarged.astype(output.dtype))
+        channels = resized.shape[-1]
+        return output.at[..., :channels].add(resized.astype(output.dtype))
 
     def _first_or_last(self, inputs: tuple, deterministic: bool) -> jax.Array:
         """One of the two networks, by the timestep of the batch's first example."""
@@ -99,7 +99,7 @@ class Upsampler(nn.Module):
         )
 
     @nn.nowrap
-    def enlarge(self, low_resolution: jax.Array, size: tuple[int, int]) -> jax.Array:
+    def resize_input(self, low_resolution: jax.Array, size: tuple[int, int]) -> jax.Array:
         """Resizes [batch, height', width', channels] to `size` (height, width) the way the network sees it."""
         batch, _, _, channels = low_resolution.shape
         return jax.image.resize(low_resolution, (batch, *size, channels), self.resize)

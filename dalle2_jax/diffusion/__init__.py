@@ -10,8 +10,8 @@ from dalle2_jax.diffusion.schedule import betas, cosine_betas, linear_betas, res
 from dalle2_jax.diffusion.tiling import tiled
 from dalle2_jax.diffusion.timesteps import (
     LossHistory,
-    draw_timesteps,
     loss_history,
+    sample_timesteps,
     timestep_probabilities,
     update_history,
 )
@@ -35,7 +35,7 @@ __all__ = [
     "diffusion_loss",
     "dpmpp_2m",
     "dpmpp_2m_step",
-    "draw_timesteps",
+    "sample_timesteps",
     "dynamic_threshold",
     "linear_betas",
     "loss_history",

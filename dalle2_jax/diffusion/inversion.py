@@ -22,7 +22,7 @@ def ddim_invert(denoiser: Denoiser, x_0: jax.Array, process: Process, refinement
     """The x_T from which `ddim` at eta 0 comes back to x_0 (DALL-E 2 Sec. 3; ADM App. F), by one `lax.scan`.
 
     x_0 counts as x at the chain's first step, so that one step less is taken than in sampling (249 of 250). Each step
-    asks the network at the picture it leaves; `refinements` then ask it again at the picture where it arrived and go
+    asks the network at the image it leaves; `refinements` then ask it again at the image where it arrived and go
     back to the start with that, which makes the inverse as exact as one likes for as many more evaluations.
     """
     timesteps = jnp.asarray(process.timestep_map)

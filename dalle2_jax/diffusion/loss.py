@@ -38,7 +38,7 @@ def diffusion_loss(
     Args:
       key: for the timesteps and the noise that are not given.
       denoiser: f(x_t, t) -> prediction, with t int32 [batch] in the original timesteps.
-      x_0: [batch, ..., channels]; pictures in [-1, 1] for "vlb" and "hybrid", whose last term counts 256 levels.
+      x_0: [batch, ..., channels]; images in [-1, 1] for "vlb" and "hybrid", whose last term counts 256 levels.
       process: its `prediction` is what the denoiser is held to.
       kind: "simple": the mean squared error of the prediction (DDPM Eq. 14). "vlb": an unbiased estimate, in bits per
         dimension, of the variational bound without its constant prior term (DDPM Eq. 5). "hybrid": "simple" + 0.001
@@ -124,7 +124,7 @@ def vlb_term(output: jax.Array, x_0: jax.Array, x_t: jax.Array, i: jax.Array, pr
     """L_{t-1} of the variational bound (DDPM Eq. 5), float32 [batch], in bits per dimension.
 
     KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at the first step the discretised likelihood of x_0 instead. The
-    former is exact for Gaussians; the latter is for pictures of 256 levels in [-1, 1].
+    former is exact for Gaussians; the latter is for images of 256 levels in [-1, 1].
     """
     mean, _, log_variance = process.q_posterior(x_0, x_t, i)
     model = process.predict(output, x_t, i)
@@ -136,7 +136,7 @@ def vlb_term(output: jax.Array, x_0: jax.Array, x_t: jax.Array, i: jax.Array, pr
 def variational_bound(
     key: jax.Array, denoiser: Denoiser, x_0: jax.Array, process: Process, noise: jax.Array | None = None
 ) -> dict[str, jax.Array]:
-    """The whole variational bound of pictures x_0 in [-1, 1] (DDPM Eq. 5), in bits per dimension, by one `lax.scan`.
+    """The whole variational bound of images x_0 in [-1, 1] (DDPM Eq. 5), in bits per dimension, by one `lax.scan`.
 
     Returns {"total": [batch], "prior": [batch] (KL of q(x_T | x_0) to the standard normal), "terms": [batch, steps],
     "mse": [batch, steps] (of epsilon)}; every step is estimated once, with its own noise: `noise` [steps, batch, ...]

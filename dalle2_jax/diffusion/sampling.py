@@ -66,7 +66,7 @@ class Sampling:
         if isinstance(self.eta, int | float) and not 0 <= self.eta <= 1:
             raise InputError(f"eta is {self.eta}; it must lie in 0 to 1")
         if self.candidates < 1:
-            raise InputError(f"candidates is {self.candidates}; at least one sample must be drawn")
+            raise InputError(f"candidates is {self.candidates}; at least one is needed")
         if self.variance not in (None, *VARIANCES):
             raise InputError(f"there is no variance {self.variance!r}; the variances are {', '.join(VARIANCES)}")
         if self.threshold not in (None, *THRESHOLDS):

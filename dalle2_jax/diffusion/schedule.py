@@ -15,7 +15,7 @@ RESPACINGS = (
     '"27" (evenly spaced), "10,10,3,2,2" (steps in each equal section), "ddim25" (fixed stride), "fast27", or '
     '"logsnr12" (evenly spaced in the log of the signal-to-noise ratio)'
 )
-# What a network says of a picture under more noise than this (half the log of the SNR) is not worth a step of few:
+# What a network says of an image under more noise than this (half the log of the SNR) is not worth a step of few:
 # the bound that DPM-Solver's authors give for the cosine schedule.
 LOWEST_HALF_LOG_SNR = -5.1
 
@@ -121,7 +121,7 @@ def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray | None) -
     if alphas_cumprod is None:
         raise InputError(f"respacing {spec!r} counts in the schedule's noise; give its alphas_cumprod")
     abar = np.asarray(alphas_cumprod)
-    with np.errstate(divide="ignore"):  # nothing may be left of the picture at the last timestep
+    with np.errstate(divide="ignore"):  # nothing may be left of the image at the last timestep
         half_log_snr = 0.5 * (np.log(abar) - np.log1p(-abar))
     last = int(np.flatnonzero(half_log_snr >= LOWEST_HALF_LOG_SNR)[-1])
     if count > last + 1:
@@ -130,7 +130,7 @@ def _even_in_log_snr(spec: str, count: int, alphas_cumprod: np.ndarray | None) -
             f"write {RESPACINGS}, with no more steps than timesteps"
         )
     if abar[-1] == 0.0 and count > 1:
-        # Sampling has to begin where nothing is left of the picture (Lin et al. 2023, Sec. 3.3).
+        # Sampling has to begin where nothing is left of the image (Lin et al. 2023, Sec. 3.3).
         return *_even_in_log_snr(spec, count - 1, abar[:-1]), len(abar) - 1
     if count == 1:
         return (last if abar[-1] else len(abar) - 1,)

@@ -1,4 +1,4 @@
-"""A large picture denoised in tiles, so that memory follows the tile and not the picture."""
+"""A large image denoised in tiles, so that memory follows the tile and not the image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ def tiled(
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A denoiser that sees square tiles one after the other, and blends what it says where they overlap.
 
-    The blending happens at every step of a sampler, on what the network predicts, so that the tiles of a picture agree
-    (as MultiDiffusion does, Bar-Tal et al. 2023). Weights fall off linearly over the overlap; with a picture no larger
+    The blending happens at every step of a sampler, on what the network predicts, so that the tiles of an image agree
+    (as MultiDiffusion does, Bar-Tal et al. 2023). Weights fall off linearly over the overlap; with an image no larger
     than a tile this is the denoiser itself.
 
     Args:

@@ -1,7 +1,7 @@
 """Importance sampling of training timesteps by the losses that were seen there (IDDPM Sec. 3.3).
 
 history = loss_history(process.steps)
-i, weights = draw_timesteps(key, history, batch_size)
+i, weights = sample_timesteps(key, history, batch_size)
 ...                                             # train on (weights * loss).mean()
 history = update_history(history, i, losses)    # the unweighted ones
 """
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# How often a timestep is drawn whatever its losses, so that none is forgotten.
+# How often a timestep is sampled whatever its losses, so that none is forgotten.
 UNIFORM_SHARE = 0.001
 
 
@@ -36,7 +36,7 @@ def timestep_probabilities(history: LossHistory) -> jax.Array:
     return jnp.where((history.counts >= length).all(), known, 1.0 / steps)
 
 
-def draw_timesteps(key: jax.Array, history: LossHistory, batch: int) -> tuple[jax.Array, jax.Array]:
+def sample_timesteps(key: jax.Array, history: LossHistory, batch: int) -> tuple[jax.Array, jax.Array]:
     """Timesteps int32 [batch] and the weights float32 [batch] that leave the loss's expectation as it was."""
     probabilities = timestep_probabilities(history)
     i = jax.random.choice(key, probabilities.shape[0], (batch,), p=probabilities).astype(jnp.int32)

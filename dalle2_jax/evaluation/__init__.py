@@ -1,1 +1,1 @@
-"""Measuring what a system makes: the shape oracle (no network), CLIP retrieval, the prior's suite, picture sheets."""
+"""Measuring what a system makes: the shape oracle (no network), CLIP retrieval, the prior's suite, image sheets."""

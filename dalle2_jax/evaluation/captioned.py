@@ -1,7 +1,7 @@
-"""What `dalle2 evaluate` measures of a run on any pictures with captions: retrieval, CLIP scores, prior, upsampler.
+"""What `dalle2 evaluate` measures of a run on any images with captions: retrieval, CLIP scores, prior, upsampler.
 
-Generated pictures are held against the captions of held-out splits by a CLIP: the run's own, which has seen the
-training split alone, or another run's that had no part in drawing them.
+Generated images are held against the captions of held-out splits by a CLIP: the run's own, which has seen the
+training split alone, or another run's that had no part in making them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from dalle2_jax.data.dataset import Data, has_split
 from dalle2_jax.data.pipeline import Examples, evaluation_examples
-from dalle2_jax.evaluation.fidelity import there_and_back, upsampler_against_bicubic
+from dalle2_jax.evaluation.fidelity import ddim_reconstruction, upsampler_against_bicubic
 from dalle2_jax.evaluation.metrics.prior_cosines import prior_suite
 from dalle2_jax.evaluation.metrics.retrieval import mean_cosine, recall_at
 from dalle2_jax.evaluation.report import Report
 from dalle2_jax.unclip import DALLE2
 
 
-def evaluate_pictures(
+def evaluate_images(
     model: DALLE2,
     data: Data,
     *,
@@ -29,13 +29,13 @@ def evaluate_pictures(
     count: int = 240,
     seed: int = 0,
     judge: DALLE2 | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Report, dict[str, Any]]:
     """Measures `model` on the test split of `data`, and on its unseen split where it has one; or on one other split.
 
-    split: such as "train" or "validation+test", in place of those two. judge: whose CLIP judges the pictures; None: the
+    split: such as "train" or "validation+test", in place of those two. judge: whose CLIP judges the images; None: the
     model's own. Returns the report and what `samples.png` shows: "test" (or `split`) and "unseen" (examples) and what
-    was drawn of their captions, "generated" and "unseen_generated".
+    was sampled of their captions, "generated" and "unseen_generated".
     """
     names = ("test", "unseen", "upsampler")
     keys = dict(zip(names, jax.random.split(jax.random.key(seed), len(names)), strict=True))
@@ -46,25 +46,25 @@ def evaluate_pictures(
         parts["unseen"] = data.unseen_split
     for part, name in parts.items():
         examples = evaluation_examples(data, name, count)
-        say(f"drawing {len(examples.captions)} captions of the {name} split")
+        log(f"sampling {len(examples.captions)} captions of the {name} split")
         generated = model.generate(keys[part], examples.captions, return_stages=True)
         report[part] = _judged(judge or model, examples, generated.images)
-        true = np.asarray(model.encode_image(examples.pictures))
+        true = np.asarray(model.encode_image(examples.images))
         report[part]["prior"] = prior_suite(generated.image_embeddings, true, generated.text_embeddings)
         shown |= {part: examples, "generated" if part == "test" else "unseen_generated": generated}
     test = shown["test"]
-    report["inversion"] = there_and_back(model, test.pictures[:64], test.captions[:64])
+    report["inversion"] = ddim_reconstruction(model, test.images[:64], test.captions[:64])
     if model.upsamplers:
-        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.pictures[:64])
+        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.images[:64])
     return report, shown
 
 
-def _judged(judge: DALLE2, examples: Examples, pictures: np.ndarray) -> dict[str, Any]:
-    """Retrieval among these captions, and mean cosines, of the generated and of the true pictures."""
+def _judged(judge: DALLE2, examples: Examples, images: np.ndarray) -> dict[str, Any]:
+    """Retrieval among these captions, and mean cosines, of the generated and of the true images."""
     captions = list(examples.captions)
     text = np.asarray(judge.encode_text(captions).embedding)
     result: dict[str, Any] = {"captions": len(captions)}
-    for name, shown in (("generated", pictures), ("real", examples.pictures)):
+    for name, shown in (("generated", images), ("real", examples.images)):
         image = np.asarray(judge.encode_image(shown))
         result[name] = {
             **recall_at(image, text, captions, 1),

@@ -1,12 +1,12 @@
-"""An oracle without a network: reads a picture of captioned shapes back into a `Scene`, by colour and by outline.
+"""An oracle without a network: reads an image of captioned shapes back into a `Scene`, by colour and by outline.
 
-    reading = read(picture)                      # Scene, or None: "none", where the picture is no clean scene
-    score(pictures, scenes)                      # {"color": 0.98, "background": 1.0, "shape": 0.9, ..., "all": 0.88}
+    reading = read(image)                      # Scene, or None: "none", where the image is no clean scene
+    score(images, scenes)                      # {"color": 0.98, "background": 1.0, "shape": 0.9, ..., "all": 0.88}
 
 How it reads: the frame's median colour is the background; what differs from it falls into connected parts, one or two
 of which are objects; an object's colour is the median of its best covered pixels, and from both colours each pixel's
 coverage follows. Coverage is compared with the four shapes as `data.scene` draws them, moved and sized by centroid and
-area, which blur leaves in place. Blends of two pictures give colours off the palette or flat half-covered areas; noise
+area, which blur leaves in place. Blends of two images give colours off the palette or flat half-covered areas; noise
 gives no even frame.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from dalle2_jax.data.sources.scene import BACKGROUNDS, BRIGHTNESS, COLORS, EXTENTS, SHAPES, Scene, SceneObject, coverage
 from dalle2_jax.errors import InputError
 
-SIDE = 64  # every picture is looked at in this size
+SIDE = 64  # every image is looked at in this size
 COLOR_TOLERANCE = 45  # of the largest channel difference; a half blend with any background is 60 or more away
 CONTRAST = 60  # a pixel this far from the background belongs to something
 BORDER = 2  # width of the frame in pixels
@@ -36,15 +36,15 @@ CENTROID = {"circle": 0.0, "square": 0.0, "triangle": 1 / 6, "cross": 0.0}  # be
 ATTRIBUTES = ("color", "background", "shape", "size", "relation")
 
 
-def _at_side(picture: np.ndarray) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8 or min(picture.shape) < 1:
-        raise InputError(f"the oracle reads uint8 [height, width, 3] pictures, not {picture.dtype} {picture.shape}")
-    if picture.shape[:2] != (SIDE, SIDE):
+def _at_side(image: np.ndarray) -> np.ndarray:
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8 or min(image.shape) < 1:
+        raise InputError(f"the oracle reads uint8 [height, width, 3] images, not {image.dtype} {image.shape}")
+    if image.shape[:2] != (SIDE, SIDE):
         from PIL import Image
 
-        picture = np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
-    return picture.astype(np.float32)
+        image = np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    return image.astype(np.float32)
 
 
 def _nearest(color: np.ndarray, known: dict, tolerance: float) -> str | None:
@@ -131,25 +131,25 @@ def overlaps(covered: np.ndarray) -> dict[str, float]:
     return found
 
 
-def _read_object(picture: np.ndarray, part: np.ndarray, background: np.ndarray, count: int) -> SceneObject | None:
+def _read_object(image: np.ndarray, part: np.ndarray, background: np.ndarray, count: int) -> SceneObject | None:
     # The colour of the pixels that differ most from the background: where a blurred object is covered best.
-    distance = np.abs(picture - background).max(-1)
+    distance = np.abs(image - background).max(-1)
     core = part & (distance >= np.quantile(distance[part], 1 - CORE_SHARE))
-    color = np.median(picture[core], axis=0)
+    color = np.median(image[core], axis=0)
     name = _nearest(color, _MIDDLE, COLOR_TOLERANCE)
     if name is None:
         return None
     # How far each pixel has gone from the background's colour to the object's, and how far off that way it lies.
     direction = color - background
-    gone = (picture - background) @ direction / (direction @ direction)
-    astray = np.abs(picture - background - gone[..., None] * direction).max(-1)
+    gone = (image - background) @ direction / (direction @ direction)
+    astray = np.abs(image - background - gone[..., None] * direction).max(-1)
     if np.mean(astray[part] > CONTRAST) > ASTRAY_SHARE:
         return None
     covered = np.clip(gone, 0, 1) * _dilate(part, 2)
     half = (covered > 0.25) & (covered < 0.75)
     for _ in range(EDGE):
         half = _erode(half)
-    if half.any():  # half covered over more than an edge's width: two pictures in one
+    if half.any():  # half covered over more than an edge's width: two images in one
         return None
     rows, columns = np.nonzero((covered > 0.5).any(1))[0], np.nonzero((covered > 0.5).any(0))[0]
     extent = max(np.ptp(rows), np.ptp(columns)) + 1
@@ -173,17 +173,17 @@ def _relation(first: SceneObject, second: SceneObject) -> str:
     return "below" if down > 0 else "above"
 
 
-def read(picture: np.ndarray) -> Scene | None:
-    """What a picture uint8 [h, w, 3] shows, or None for a blank, noise, a blend or whatever else is no clean scene.
+def read(image: np.ndarray) -> Scene | None:
+    """What an image uint8 [h, w, 3] shows, or None for a blank, noise, a blend or whatever else is no clean scene.
 
     An object whose outline is like none of the shapes has shape None; its other attributes are read all the same.
     """
-    picture = _at_side(picture)
+    image = _at_side(image)
     frame = np.ones((SIDE, SIDE), bool)
     frame[BORDER:-BORDER, BORDER:-BORDER] = False
-    background = np.median(picture[frame], axis=0)
+    background = np.median(image[frame], axis=0)
     name = _nearest(background, BACKGROUNDS, COLOR_TOLERANCE)
-    distance = np.abs(picture - background).max(-1)
+    distance = np.abs(image - background).max(-1)
     if name is None or np.mean(distance[frame] < CONTRAST) < BORDER_SHARE:
         return None
     parts = _parts(distance > CONTRAST)
@@ -192,7 +192,7 @@ def read(picture: np.ndarray) -> Scene | None:
     area = sum(int(part.sum()) for part in large)
     if len(large) not in (1, 2) or sum(int(part.sum()) for part in parts) - area > SPECKS_SHARE * area:
         return None
-    objects = [_read_object(picture, part, background, len(large)) for part in large]
+    objects = [_read_object(image, part, background, len(large)) for part in large]
     if None in objects:
         return None
     relation = _relation(*objects) if len(objects) == 2 else None
@@ -204,9 +204,9 @@ def _fit(stated: Scene, placed: Sequence[SceneObject]) -> dict[str, bool]:
     pairs = list(zip(stated.objects, placed, strict=True))
     fit = {}
     for name in ("color", "shape", "size"):
-        told = [(getattr(a, name), getattr(b, name)) for a, b in pairs if getattr(a, name) is not None]
-        if told:
-            fit[name] = all(want == have for want, have in told)
+        stated_and_read = [(getattr(a, name), getattr(b, name)) for a, b in pairs if getattr(a, name) is not None]
+        if stated_and_read:
+            fit[name] = all(want == have for want, have in stated_and_read)
     if stated.relation is not None:
         fit["relation"] = _relation(*placed) == stated.relation
     return fit
@@ -230,13 +230,13 @@ def judge(reading: Scene | None, stated: Scene) -> dict[str, bool]:
     return {**right, "all": reading is not None and all(right.values())}
 
 
-def judge_all(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[dict[str, bool]]:
-    """`judge` of each picture [b, h, w, 3] against its scene or parsed caption."""
-    return [judge(read(picture), scene) for picture, scene in zip(pictures, scenes, strict=True)]
+def judge_all(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> list[dict[str, bool]]:
+    """`judge` of each image [b, h, w, 3] against its scene or parsed caption."""
+    return [judge(read(image), scene) for image, scene in zip(images, scenes, strict=True)]
 
 
 def summarize(judged: Sequence[dict[str, bool]]) -> dict[str, float]:
-    """The fraction of right answers for each attribute, over the pictures for which it is stated."""
+    """The fraction of right answers for each attribute, over the images for which it is stated."""
     fractions = {}
     for name in (*ATTRIBUTES, "all"):
         answers = [item[name] for item in judged if name in item]
@@ -245,6 +245,6 @@ def summarize(judged: Sequence[dict[str, bool]]) -> dict[str, float]:
     return fractions
 
 
-def score(pictures: Sequence[np.ndarray], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Fractions of pictures with the right "color", "background", "shape", "size", ("relation",) and "all"."""
-    return summarize(judge_all(pictures, scenes))
+def score(images: Sequence[np.ndarray], scenes: Sequence[Scene]) -> dict[str, float]:
+    """Fractions of images with the right "color", "background", "shape", "size", ("relation",) and "all"."""
+    return summarize(judge_all(images, scenes))

@@ -22,8 +22,8 @@ def format_report(report: Report) -> str:
         lines.append(f"{title:>20}  {figures}")
     retrieval = report["retrieval"]
     lines.append(
-        f"{'CLIP retrieval':>20}  caption -> picture R@1 {retrieval['text_to_image_r1']:.2f} R@5 "
-        f"{retrieval['text_to_image_r5']:.2f}   picture -> caption R@1 {retrieval['image_to_text_r1']:.2f} R@5 "
+        f"{'CLIP retrieval':>20}  caption -> image R@1 {retrieval['text_to_image_r1']:.2f} R@5 "
+        f"{retrieval['text_to_image_r5']:.2f}   image -> caption R@1 {retrieval['image_to_text_r1']:.2f} R@5 "
         f"{retrieval['image_to_text_r5']:.2f}"
     )
     prior = report["prior"]
@@ -34,7 +34,7 @@ def format_report(report: Report) -> str:
 
 
 def fidelity_lines(report: Report) -> list[str]:
-    """What a report says of pictures that should come out of the decoder or the upsamplers as they are."""
+    """What a report says of images that should come out of the decoder or the upsamplers as they are."""
     inversion = report["inversion"]
     lines = [f"{'DDIM there and back':>20}  {inversion['psnr']:.1f} dB in {inversion['steps']} steps each way"]
     if "upsampler" in report:
@@ -46,7 +46,7 @@ def fidelity_lines(report: Report) -> list[str]:
     return lines
 
 
-def format_pictures_report(report: Report) -> str:
+def format_images_report(report: Report) -> str:
     """The report as lines to read."""
     lines = []
     for part, title in (("test", f"{report['split']} captions"), ("unseen", "unseen combinations")):
@@ -57,13 +57,13 @@ def format_pictures_report(report: Report) -> str:
         for name in ("generated", "real"):
             found = figures[name]
             lines.append(
-                f"{name + ' pictures':>20}  picture -> caption {_pair(found, 'image_to_text_')}   caption -> picture "
+                f"{name + ' images':>20}  image -> caption {_pair(found, 'image_to_text_')}   caption -> image "
                 f"{_pair(found, 'text_to_image_')}   cosine {found['clip_score']:.3f}"
             )
         prior = figures["prior"]
         lines.append(
-            f"{'prior':>20}  to the true picture {prior['to_true_picture']:+.3f}, to its caption "
-            f"{prior['to_text']:+.3f} (true pictures {prior['baseline_true_to_text']:+.3f}), to another caption "
+            f"{'prior':>20}  to the true image {prior['to_true_image']:+.3f}, to its caption "
+            f"{prior['to_text']:+.3f} (true images {prior['baseline_true_to_text']:+.3f}), to another caption "
             f"{prior['to_unrelated_text']:+.3f}"
         )
     return "\n".join([*lines, *fidelity_lines(report)])

@@ -1,7 +1,7 @@
 """Everything `dalle2 evaluate` measures of a run on captioned shapes: the oracle, retrieval, the prior, the upsampler.
 
-Each figure is over pictures that no stage was trained on, one picture a caption, from a fixed seed, with no choice
-among pictures. The test split says what the training split says too; what only the unseen pairs say is new.
+Each figure is over images that no stage was trained on, one image a caption, from a fixed seed, with no choice
+among images. The test split says what the training split says too; what only the unseen pairs say is new.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from dalle2_jax.data.dataset import Data
 from dalle2_jax.data.pipeline import evaluation_examples
-from dalle2_jax.evaluation.fidelity import there_and_back, upsampler_against_bicubic
+from dalle2_jax.evaluation.fidelity import ddim_reconstruction, upsampler_against_bicubic
 from dalle2_jax.evaluation.metrics.prior_cosines import prior_suite
 from dalle2_jax.evaluation.metrics.retrieval import recall_at
 from dalle2_jax.evaluation.oracle import score
@@ -22,9 +22,9 @@ from dalle2_jax.evaluation.report import ATTRIBUTES, Report
 from dalle2_jax.unclip import DALLE2
 
 
-def oracle_accuracies(pictures: np.ndarray, scenes: list[Any]) -> dict[str, float]:
+def oracle_accuracies(images: np.ndarray, scenes: list[Any]) -> dict[str, float]:
     """The oracle's fractions for one-object scenes: colour, background, shape, size, and all four at once."""
-    fractions = score(pictures, scenes)
+    fractions = score(images, scenes)
     return {name: float(fractions[name]) for name in ATTRIBUTES}
 
 
@@ -35,14 +35,14 @@ def evaluate(
     count: int = 240,
     unseen_count: int = 192,
     seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> tuple[Report, dict[str, Any]]:
     """Measures `model` on `data` (captioned_shapes, one_object); returns the report and what `samples.png` shows.
 
-    The second value holds "test" and "unseen" (pictures, captions and scenes) and what was drawn of their captions:
+    The second value holds "test" and "unseen" (images, captions and scenes) and what was sampled of their captions:
     "generated" and "unseen_generated".
-    `oracle_embedding_only` withholds the caption from the decoder; `oracle_other_embedding` scores those same pictures
-    against other captions of the split, which is drawing from another caption's embedding, and `chance` is what the
+    `oracle_embedding_only` withholds the caption from the decoder; `oracle_other_embedding` scores those same images
+    against other captions of the split, which is sampling from another caption's embedding, and `chance` is what the
     captions' own attributes share with those.
     """
     key = jax.random.key(seed)
@@ -52,11 +52,11 @@ def evaluate(
     unseen = evaluation_examples(data, data.unseen_split, unseen_count)
     count, unseen_count = len(test.captions), len(unseen.captions)
 
-    say(f"drawing {count} captions of the {data.test_split} split")
+    log(f"sampling {count} captions of the {data.test_split} split")
     generated = model.generate(keys["test"], test.captions, return_stages=True)
     report: Report = {"captions": count, "seed": seed, "oracle": oracle_accuracies(generated.images, test.scenes)}
 
-    say(f"drawing {count} captions with the caption withheld from the decoder")
+    log(f"sampling {count} captions with the caption withheld from the decoder")
     embedding_only = model.generate(
         keys["embedding_only"],
         test.captions,
@@ -69,20 +69,20 @@ def evaluate(
     report["oracle_other_embedding"] = oracle_accuracies(embedding_only, others)
     report["chance"] = _shared_attributes(test.scenes, others)
 
-    say(f"drawing {unseen_count} captions of pairs that no stage has seen")
+    log(f"sampling {unseen_count} captions of pairs that no stage has seen")
     unseen_generated = model.generate(keys["unseen"], unseen.captions, return_stages=True)
     report["oracle_unseen_pairs"] = oracle_accuracies(unseen_generated.images, unseen.scenes)
     report["captions_unseen_pairs"] = unseen_count
-    report["oracle_real_pictures"] = oracle_accuracies(test.pictures, test.scenes)
+    report["oracle_real_images"] = oracle_accuracies(test.images, test.scenes)
 
-    say("measuring retrieval, the prior and the upsampler")
-    true = np.asarray(model.encode_image(test.pictures))
+    log("measuring retrieval, the prior and the upsampler")
+    true = np.asarray(model.encode_image(test.images))
     text = generated.text_embeddings
     report["retrieval"] = {**recall_at(true, text, test.captions, 1), **recall_at(true, text, test.captions, 5)}
     report["prior"] = prior_suite(generated.image_embeddings, true, text)
-    report["inversion"] = there_and_back(model, test.pictures[:64], test.captions[:64])
+    report["inversion"] = ddim_reconstruction(model, test.images[:64], test.captions[:64])
     if model.upsamplers:
-        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.pictures[:64])
+        report["upsampler"] = upsampler_against_bicubic(model, keys["upsampler"], test.images[:64])
     return report, {"test": test, "generated": generated, "unseen": unseen, "unseen_generated": unseen_generated}
 
 

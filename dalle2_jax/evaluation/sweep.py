@@ -30,18 +30,18 @@ def sweep(
     guidance_scales: Sequence[float] = (1.0, 1.5, 2.5),
     count: int = 120,
     seed: int = 0,
-    say: Callable[[Row], None] = lambda row: None,
+    log: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """One row a combination: its settings, network evaluations a picture, seconds a picture, and quality.
+    """One row a combination: its settings, network evaluations an image, seconds an image, and quality.
 
     The captions are the first of the test split, and the keys are the same in every row; where it is not the prior
-    that is swept, its embeddings are drawn once. Quality on captioned shapes is the oracle's fractions, elsewhere R@5
-    and the mean cosine of the pictures to their captions by the run's own CLIP. Seconds leave out compiling.
+    that is swept, its embeddings are sampled once. Quality on captioned shapes is the oracle's fractions, elsewhere R@5
+    and the mean cosine of the images to their captions by the run's own CLIP. Seconds leave out compiling.
 
     stage: "prior", "decoder" or "upsampler".
 
     Raises:
-        InputError: for settings that the stage does not have, before anything is drawn.
+        InputError: for settings that the stage does not have, before anything is sampled.
     """
     examples = evaluation_examples(data, data.test_split, count)
     key = jax.random.key(seed)
@@ -53,8 +53,8 @@ def sweep(
         model.check_sampling(**{stage: one})
     embeddings = None
     if stage != "prior":
-        drawn = model.generate(key, examples.captions, return_stages=True)
-        embeddings = drawn.image_embeddings
+        sampled = model.generate(key, examples.captions, return_stages=True)
+        embeddings = sampled.image_embeddings
     rows = []
     for one, row in zip(changes, rows_of, strict=True):
         settings = {stage: one, "image_embeddings": embeddings}
@@ -66,7 +66,7 @@ def sweep(
         evaluations = model.evaluations(stage, one)
         row = {**row, "evaluations": evaluations, "seconds": round(seconds, 4), "captions": len(examples.captions)}
         rows.append({**row, **_quality(model, examples, generated)})
-        say(rows[-1])
+        log(rows[-1])
     return rows
 
 
@@ -115,7 +115,7 @@ def plot(rows: Sequence[Row], quality: str, path: str) -> None:
             label = f"{sampler}, {scale:g}"
             axes.plot(x, y, styles[sampler], color=colors[scale], marker="o", markersize=3, label=label)
         axes.set_xscale("log")
-        axes.set_xlabel("network evaluations a picture")
+        axes.set_xlabel("network evaluations an image")
         axes.set_ylabel(quality)
         axes.grid(alpha=0.3)
         axes.legend(title="sampler, guidance", fontsize="small")

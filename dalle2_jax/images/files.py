@@ -12,7 +12,7 @@ import numpy as np
 from dalle2_jax.errors import InputError
 
 
-def save_png(path: Path, picture: Any, facts: Mapping[str, str] | None = None) -> None:
+def save_png(path: Path, pixels: Any, facts: Mapping[str, str] | None = None) -> None:
     """Writes a PIL image or uint8 `[h, w, 3]` as PNG, whole or not at all; `facts` become its text metadata."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -20,7 +20,7 @@ def save_png(path: Path, picture: Any, facts: Mapping[str, str] | None = None) -
     information = PngInfo()
     for name, value in (facts or {}).items():
         information.add_itxt(name, value)
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -53,11 +53,11 @@ def save_figure(path: str | Path, draw: Callable[[Any], None], size: tuple[float
     save_png(path, Image.open(pixels))
 
 
-def png(picture: np.ndarray) -> io.BytesIO:
-    """A picture uint8 [h, w, 3] as a file: TFDS would need TensorFlow to encode an array."""
+def png(image: np.ndarray) -> io.BytesIO:
+    """An image uint8 [h, w, 3] as a file: TFDS would need TensorFlow to encode an array."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
     file.seek(0)
     return file

@@ -1,4 +1,4 @@
-"""A sheet of pictures with captions under them, for people to look at; and PNG files that are whole or not there."""
+"""A sheet of images with captions under them, for people to look at; and PNG files that are whole or not there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WIDER_FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "NotoSansCJK-Regular.t
 
 
 def caption_grid(
-    pictures: np.ndarray | Sequence[Sequence[np.ndarray]],
+    images: np.ndarray | Sequence[Sequence[np.ndarray]],
     captions: Sequence[str],
     *,
     columns: int = 8,
@@ -27,24 +27,22 @@ def caption_grid(
 ) -> Any:
     """Draws a sheet; returns a PIL image.
 
-    pictures: uint8 `[n, h, w, 3]`, or several such arrays (of any sizes), whose pictures of one caption stand above
-    each other in that order. captions: n of them. columns: captions side by side. cell: the side that every picture is
-    brought to without smoothing; None: the largest picture's, and at least 96. labels: a name for each array, written
+    images: uint8 `[n, h, w, 3]`, or several such arrays (of any sizes), whose images of one caption stand above
+    each other in that order. captions: n of them. columns: captions side by side. cell: the side that every image is
+    brought to without smoothing; None: the largest image's, and at least 96. labels: a name for each array, written
     at the left.
 
     Raises:
-        InputError: if there is no caption, or not a picture for each.
+        InputError: if there is no caption, or not an image for each.
     """
     from PIL import Image, ImageDraw
 
-    groups = [pictures] if isinstance(pictures, np.ndarray) else list(pictures)
+    groups = [images] if isinstance(images, np.ndarray) else list(images)
     count = len(captions)
     if not count or any(len(group) != count for group in groups):
-        raise InputError(
-            f"a sheet needs one picture a caption: {[len(group) for group in groups]} for {count} captions"
-        )
+        raise InputError(f"a sheet needs one image a caption: {[len(group) for group in groups]} for {count} captions")
     if cell is None:
-        cell = max(_SMALLEST_CELL, *(side for group in groups for picture in group for side in picture.shape[:2]))
+        cell = max(_SMALLEST_CELL, *(side for group in groups for image in group for side in image.shape[:2]))
     columns = min(columns, count)
     rows = -(-count // columns)
     fonts = _fonts()
@@ -60,8 +58,8 @@ def caption_grid(
         x, y = left + column * (cell + _MARGIN), _MARGIN + row * block
         for number, group in enumerate(groups):
             top = y + number * (cell + 2)
-            picture = Image.fromarray(np.asarray(group[index])).resize((cell, cell), Image.Resampling.NEAREST)
-            sheet.paste(picture, (x, top))
+            image = Image.fromarray(np.asarray(group[index])).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(image, (x, top))
             draw.rectangle((x - 1, top - 1, x + cell, top + cell), outline="#bbb")
             if labels and column == 0:
                 draw.text((_MARGIN, top + cell // 2 - 6), labels[number], fill="black", font=font)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.kernels.attention import normalised_last
+from dalle2_jax.layers.kernels.attention import late_normalised_attention
 from dalle2_jax.layers.kernels.dense import product
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
 
@@ -27,7 +27,8 @@ def dot_product_attention(
     """softmax(q k / sqrt(head_dim)) v, with the softmax in float32.
 
     Uses cuDNN's flash attention for bfloat16 and float16 on NVIDIA GPUs, XLA's products and softmax for them elsewhere,
-    and `normalised_last` for float32; each choice is logged once. `traced_for_nvidia` says which device it is for.
+    and `late_normalised_attention` for float32; each choice is logged once. `traced_for_nvidia` says which device it is
+    for.
 
     Say with `key_lengths` what can be said so: a mask costs cuDNN an array of all queries by all keys.
 
@@ -50,7 +51,7 @@ def dot_product_attention(
         seen = (jnp.arange(key.shape[1])[None] < key_lengths[:, None])[:, None, None]
         mask = seen if mask is None else mask & seen
     if implementation == "normalised last":
-        return normalised_last(query, key, value, mask, is_causal)
+        return late_normalised_attention(query, key, value, mask, is_causal)
     return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=is_causal, implementation="xla").astype(
         value.dtype
     )

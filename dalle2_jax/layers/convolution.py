@@ -16,7 +16,7 @@ class GroupNorm(nn.Module):
     """Group normalisation over height, width and the channels of a group, in float32, and what often follows it.
 
     Sums run over height and width first and over a group's channels after, which keeps the channels innermost and is
-    two to three times as fast on a CPU as reducing a reshaped picture. The variance is that of the centred values:
+    two to three times as fast on a CPU as reducing a reshaped image. The variance is that of the centred values:
     stable.
 
     Fields:
@@ -85,19 +85,19 @@ def downsample(x: jax.Array) -> jax.Array:
     """Halves height and width of [batch, height, width, channels], both even, by averaging squares of two by two."""
     batch, height, width, channels = x.shape
     if height % 2 or width % 2:
-        raise InputError(f"a picture of {height}x{width} cannot be halved: both sides must be even.")
+        raise InputError(f"an image of {height}x{width} cannot be halved: both sides must be even.")
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def fold(x: jax.Array, patch: int) -> jax.Array:
+def space_to_depth(x: jax.Array, patch: int) -> jax.Array:
     """Squares of patch x patch pixels become channels: [b, h, w, c] to [b, h / patch, w / patch, patch * patch * c]."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // patch, patch, width // patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(batch, height // patch, width // patch, patch * patch * channels)
 
 
-def unfold(x: jax.Array, patch: int) -> jax.Array:
-    """The inverse of `fold`: [b, h, w, patch * patch * c] to [b, h * patch, w * patch, c]."""
+def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
+    """The inverse of `space_to_depth`: [b, h, w, patch * patch * c] to [b, h * patch, w * patch, c]."""
     batch, height, width, channels = x.shape
     channels //= patch**2
     x = x.reshape(batch, height, width, patch, patch, channels).transpose(0, 1, 3, 2, 4, 5)

@@ -1,4 +1,4 @@
-"""Pictures as arrays: between uint8 at the edges and [-1, 1] inside, and from one size to another."""
+"""Images as arrays: between uint8 at the edges and [-1, 1] inside, and from one size to another."""
 
 import jax
 import jax.numpy as jnp
@@ -6,32 +6,32 @@ import jax.numpy as jnp
 from dalle2_jax.errors import InputError
 
 
-def to_float(pictures: jax.Array) -> jax.Array:
+def to_float(images: jax.Array) -> jax.Array:
     """uint8 `[..., h, w, c]` in 0..255 to float32 in [-1, 1]; floats pass through."""
-    if pictures.dtype == jnp.uint8:
-        return pictures.astype(jnp.float32) / 127.5 - 1.0
-    return pictures.astype(jnp.float32)
+    if images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 127.5 - 1.0
+    return images.astype(jnp.float32)
 
 
-def to_uint8(pictures: jax.Array) -> jax.Array:
+def to_uint8(images: jax.Array) -> jax.Array:
     """Floats `[..., h, w, c]` in [-1, 1] to uint8, rounded and clipped."""
-    return jnp.clip(jnp.round((pictures.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+    return jnp.clip(jnp.round((images.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def resize(pictures: jax.Array, size: int, method: str = "area") -> jax.Array:
-    """Square pictures `[b, h, h, c]` to `[b, size, size, c]` in float32.
+def resize(images: jax.Array, size: int, method: str = "area") -> jax.Array:
+    """Square images `[b, h, h, c]` to `[b, size, size, c]` in float32.
 
     Shrinking by a whole factor with `method="area"` is the mean over each cell, which is what the cascade's
-    low-resolution pictures are; every other case is `jax.image.resize` with antialiasing, bicubic for "area".
+    low-resolution images are; every other case is `jax.image.resize` with antialiasing, bicubic for "area".
     """
-    height, width = pictures.shape[1:3]
+    height, width = images.shape[1:3]
     if height != width:
-        raise InputError(f"the pictures are {height}x{width}; resize takes square ones, so crop them first")
+        raise InputError(f"the images are {height}x{width}; resize takes square ones, so crop them first")
     if height == size:
-        return pictures
-    pictures = pictures.astype(jnp.float32)
+        return images
+    images = images.astype(jnp.float32)
     if method == "area" and height % size == 0:
         factor = height // size
-        return pictures.reshape(-1, size, factor, size, factor, pictures.shape[-1]).mean((2, 4))
+        return images.reshape(-1, size, factor, size, factor, images.shape[-1]).mean((2, 4))
     method = "cubic" if method == "area" else method
-    return jax.image.resize(pictures, (pictures.shape[0], size, size, pictures.shape[-1]), method, antialias=True)
+    return jax.image.resize(images, (images.shape[0], size, size, images.shape[-1]), method, antialias=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def written_out(params: Any) -> Any:
+def unstack_layers(params: Any) -> Any:
     """Parameters with each layer's by themselves, as without `scan_layers`, for every transformer in the tree."""
     if not isinstance(params, Mapping):
         return params
@@ -21,16 +21,16 @@ def written_out(params: Any) -> Any:
             for layer in range(len(jax.tree.leaves(value)[0])):
                 result[f"block_{layer}"] = jax.tree.map(lambda leaf, layer=layer: leaf[layer], value)
         else:
-            result[name] = written_out(value)
+            result[name] = unstack_layers(value)
     return result
 
 
-def stacked(params: Any) -> Any:
-    """The reverse of `written_out`: parameters with all layers' stacked, as with `scan_layers`."""
+def stack_layers(params: Any) -> Any:
+    """The reverse of `unstack_layers`: parameters with all layers' stack_layers, as with `scan_layers`."""
     if not isinstance(params, Mapping):
         return params
     layers = {int(match[1]): name for name in params if (match := re.fullmatch(r"block_(\d+)", name))}
-    result = {name: stacked(value) for name, value in params.items() if name not in layers.values()}
+    result = {name: stack_layers(value) for name, value in params.items() if name not in layers.values()}
     if layers:
         trees = (params[layers[layer]] for layer in sorted(layers))
         result["blocks"] = jax.tree.map(_stack, *trees)

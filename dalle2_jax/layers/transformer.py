@@ -122,7 +122,7 @@ class Transformer(nn.Module):
     """A stack of pre-norm blocks without a final norm.
 
     With `scan_layers` the parameters lie stacked under `blocks` with a leading axis of `depth`, and without under
-    `block_0`, `block_1` and so on; `written_out` and `stacked` make the one of the other. With `last_only` the last
+    `block_0`, `block_1` and so on; `unstack_layers` and `stacked` make the one of the other. With `last_only` the last
     layer's lie under `last_block`. Initial weights are those of CLIP's code: attention width^-1/2, MLP (2 width)^-1/2,
     and the outputs of both branches width^-1/2 (2 depth)^-1/2.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.attention import dot_product_attention, pack
-from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, fold, unfold
+from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, depth_to_space, space_to_depth
 from dalle2_jax.layers.embedding import timestep_embedding
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
 from dalle2_jax.layers.mesh_axes import check_mesh_axes
@@ -16,7 +16,7 @@ from dalle2_jax.layers.remat import Remat, rematerialised
 
 
 class AttentionBlock(nn.Module):
-    """Attention among the places of a picture, which may also look at context tokens (GLIDE Sec. 4).
+    """Attention among the places of an image, which may also look at context tokens (GLIDE Sec. 4).
 
     The context is projected to keys and values of its own, placed beside the image's; its tokens ask nothing
     themselves. The output projection starts at zero. Features of `qkv` are laid out [3, heads, head_channels], those of
@@ -160,7 +160,7 @@ class UNet(nn.Module):
         context_lengths = None
         if context_mask is not None and traced_for_nvidia():  # as `Transformer` does
             (context, context_lengths, _), context_mask = pack(context, context_mask), None
-        x = fold(x, self.patch)
+        x = space_to_depth(x, self.patch)
         first = self.channels * self.channel_multipliers[0]
         h = Conv(first, (3, 3), dtype=dtype, param_dtype=param_dtype, name="conv_in")(x.astype(dtype))
         skips = [h]
@@ -191,7 +191,7 @@ class UNet(nn.Module):
         zeros = nn.initializers.zeros
         features = self.out_channels * self.patch**2
         h = Conv(features, (3, 3), kernel_init=zeros, param_dtype=param_dtype, name="conv_out")(h)
-        return unfold(h, self.patch)
+        return depth_to_space(h, self.patch)
 
     def attends(self, level: int) -> bool:
         """Whether the blocks of `level` are followed by attention."""
@@ -221,7 +221,7 @@ class UNet(nn.Module):
         divisor = self.patch * 2 ** (len(self.channel_multipliers) - 1)
         if height % divisor or width % divisor:
             raise InputError(
-                f"a picture of {height}x{width} does not divide by {divisor}, as the U-Net's "
+                f"an image of {height}x{width} does not divide by {divisor}, as the U-Net's "
                 f"{len(self.channel_multipliers)} levels and patches of {self.patch} need: pad or crop it."
             )
         if timesteps.shape != (batch,):

@@ -7,7 +7,7 @@ from dalle2_jax.layers.embedding import unit_norm
 
 
 def best_of(candidates: jax.Array, text_embedding: jax.Array) -> jax.Array:
-    """Keeps, for each caption, the sample with the largest dot product z_i . z_t (Sec. 2.2; the paper draws two).
+    """Keeps, for each caption, the sample with the largest dot product z_i . z_t (Sec. 2.2; the paper samples two).
 
     The dot product is that of unit vectors, whatever norm they come with.
 

@@ -29,8 +29,8 @@ def use_cpu_cores() -> None:
     XLA shares out one small operation between two cores with little gain, and two halves of a batch with much. What the
     user has set (JAX_NUM_CPU_DEVICES, or --xla_force_host_platform_device_count in XLA_FLAGS) stays.
     """
-    told = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not told and "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices < 1:
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ and jax.config.jax_num_cpu_devices < 1:
         with contextlib.suppress(RuntimeError):  # a backend has started: its devices stay as they are
             jax.config.update("jax_num_cpu_devices", cpu_devices(available_cores()))
 

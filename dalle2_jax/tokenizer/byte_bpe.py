@@ -102,7 +102,7 @@ class Tokenizer:
         captions = [captions] if isinstance(captions, str) else list(captions)
         cleaned = [_clean(caption) for caption in captions]
         if not all(cleaned):
-            raise InputError("the prompt is empty; say what the picture should show")
+            raise InputError("the prompt is empty; say what the image should show")
         found = []
         for encoding in self._backend.encode_batch(cleaned):
             found.append(([i + _SPECIAL for i in encoding.ids], [start for start, _ in encoding.offsets]))

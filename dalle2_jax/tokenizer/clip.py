@@ -106,7 +106,7 @@ class ClipTokenizer(Published):
         captions = [captions] if isinstance(captions, str) else list(captions)
         cleaned = [self._clean(caption) for caption in captions]
         if not all(cleaned):
-            raise InputError("the prompt is empty; say what the picture should show")
+            raise InputError("the prompt is empty; say what the image should show")
         return self._rows(cleaned, strict, warn)
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:

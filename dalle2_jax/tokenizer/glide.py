@@ -71,7 +71,7 @@ class GlideTokenizer(Published):
         captions = [captions] if isinstance(captions, str) else list(captions)
         lowered = [check_text(caption).lower() for caption in captions]
         if not all(caption.strip() for caption in lowered):
-            raise InputError("the prompt is empty; say what the picture should show")
+            raise InputError("the prompt is empty; say what the image should show")
         return rows(lowered, self._found(lowered), self.context_length, self.vocabulary_size - 1, (), strict, warn)
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:

@@ -108,7 +108,7 @@ def generate(
 def _check(model: DALLE2, captions: Sequence[str] | None, image_embeddings: Any, batch_size: int) -> None:
     """Raises InputError if a stage is missing that is needed, or embeddings are given that nobody reads."""
     if captions is not None and not captions:
-        raise InputError("there is no caption to draw; give at least one")
+        raise InputError("there is no caption; give at least one")
     if captions is None and image_embeddings is None:
         raise InputError("there are neither captions nor image embeddings; give one of them")
     model.require("decoder")
@@ -122,7 +122,7 @@ def _check(model: DALLE2, captions: Sequence[str] | None, image_embeddings: Any,
 
 @dataclass(frozen=True)
 class Settings:
-    """How each stage is sampled: changed fields of its Sampling, and what else it is told."""
+    """How each stage is sampled: changed fields of its Sampling, and with what."""
 
     prior: dict[str, Any] = field(default_factory=dict)
     decoder: dict[str, Any] = field(default_factory=dict)

@@ -53,7 +53,7 @@ def _check_sizes(path: Path, decoder: LoadedStage | None, upsamplers: tuple[Load
         low_size = upsampler.record.low_size
         if size is not None and low_size != size:
             raise CheckpointError(
-                f"the stage {upsampler.name} of {path} enlarges {low_size} px images but the stage before it makes "
+                f"the stage {upsampler.name} of {path} upsamples {low_size} px images but the stage before it makes "
                 f"{size} px; train them with matching sizes"
             )
         size = upsampler.record.image_size

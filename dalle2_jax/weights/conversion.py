@@ -34,7 +34,7 @@ class Conversion:
 
     inputs: shapes by which the module is built, the arguments of its `method`. info: what `stage.json` says beside
     the module: process, sampling, sizes, tokenizer. needs: kinds of stages that it was trained on. parts: how its
-    parameters are told; () as one.
+    parameters are counted; () as one.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Conversion:
 
         return jax.eval_shape(init, self.inputs)["params"]
 
-    def told(self) -> list[str]:
+    def parameter_counts(self) -> list[str]:
         """A line a part: its parameters, and how many the published one has."""
         counts = {name: count(tree) for name, tree in self.shapes.items()}
         prefixes = {part.prefix for part in self.parts}

@@ -46,7 +46,7 @@ def write_run(
     run: str | Path,
     conversions: Sequence[Conversion],
     source: dict[str, str],
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     dtype: str = "float32",
 ) -> None:
     """Converts every stage and writes the run; the folder appears when it is whole.
@@ -87,10 +87,10 @@ def write_run(
             )
             write_record(directory, record)
             versions.setdefault(conversion.kind, stage_version(directory, 0))
-            for line in conversion.told():
-                say(line)
+            for line in conversion.parameter_counts():
+                log(line)
         partial.rename(run)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    say(f"wrote {run}; licence of the weights: {source['licence']}")
+    log(f"wrote {run}; licence of the weights: {source['licence']}")

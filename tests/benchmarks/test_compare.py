@@ -149,8 +149,8 @@ def test_a_comparison_is_taken_up_only_with_the_same_settings(tmp_path, capsys):
     assert compare.main([*words, "--reps", "4"]) == 2
     assert "was measured with reps 3, not 4: leave --resume out" in capsys.readouterr().err
     assert compare.main([*words, "--reps", "3"]) == 0
-    told = json.loads(out.read_text())
-    assert told["results"] == results and told["finished"]
+    message = json.loads(out.read_text())
+    assert message["results"] == results and message["finished"]
 
 
 def test_table():

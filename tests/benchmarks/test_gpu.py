@@ -72,8 +72,8 @@ def test_a_command_is_stopped_when_the_script_is(tmp_path, monkeypatch):
 
 def test_what_a_cut_off_comparison_measured_is_shown(tmp_path, monkeypatch):
     def run(part, *words, env=None, hidden=(), seconds=None):
-        told = {"settings": SETTINGS, "finished": False, "results": [RESULT]}
-        (tmp_path / "train-steps-results.json").write_text(json.dumps(told))
+        message = {"settings": SETTINGS, "finished": False, "results": [RESULT]}
+        (tmp_path / "train-steps-results.json").write_text(json.dumps(message))
         part.commands.append("python -m benchmarks.compare")
         part.state = "done"
         assert hidden[0] == "--time-limit" and "--resume" in words
@@ -129,8 +129,8 @@ def machine(tmp_path, monkeypatch):
         part.log.write("one: 1.0e-05\n6 passed\n")
         part.log.flush()
         if "benchmarks.compare" in words:
-            told = {"settings": SETTINGS, "finished": status == 0, "results": [RESULT]}
-            (machine.out / f"{part.name}-results.json").write_text(json.dumps(told))
+            message = {"settings": SETTINGS, "finished": status == 0, "results": [RESULT]}
+            (machine.out / f"{part.name}-results.json").write_text(json.dumps(message))
         if "train" in words:
             run = machine.root / "runs" / words[words.index("--run") + 1]
             for stage in ("clip", "prior", "decoder", "upsampler"):

@@ -277,9 +277,9 @@ def test_the_command_on_a_saved_program(tmp_path, capsys):
     program, out = tmp_path / "scan.hlo", tmp_path / "scan.json"
     program.write_text(SCAN)
     roofline.main(["--from", str(program), "--top", "2", "--rate", "100", "--bandwidth", "2", "--out", str(out)])
-    told = capsys.readouterr().out
-    assert "kernels: 4 in the program, launched 19 times" in told and "at 100 TFLOP/s" in told
-    assert "keep_fusion" not in told and "convert_fusion" in told
+    message = capsys.readouterr().out
+    assert "kernels: 4 in the program, launched 19 times" in message and "at 100 TFLOP/s" in message
+    assert "keep_fusion" not in message and "convert_fusion" in message
     found = json.loads(out.read_text())
     assert found["rates"] == {"products": 1e14, "bandwidth": 2e12} and len(found["kernels"]) == 4
 
@@ -299,8 +299,8 @@ def test_a_program_that_xla_refuses(monkeypatch, capsys):
     monkeypatch.setattr(roofline, "compile_case", refuse)
     with pytest.raises(SystemExit):
         roofline.main(["tiny-prior", "--rate", "1", "--bandwidth", "1"])
-    told = capsys.readouterr().err
-    assert "triton_gemm=false" in told and "%dot.1" in told and "and more" not in told
+    message = capsys.readouterr().err
+    assert "triton_gemm=false" in message and "%dot.1" in message and "and more" not in message
 
 
 def test_fields_of_a_case():
@@ -327,8 +327,8 @@ def test_a_step_is_compiled_and_read():
     analysed = roofline.analyse(text, roofline.RATES["NVIDIA H200"])
     assert analysed["total"]["flops"] == pytest.approx(found["flops"], rel=0.01) and found["flops"] > 0
     names = {"case": "tiny-prior", "step": "forward", "dtype": "float32", "batch": 2}
-    told = roofline.page(names | found | analysed, top=1)
-    assert f"parameters: {found['parameters']:,}" in told and "memory of a device, GiB: arguments" in told
+    message = roofline.page(names | found | analysed, top=1)
+    assert f"parameters: {found['parameters']:,}" in message and "memory of a device, GiB: arguments" in message
     assert found["memory"]["peak"] > 0
 
 

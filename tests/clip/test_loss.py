@@ -65,7 +65,7 @@ def test_chunks_give_the_plain_loss(embeddings, chunk, devices):
 
 
 def test_chunks_spare_the_full_logits():
-    """Forwards and backwards, no array of the compiled program has a row for each picture and a column for each."""
+    """Forwards and backwards, no array of the compiled program has a row for each image and a column for each."""
     images = jax.ShapeDtypeStruct((512, 4), jnp.float32)
     function = jax.grad(lambda *x: contrastive_loss(*x, jnp.float32(10.0), 64)[0], argnums=(0, 1))
     text = jax.jit(function).lower(images, images).compile().as_text()

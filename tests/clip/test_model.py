@@ -18,8 +18,8 @@ def _encode_text(params, tokens, mask):
     return MODEL.apply({"params": params}, tokens, mask, method="encode_text")
 
 
-def _call(params, pictures, tokens, mask, model=MODEL):
-    return model.apply({"params": params}, pictures, tokens, mask)
+def _call(params, images, tokens, mask, model=MODEL):
+    return model.apply({"params": params}, images, tokens, mask)
 
 
 ENCODE_TEXT = jax.jit(_encode_text)
@@ -29,10 +29,10 @@ CALL = jax.jit(_call, static_argnames="model")
 @pytest.fixture(scope="module")
 def inputs():
     random = np.random.default_rng(0)
-    pictures = random.uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
+    images = random.uniform(-1, 1, (3, 8, 8, 3)).astype(np.float32)
     tokens = random.integers(0, 30, (3, 8), dtype=np.int32)
     mask = np.arange(8)[None, :] < np.array([8, 5, 2])[:, None]
-    return pictures, tokens, mask
+    return images, tokens, mask
 
 
 @pytest.fixture(scope="module")
@@ -85,34 +85,34 @@ def test_a_later_token_leaves_earlier_states(inputs, params):
     assert (np.abs(after[:, 5:] - before[:, 5:]).max(axis=(0, 2)) > 1e-3).all()
 
 
-def test_pictures_are_normalised_by_mean_and_std(inputs, params):
-    pictures, tokens, mask = inputs
+def test_images_are_normalised_by_mean_and_std(inputs, params):
+    images, tokens, mask = inputs
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
     model = MODEL.clone(vision=VISION.clone(mean=mean, std=std))
-    # The default leaves [-1, 1] alone, so pictures normalised beforehand must give the same.
-    normalised = ((pictures + 1) / 2 - np.float32(mean)) / np.float32(std)
+    # The default leaves [-1, 1] alone, so images normalised beforehand must give the same.
+    normalised = ((images + 1) / 2 - np.float32(mean)) / np.float32(std)
     expected, _, _ = CALL(params, normalised, tokens, mask)
-    np.testing.assert_allclose(CALL(params, pictures, tokens, mask, model=model)[0], expected, atol=1e-5)
+    np.testing.assert_allclose(CALL(params, images, tokens, mask, model=model)[0], expected, atol=1e-5)
 
 
 def test_patches_are_read_row_by_row(inputs, params):
-    pictures, tokens, mask = inputs
+    images, tokens, mask = inputs
     # With a kernel of one patch's size, the patch embedding is the strided convolution of the original code.
     kernel = params["vision"]["patch_embedding"]["kernel"].reshape(4, 4, 3, 16)
     convolved = jax.lax.conv_general_dilated(
-        pictures, kernel, window_strides=(4, 4), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        images, kernel, window_strides=(4, 4), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
     @jax.jit
-    def intermediates(pictures):
+    def intermediates(images):
         return VISION.apply(
             {"params": params["vision"]},
-            pictures,
+            images,
             capture_intermediates=lambda module, _: module.name == "patch_embedding",
             mutable="intermediates",
         )[1]
 
-    (patches,) = intermediates(pictures)["intermediates"]["patch_embedding"]["__call__"]
+    (patches,) = intermediates(images)["intermediates"]["patch_embedding"]["__call__"]
     np.testing.assert_allclose(patches, convolved.reshape(3, 4, 16), atol=1e-5)
 
 
@@ -165,17 +165,17 @@ def test_initial_scales_are_clips():
     np.testing.assert_allclose(params["logit_scale"], math.log(1 / 0.07))
 
 
-def _shapes(model, pictures=(1, 8, 8, 3), tokens=(1, 8), mask=(1, 8), picture_dtype="float32"):
-    arguments = jnp.zeros(pictures, picture_dtype), jnp.zeros(tokens, jnp.int32), jnp.ones(mask, bool)
+def _shapes(model, images=(1, 8, 8, 3), tokens=(1, 8), mask=(1, 8), image_dtype="float32"):
+    arguments = jnp.zeros(images, image_dtype), jnp.zeros(tokens, jnp.int32), jnp.ones(mask, bool)
     return jax.eval_shape(model.init, jax.random.key(0), *arguments)
 
 
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        (MODEL, {"pictures": (1, 9, 8, 3)}, r"needs pictures \[batch, 8, 8, 3\], got \[1, 9, 8, 3\]; resize them"),
-        (MODEL, {"pictures": (1, 8, 8, 4)}, r"got \[1, 8, 8, 4\]"),
-        (MODEL, {"picture_dtype": "uint8"}, r"needs float pictures in \[-1, 1\], got uint8"),
+        (MODEL, {"images": (1, 9, 8, 3)}, r"needs images \[batch, 8, 8, 3\], got \[1, 9, 8, 3\]; resize them"),
+        (MODEL, {"images": (1, 8, 8, 4)}, r"got \[1, 8, 8, 4\]"),
+        (MODEL, {"image_dtype": "uint8"}, r"needs float images in \[-1, 1\], got uint8"),
         (MODEL.clone(vision=VISION.clone(patch_size=3)), {}, "image size 8 does not divide by patch size 3"),
         (MODEL.clone(vision=VISION.clone(heads=3)), {}, "width 16 does not divide into 3 heads"),
         (MODEL.clone(text=TEXT.clone(heads=5)), {}, "width 16 does not divide into 5 heads"),

@@ -85,14 +85,14 @@ def test_same_seed_same_bytes(tmp_path):
     assert len(files[0]) == 4
     for one, other in zip(*files, strict=True):
         assert one.name == other.name
-    pictures = []
+    images = []
     for path in (*made, Path(prepare(str(tmp_path / "a"), seed=1, **small).data_dir)):
         source = tfds.builder_from_directory(path).as_data_source(
             split="train", decoders={"image": tfds.decode.SkipDecoding()}
         )
-        pictures.append([source[i]["image"] for i in range(len(source))])
-    assert pictures[0] == pictures[1]
-    assert pictures[0] != pictures[2]
+        images.append([source[i]["image"] for i in range(len(source))])
+    assert images[0] == images[1]
+    assert images[0] != images[2]
     scenes_of = [{example(configured("one_object", seed=0), s, i)[0] for i in range(200)} for s in SPLITS[:3]]
     assert not scenes_of[0] & scenes_of[1] and not scenes_of[1] & scenes_of[2]
 

@@ -18,22 +18,22 @@ from tests.parity.reference import reference_path
 
 
 @pytest.fixture(scope="module")
-def picture():
+def image():
     return draw(example(configured("one_object"), "train", 3)[0], 256)
 
 
-def test_the_whole(picture):
+def test_the_whole(image):
     rng = np.random.default_rng(0)
-    small = picture.reshape(64, 4, 64, 4, 3).mean((1, 3))
+    small = image.reshape(64, 4, 64, 4, 3).mean((1, 3))
     errors = []
     for _ in range(40):
-        made = bsr(picture, 4, rng)
+        made = bsr(image, 4, rng)
         assert made.shape == (64, 64, 3) and made.dtype == np.uint8
         errors.append(np.sqrt(np.mean((made - small) ** 2)))
-    # Worse than the clean small picture, more or less so, and still that picture.
+    # Worse than the clean small image, more or less so, and still that image.
     assert 2 < min(errors) < 12 < max(errors) < 60 and np.std(errors) > 2
-    np.testing.assert_array_equal(bsr(picture, 4, np.random.default_rng(1)), bsr(picture, 4, np.random.default_rng(1)))
-    assert bsr(picture, 2, rng).shape == (128, 128, 3)
+    np.testing.assert_array_equal(bsr(image, 4, np.random.default_rng(1)), bsr(image, 4, np.random.default_rng(1)))
+    assert bsr(image, 2, rng).shape == (128, 128, 3)
 
 
 def test_kernels():
@@ -79,13 +79,13 @@ def test_noise():
     assert kinds == {"gray", "apart", "mixed"}
 
 
-def test_jpeg_is_worse_the_lower_its_quality(picture):
-    image = picture.astype(np.float32) / 255
-    errors = [np.abs(jpeg(image, quality) - image).mean() for quality in (95, 60, 30)]
+def test_jpeg_is_worse_the_lower_its_quality(image):
+    pixels = image.astype(np.float32) / 255
+    errors = [np.abs(jpeg(pixels, quality) - pixels).mean() for quality in (95, 60, 30)]
     assert 0 < errors[0] < errors[1] < errors[2] < 0.05
 
 
 @pytest.mark.parametrize("shape", [(255, 256, 3), (24, 24, 3), (64, 64, 4), (64, 64)])
-def test_other_pictures_are_refused(shape):
+def test_other_images_are_refused(shape):
     with pytest.raises(ValueError, match="cannot be made 4 times smaller"):
         bsr(np.zeros(shape, np.uint8), 4, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The emoji: the table, the captions, the splits; and the pictures, where this machine has the font."""
+"""The emoji: the table, the captions, the splits; and the images, where this machine has the font."""
 
 import os
 from pathlib import Path
@@ -148,7 +148,7 @@ def test_libfribidi_is_asked_for(monkeypatch):
 
 
 @NEEDS_FONT
-def test_pictures(tmp_path, monkeypatch):
+def test_images(tmp_path, monkeypatch):
     (tmp_path / "table.txt").write_text(TABLE, encoding="utf-8")
     full = Path(emoji.find_table())
     monkeypatch.setenv("DALLE2_EMOJI_TABLE", str(full))
@@ -170,7 +170,7 @@ def test_pictures(tmp_path, monkeypatch):
     joined = painter.draw("\U0001f469\U0001f3fd‍\U0001f680")
     alone = painter.draw("\U0001f469\U0001f3fd")
     assert np.abs(joined.astype(int) - alone).mean() > 5
-    with pytest.raises(ValueError, match="no single picture for U\\+1F34E U\\+1F34E"):
+    with pytest.raises(ValueError, match="no single image for U\\+1F34E U\\+1F34E"):
         painter.draw("\U0001f34e\U0001f34e")
 
 
@@ -190,6 +190,6 @@ def test_the_data_set(tmp_path, monkeypatch):
     monkeypatch.setenv("DALLE2_EMOJI_FONT", "gone")
     data = Data(name="emoji", data_dir=str(tmp_path / "data"), image_size=32)
     source = open_source(data, "train")
-    assert source.pictures().shape == (counts["train"], 32, 32, 3) and len(source.captions()) == counts["train"]
+    assert source.images().shape == (counts["train"], 32, 32, 3) and len(source.captions()) == counts["train"]
     with pytest.raises(ValueError, match="DALLE2_EMOJI_TABLE names gone"):
         prepare(os.path.join(tmp_path, "elsewhere"))

@@ -1,4 +1,4 @@
-"""A folder of people's own pictures: what is read, what is converted, and every defect by its name."""
+"""A folder of people's own images: what is read, what is converted, and every defect by its name."""
 
 import io
 import json
@@ -13,17 +13,17 @@ from PIL import Image
 
 from dalle2_jax.data import Data, all_captions, evaluation_examples, open_source
 from dalle2_jax.data.sources.folder import SPLITS, read_folder, split_of
-from dalle2_jax.images.read import MOST_PIXELS, read_picture
+from dalle2_jax.images.read import MOST_PIXELS, read_image
 
 
-def picture(color=(200, 30, 30), size=(24, 20), mode="RGB") -> Image.Image:
+def blank_image(color=(200, 30, 30), size=(24, 20), mode="RGB") -> Image.Image:
     return Image.new(mode, size, color)
 
 
 def add(folder: Path, name: str, caption: str | bytes | None = "a thing", image: Image.Image | None = None, **options):
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    (image or picture()).save(path, **options)
+    (image or blank_image()).save(path, **options)
     if caption is not None:
         text = caption if isinstance(caption, bytes) else caption.encode()
         path.with_suffix(".txt").write_bytes(text)
@@ -40,17 +40,17 @@ def enormous(path: Path, side: int) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
 
 
-def test_captions_beside_pictures(tmp_path):
+def test_captions_beside_images(tmp_path):
     add(tmp_path, "b.png", "a red thing\n\n  something red \n")
     add(tmp_path, "within/a.JPG", "\ufeffein rotes Ding, 紅")
-    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "notes.md").write_text("no image")
     (tmp_path / ".hidden.png").write_text("neither")
     folder = read_folder(tmp_path)
-    assert [p.name for p in folder.pictures] == ["b.png", "within/a.JPG"] and not folder.problems
-    assert folder.pictures[0].captions == ("a red thing", "something red")
-    assert folder.pictures[1].captions == ("ein rotes Ding, 紅",)
-    assert (folder.pictures[0].width, folder.pictures[0].height, folder.pictures[0].mode) == (24, 20, "RGB")
-    assert folder.summary() == f"{tmp_path}: 2 captioned pictures"
+    assert [p.name for p in folder.images] == ["b.png", "within/a.JPG"] and not folder.problems
+    assert folder.images[0].captions == ("a red thing", "something red")
+    assert folder.images[1].captions == ("ein rotes Ding, 紅",)
+    assert (folder.images[0].width, folder.images[0].height, folder.images[0].mode) == (24, 20, "RGB")
+    assert folder.summary() == f"{tmp_path}: 2 captioned images"
 
 
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
@@ -70,7 +70,7 @@ def test_captions_in_one_file(tmp_path, name):
         text = 'file_name,other,text\np/0.png,1,"first, with a comma"\np/1.png,2,second\np/2.png,3,dritte: größer\n'
         second = ("second",)
     (tmp_path / name).write_text(text, encoding="utf-8")
-    found = {p.name: p.captions for p in read_folder(tmp_path).pictures}
+    found = {p.name: p.captions for p in read_folder(tmp_path).images}
     assert found == {
         "p/0.png": ("first, with a comma",),
         "p/1.png": second,
@@ -80,18 +80,18 @@ def test_captions_in_one_file(tmp_path, name):
 
 
 def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
-    root, outside = tmp_path / "pictures", tmp_path / "outside"
+    root, outside = tmp_path / "images", tmp_path / "outside"
     outside.mkdir()
     good = [add(root, f"good_{number}.png", f"thing number {number}").name for number in range(4)]
     add(outside, "far.png")
-    (root / "cut.png").write_bytes(_bytes(picture(size=(64, 64)), noisy=True)[:-400])
+    (root / "cut.png").write_bytes(_bytes(blank_image(size=(64, 64)), noisy=True)[:-400])
     (root / "cut.txt").write_text("cut short")
-    (root / "text.png").write_text("this is no picture")
-    (root / "text.txt").write_text("no picture")
+    (root / "text.png").write_text("this is no image")
+    (root / "text.txt").write_text("no image")
     (root / "nothing.jpg").write_bytes(b"")
     enormous(root / "enormous.png", 30_000)
     enormous(root / "large.png", 12_000)
-    add(root, "narrow.png", "narrow", picture(size=(3, 900)))
+    add(root, "narrow.png", "narrow", blank_image(size=(3, 900)))
     add(root, "captionless.png", None)
     add(root, "empty.png", " \n ")
     add(root, "latin.png", "grün".encode("latin-1"))
@@ -119,18 +119,18 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
     ]
     (root / "metadata.jsonl").write_text("\n".join(lines))
     folder = read_folder(root)
-    # What is wrong with a line of metadata costs that line alone: the caption beside the picture still counts.
-    assert [p.name for p in folder.pictures] == good
-    assert folder.pictures[0].captions == ("from the metadata",)
-    assert folder.pictures[1].captions == ("thing number 1",)
+    # What is wrong with a line of metadata costs that line alone: the caption beside the image still counts.
+    assert [p.name for p in folder.images] == good
+    assert folder.images[0].captions == ("from the metadata",)
+    assert folder.images[1].captions == ("thing number 1",)
     said = {problem.name: (problem.kind, problem.reason) for problem in folder.problems}
     expected = {
-        "cut.png": ("not usable as pictures", "damaged or cut short"),
-        "text.png": ("not usable as pictures", "not a picture"),
-        "nothing.jpg": ("not usable as pictures", "not a picture"),
-        "enormous.png": ("not usable as pictures", f"more than {MOST_PIXELS:,}"),
-        "large.png": ("not usable as pictures", f"12000 x 12000 pixels, more than {MOST_PIXELS:,}"),
-        "narrow.png": ("not usable as pictures", "3 x 900 pixels, and a side below 16"),
+        "cut.png": ("not usable as images", "damaged or cut short"),
+        "text.png": ("not usable as images", "not an image"),
+        "nothing.jpg": ("not usable as images", "not an image"),
+        "enormous.png": ("not usable as images", f"more than {MOST_PIXELS:,}"),
+        "large.png": ("not usable as images", f"12000 x 12000 pixels, more than {MOST_PIXELS:,}"),
+        "narrow.png": ("not usable as images", "3 x 900 pixels, and a side below 16"),
         "captionless.png": ("without a caption", "there is no captionless.txt and no text in a metadata file"),
         "empty.txt": ("without a caption", "it is empty"),
         "latin.txt": ("captions that are not UTF-8", "save it as UTF-8"),
@@ -140,7 +140,7 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         "caption_out.txt": ("links", "a link out of the folder"),
         "metadata.jsonl line 2": ("broken lines of metadata", "it is not JSON"),
         "metadata.jsonl line 3": ("broken lines of metadata", "it names no file_name"),
-        "metadata.jsonl line 4": ("broken lines of metadata", "there is no picture missing.png"),
+        "metadata.jsonl line 4": ("broken lines of metadata", "there is no image missing.png"),
         "metadata.jsonl line 5": ("broken lines of metadata", "../outside/far.png lies outside the folder"),
         "metadata.jsonl line 6": ("broken lines of metadata", "its text for good_2.png is no text"),
         "metadata.jsonl line 7": ("broken lines of metadata", "its text for good_3.png is empty"),
@@ -150,27 +150,27 @@ def test_every_defect_is_named_and_nothing_else_is_lost(tmp_path):
         "round.png": ("links", "a link to itself"),
         "round_caption.txt": ("links", "a link to itself"),
         "caf\\udce9.png": ("names that are not UTF-8", "rename it"),
-        "phone.heic": ("not usable as pictures", "not a picture that Pillow can read"),
+        "phone.heic": ("not usable as images", "not an image that Pillow can read"),
     }
     assert said.keys() == expected.keys()
     for name, (kind, reason) in expected.items():
         assert said[name][0] == kind and reason in said[name][1], (name, said[name])
     summary = folder.summary()
-    assert "4 captioned pictures; left out: " in summary and "dalle2 data check" in summary
-    assert "7 not usable as pictures (cut.png, enormous.png, large.png and 4 more)" in summary
+    assert "4 captioned images; left out: " in summary and "dalle2 data check" in summary
+    assert "7 not usable as images (cut.png, enormous.png, large.png and 4 more)" in summary
 
 
-def test_captions_that_no_picture_has_are_named(tmp_path):
+def test_captions_that_no_image_has_are_named(tmp_path):
     add(tmp_path, "a.png", "a\u2028thing, and\x0call of it\r\nanother thing\r\n")
     add(tmp_path, "cut.png", "cut")
     (tmp_path / "cut.png").write_bytes(b"")
     (tmp_path / "b.txt").write_text("a lost caption")
     folder = read_folder(tmp_path)
     # Lines end where editors and JSON say, not at every character that Unicode calls a separator.
-    assert folder.pictures[0].captions == ("a\u2028thing, and\x0call of it", "another thing")
+    assert folder.images[0].captions == ("a\u2028thing, and\x0call of it", "another thing")
     assert {problem.name: problem.kind for problem in folder.problems} == {
-        "b.txt": "captions without a picture",
-        "cut.png": "not usable as pictures",
+        "b.txt": "captions without an image",
+        "cut.png": "not usable as images",
     }
 
 
@@ -180,7 +180,7 @@ def test_a_table_with_commas_and_quotes_where_they_do_not_belong(tmp_path):
     table = tmp_path / "metadata.csv"
     table.write_text("file_name,text\na.png,a red, round apple\nb.png,blue\nc.png,green\n")
     folder = read_folder(tmp_path)
-    assert [picture.name for picture in folder.pictures] == ["b.png", "c.png"]
+    assert [image.name for image in folder.images] == ["b.png", "c.png"]
     said = {problem.name: problem.reason for problem in folder.problems}
     assert "more fields than the first line; put its text in quotes" in said["metadata.csv line 2"]
     for quoted in ('a.png,"a red\nb.png,blue\nc.png,green\n', 'a.png,"a red\n' + "b.png,blue\n" * 20_000):
@@ -197,7 +197,7 @@ def test_broken_exif_data_cost_the_turning_alone(tmp_path):
     add(tmp_path, "other.png")
     (tmp_path / "photo.txt").write_text("a photo")
     folder = read_folder(tmp_path)
-    assert [(p.name, p.width, p.height) for p in folder.pictures] == [("other.png", 24, 20), ("photo.jpg", 20, 30)]
+    assert [(p.name, p.width, p.height) for p in folder.images] == [("other.png", 24, 20), ("photo.jpg", 20, 30)]
     assert not folder.problems
 
 
@@ -224,32 +224,30 @@ def test_modes_are_converted_as_a_viewer_shows_them():
     pixels = _gradient()
     square = pixels[:, 5:25]
     rgb = Image.fromarray(pixels)
-    np.testing.assert_array_equal(read_picture(_file(rgb, "PNG")), square)
-    gray = read_picture(_file(rgb.convert("L"), "PNG"))
+    np.testing.assert_array_equal(read_image(_file(rgb, "PNG")), square)
+    gray = read_image(_file(rgb.convert("L"), "PNG"))
     np.testing.assert_array_equal(gray, np.asarray(rgb.convert("L"))[:, 5:25, None].repeat(3, -1))
     for mode in ("1", "P", "CMYK"):
         form = "TIFF" if mode == "CMYK" else "PNG"
         converted = rgb.convert(mode)
-        np.testing.assert_array_equal(
-            read_picture(_file(converted, form)), np.asarray(converted.convert("RGB"))[:, 5:25]
-        )
+        np.testing.assert_array_equal(read_image(_file(converted, form)), np.asarray(converted.convert("RGB"))[:, 5:25])
     deep = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
-    np.testing.assert_array_equal(read_picture(_file(deep, "PNG")), gray)
+    np.testing.assert_array_equal(read_image(_file(deep, "PNG")), gray)
 
 
 def test_what_is_transparent_turns_white():
     pixels = np.dstack([_gradient(20, 20), np.full((20, 20), 255, np.uint8)])
     pixels[:10, :, 3] = 0
-    found = read_picture(_file(Image.fromarray(pixels), "PNG"))
+    found = read_image(_file(Image.fromarray(pixels), "PNG"))
     assert (found[:10] == 255).all() and (found[10:] == pixels[10:, :, :3]).all()
     palette = Image.fromarray(_gradient(20, 20)).quantize(4)
     transparent = int(np.asarray(palette)[0, 0])
-    found = read_picture(_file(palette, "PNG", transparency=transparent))
+    found = read_image(_file(palette, "PNG", transparency=transparent))
     assert (found[np.asarray(palette) == transparent] == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_pictures_are_turned_as_their_exif_data_say(orientation):
+def test_images_are_turned_as_their_exif_data_say(orientation):
     """Where the first row and the first column of the file belong, by the EXIF standard."""
     shown = np.zeros((32, 32, 3), np.uint8)
     shown[:16, :16], shown[:16, 16:], shown[16:, :16] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -265,16 +263,16 @@ def test_pictures_are_turned_as_their_exif_data_say(orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = read_picture(_file(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
+    found = read_image(_file(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
     np.testing.assert_array_equal(found, shown)
 
 
 def test_splits_are_stable_and_of_the_right_size(tmp_path):
-    names = [f"picture_{number}.png" for number in range(4000)]
+    names = [f"image_{number}.png" for number in range(4000)]
     share = {split: sum(split_of(name) == split for name in names) / len(names) for split in SPLITS}
     assert share == pytest.approx({"train": 0.9, "validation": 0.05, "test": 0.05}, abs=0.015)
-    # Written down: a picture must not change sides when the code does.
-    assert [split_of(name) for name in ("a.png", "b/c.jpg", "picture_2.png")] == ["train", "train", "validation"]
+    # Written down: an image must not change sides when the code does.
+    assert [split_of(name) for name in ("a.png", "b/c.jpg", "image_10.png")] == ["train", "train", "test"]
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +280,7 @@ def many(tmp_path_factory):
     folder = tmp_path_factory.mktemp("many")
     for number in range(60):
         shade = (4 * number, 255 - 4 * number, 90)
-        add(folder, f"p{number:02d}.png", f"shade {number}\na shade", picture(shade, (20 + number % 7, 24)))
+        add(folder, f"p{number:02d}.png", f"shade {number}\na shade", blank_image(shade, (20 + number % 7, 24)))
     return folder
 
 
@@ -292,12 +290,12 @@ def test_a_folder_is_data_like_any_other(many, tmp_path):
     assert len(open_source(data, "validation+test")) == sizes["validation"] + sizes["test"]
     assert sum(sizes.values()) == 60 and min(sizes.values()) >= 1
     source = open_source(data, "train")
-    assert source.notice == f"{many}: 60 captioned pictures"
-    assert source.pictures().shape == (sizes["train"], 16, 16, 3)
+    assert source.notice == f"{many}: 60 captioned images"
+    assert source.images().shape == (sizes["train"], 16, 16, 3)
     captions = all_captions(data, "train")
     assert len(captions) == 2 * sizes["train"] and captions.count("a shade") == sizes["train"]
     examples = evaluation_examples(data, "test", 100)
-    for pixels, caption in zip(examples.pictures, examples.captions, strict=True):
+    for pixels, caption in zip(examples.images, examples.captions, strict=True):
         number = int(caption.removeprefix("shade "))
         np.testing.assert_array_equal(pixels[8, 8], [4 * number, 255 - 4 * number, 90])
     with pytest.raises(ValueError, match="no split 'unseen'; it has train, validation, test"):
@@ -309,7 +307,7 @@ def test_only_what_is_new_is_decoded_again(many, tmp_path, monkeypatch):
 
     first = read_folder(many, tmp_path)
     opened = []
-    monkeypatch.setattr(module, "open_picture", lambda path: opened.append(path) or (picture(), "RGB"))
+    monkeypatch.setattr(module, "open_image", lambda path: opened.append(path) or (blank_image(), "RGB"))
     assert read_folder(many, tmp_path) == first and not opened
     os.utime(many / "p03.png", (1, 1))
     read_folder(many, tmp_path)
@@ -317,13 +315,13 @@ def test_only_what_is_new_is_decoded_again(many, tmp_path, monkeypatch):
     cache = next((tmp_path / "folder").iterdir())
     cache.write_text("{ broken")
     read_folder(many, tmp_path)
-    assert len(opened) == 61 and json.loads(cache.read_text()).keys() == {p.name for p in first.pictures}
+    assert len(opened) == 61 and json.loads(cache.read_text()).keys() == {p.name for p in first.images}
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda root: None, "no captioned picture is left in .*: it has 0 picture files"),
+        (lambda root: None, "no captioned image is left in .*: it has 0 image files"),
         (lambda root: add(root, "a.png", None), "1 problems, the first: a.png: there is no a.txt"),
         (
             lambda root: [(root / name).write_text("") for name in ("metadata.csv", "metadata.jsonl")],

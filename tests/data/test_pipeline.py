@@ -1,4 +1,4 @@
-"""Batches: right pictures with right captions, exact resumption, the same for any number of processes."""
+"""Batches: right images with right captions, exact resumption, the same for any number of processes."""
 
 import io
 import json
@@ -47,7 +47,7 @@ def _equal(one, other):
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_batches_hold_pictures_with_their_captions(data, tokenizer, cache):
+def test_batches_hold_images_with_their_captions(data, tokenizer, cache):
     uncached = Data(data_dir=data.data_dir, counts=COUNTS, cache=cache)
     source = open_source(uncached, "train")
     iterator = train_iterator(uncached, "train", tokenizer, 8, 0)
@@ -57,7 +57,7 @@ def test_batches_hold_pictures_with_their_captions(data, tokenizer, cache):
         assert batch["image"].shape == (8, 64, 64, 3) and batch["image"].dtype == np.uint8
         assert batch["tokens"].shape == batch["mask"].shape == (8, 24)
         assert (batch["tokens"].dtype, batch["mask"].dtype, batch["index"].dtype) == (np.int32, bool, np.int32)
-        np.testing.assert_array_equal(batch["image"], source.pictures(batch["index"]))
+        np.testing.assert_array_equal(batch["image"], source.images(batch["index"]))
         captions, texts = source.captions(batch["index"]), tokenizer.decode(batch["tokens"])
         assert all(text in group for text, group in zip(texts, captions, strict=True))
         full += sum(text == group[0] for text, group in zip(texts, captions, strict=True))
@@ -104,7 +104,7 @@ def test_resumes_exactly(data, tokenizer, cache):
 
 def test_a_position_of_another_split_is_refused(data, tokenizer):
     state = train_iterator(data, "validation", tokenizer, 4, 0).get_state()
-    with pytest.raises(ValueError, match="split of 12 pictures, this one has 50"):
+    with pytest.raises(ValueError, match="split of 12 images, this one has 50"):
         train_iterator(data, "train", tokenizer, 4, 0).set_state(state)
 
 
@@ -127,7 +127,7 @@ def test_image_size(data, tokenizer):
     large = next(train_iterator(data, "train", tokenizer, 8, 0))["image"]
     mean = large.reshape(8, 16, 4, 16, 4, 3).mean((2, 4))
     assert np.abs(by_field["image"] - mean).max() <= 0.5
-    np.testing.assert_array_equal(evaluation_examples(small, "test", 99).pictures.shape, (10, 16, 16, 3))
+    np.testing.assert_array_equal(evaluation_examples(small, "test", 99).images.shape, (10, 16, 16, 3))
 
 
 def test_evaluation_batches_are_fixed(data, tokenizer):
@@ -135,8 +135,8 @@ def test_evaluation_batches_are_fixed(data, tokenizer):
     assert [len(batch["image"]) for batch in batches] == [4, 4, 2]
     assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(10))
     for batch in batches:
-        for picture, caption, scene in zip(batch["image"], batch["captions"], batch["scenes"], strict=True):
-            np.testing.assert_array_equal(draw(scene), picture)
+        for image, caption, scene in zip(batch["image"], batch["captions"], batch["scenes"], strict=True):
+            np.testing.assert_array_equal(draw(scene), image)
             assert full_caption(scene) == caption
         assert tokenizer.decode(batch["tokens"]) == batch["captions"]
     plain = evaluation_batches(data, "test", tokenizer, 4, 8)
@@ -185,7 +185,7 @@ def test_long_captions_warn_once_and_are_cut(data, source):
 
 
 class TinyLabels(tfds.core.GeneratorBasedBuilder):
-    """Gray pictures of two sizes with a label, as another TFDS data set may have them."""
+    """Gray images of two sizes with a label, as another TFDS data set may have them."""
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None
@@ -202,8 +202,8 @@ class TinyLabels(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i in range(6):
             file = io.BytesIO()
-            picture = np.full((10 + 2 * (i % 2), 12), 40 + 160 * (i % 2), np.uint8)
-            Image.fromarray(picture).save(file, "PNG")
+            image = np.full((10 + 2 * (i % 2), 12), 40 + 160 * (i % 2), np.uint8)
+            Image.fromarray(image).save(file, "PNG")
             file.seek(0)
             yield i, {"image": file, "label": i % 2}
 
@@ -212,19 +212,19 @@ def test_other_tfds_builders_are_read_by_name(tmp_path, tokenizer):
     data = Data(name="tiny_labels", data_dir=str(tmp_path), image_size=8)
     source = open_source(data, "train")
     assert source.captions() == [("dark gray",), ("bright",)] * 3
-    pictures = source.pictures()
-    assert pictures.shape == (6, 8, 8, 3)
-    assert pictures[0].tolist() == np.full((8, 8, 3), 40).tolist() and (pictures[1] == 200).all()
+    images = source.images()
+    assert images.shape == (6, 8, 8, 3)
+    assert images[0].tolist() == np.full((8, 8, 3), 40).tolist() and (images[1] == 200).all()
     batch = next(train_iterator(data, "train", tokenizer, 4, 0, source=source))
     assert tokenizer.decode(batch["tokens"]) == [("dark gray", "bright")[i % 2] for i in batch["index"]]
     assert len(open_source(data, "train[:50%]")) == 3
     with pytest.raises(ValueError, match="several sizes .10 to 12 px.; set data.image_size"):
-        open_source(Data(name="tiny_labels", data_dir=str(tmp_path)), "train").pictures()
+        open_source(Data(name="tiny_labels", data_dir=str(tmp_path)), "train").images()
     with pytest.raises(ValueError, match="does not record scenes"):
         source.scenes()
 
 
-def test_pictures_become_square_rgb():
+def test_images_become_square_rgb():
     gray = np.arange(12, dtype=np.uint8).reshape(2, 6)
     assert to_square_rgb(gray).tolist() == [[[2] * 3, [3] * 3], [[8] * 3, [9] * 3]]
     clear = np.zeros((2, 2, 4), np.uint8)
@@ -243,16 +243,16 @@ def test_data_loads_neither_tfds_nor_grain_before_it_is_used():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_drawing_the_examples_again_gives_the_pictures(data, source):
+def test_drawing_the_examples_again_gives_the_images(data, source):
     from dalle2_jax.data.sources.captioned_shapes import configured
 
     config = configured("one_object", **dict(zip(("train", "validation", "test", "unseen"), COUNTS, strict=True)))
-    np.testing.assert_array_equal(source.pictures([7])[0], draw(example(config, "train", 7)[0]))
+    np.testing.assert_array_equal(source.images([7])[0], draw(example(config, "train", 7)[0]))
 
 
-def test_a_transform_makes_the_same_of_a_picture_in_any_process(data, tokenizer):
-    def transform(picture, rng):
-        return {"image": picture[:4], "noise": rng.integers(0, 1000, 3)}
+def test_a_transform_makes_the_same_of_a_image_in_any_process(data, tokenizer):
+    def transform(image, rng):
+        return {"image": image[:4], "noise": rng.integers(0, 1000, 3)}
 
     def first(**settings):
         iterator = train_iterator(data, "train", tokenizer, 8, 0, transform=transform, **settings)
@@ -266,9 +266,9 @@ def test_a_transform_makes_the_same_of_a_picture_in_any_process(data, tokenizer)
         assert _equal(first(rows=rows), {name: value[rows] for name, value in whole.items()})
 
 
-def test_pictures_are_sent_no_larger_than_they_are_wanted(data, tokenizer, source):
+def test_images_are_sent_no_larger_than_they_are_wanted(data, tokenizer, source):
     small = next(train_iterator(data, "train", tokenizer, 8, 0, image_size=16))
-    np.testing.assert_array_equal(small["image"], resize(source.pictures(small["index"]), 16))
+    np.testing.assert_array_equal(small["image"], resize(source.images(small["index"]), 16))
     assert next(train_iterator(data, "train", tokenizer, 8, 0, image_size=100))["image"].shape == (8, 64, 64, 3)
 
 

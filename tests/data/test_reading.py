@@ -1,4 +1,4 @@
-"""Pictures decoded as they are needed: by several threads, as the cached ones, resumable, bounded in memory."""
+"""Images decoded as they are needed: by several threads, as the cached ones, resumable, bounded in memory."""
 
 import json
 import threading
@@ -19,13 +19,13 @@ SIDE, BATCH = 48, 8
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """JPEG and PNG files of several modes, with EXIF data that turn some of them."""
-    root, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for number in range(60):
         noise = rng.integers(0, 256, (SIDE, SIDE + 5 * (number % 3), 3)).astype(np.uint8)
-        picture, exif = Image.fromarray(noise).convert(("RGB", "L", "RGBA")[number % 3]), Image.Exif()
+        image, exif = Image.fromarray(noise).convert(("RGB", "L", "RGBA")[number % 3]), Image.Exif()
         exif[0x0112] = 1 + number % 8
-        picture.save(root / f"{number:02d}.{'png' if picture.mode == 'RGBA' else 'jpg'}", exif=exif)
-        (root / f"{number:02d}.txt").write_text(f"picture {number}\nanother name of {number}")
+        image.save(root / f"{number:02d}.{'png' if image.mode == 'RGBA' else 'jpg'}", exif=exif)
+        (root / f"{number:02d}.txt").write_text(f"image {number}\nanother name of {number}")
     return root
 
 
@@ -42,7 +42,7 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize(("first", "then"), [(None, None), (None, 16), (None, 24), (36, 20), (96, 12), (16, 32)])
-def test_pictures_decoded_as_needed_are_those_decoded_at_once(folder, first, then):
+def test_images_decoded_as_needed_are_those_decoded_at_once(folder, first, then):
     iterators = []
     for cache in (True, False):
         data, source, tokenizer = opened(folder, cache, image_size=first)
@@ -120,9 +120,9 @@ def test_a_file_that_is_damaged_later_is_named(tmp_path):
 def test_a_side_that_divides_is_averaged_and_rounded(factor):
     rng = np.random.default_rng(factor)
     cells = rng.integers(0, 256, (2, 6, 1, 6, 1, 3))
-    pictures = np.clip(cells + rng.integers(-2, 3, (2, 6, factor, 6, factor, 3)), 0, 255)
-    expected = (2 * pictures.sum((2, 4)) + factor**2) // (2 * factor**2)
-    resized = resize(pictures.reshape(2, 6 * factor, 6 * factor, 3).astype(np.uint8), 6)
+    images = np.clip(cells + rng.integers(-2, 3, (2, 6, factor, 6, factor, 3)), 0, 255)
+    expected = (2 * images.sum((2, 4)) + factor**2) // (2 * factor**2)
+    resized = resize(images.reshape(2, 6 * factor, 6 * factor, 3).astype(np.uint8), 6)
     np.testing.assert_array_equal(resized, expected)
 
 

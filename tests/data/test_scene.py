@@ -34,11 +34,11 @@ def test_coverage_has_the_area_and_the_box_of_the_shape(shape, image_size):
 
 def test_draw_paints_colors_on_the_background():
     item = SceneObject("square", "cyan", "large", (0.5, 0.5), 0.5, 0.96)
-    picture = scenes.draw(Scene("gray", (item,)))
-    assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
-    assert picture[0, 0].tolist() == [128, 128, 128]
-    assert picture[32, 32].tolist() == [5, 240, 240]
-    assert (picture == picture[32, 32]).all(-1).sum() == 32 * 32
+    image = scenes.draw(Scene("gray", (item,)))
+    assert image.shape == (64, 64, 3) and image.dtype == np.uint8
+    assert image[0, 0].tolist() == [128, 128, 128]
+    assert image[32, 32].tolist() == [5, 240, 240]
+    assert (image == image[32, 32]).all(-1).sum() == 32 * 32
 
 
 @pytest.mark.parametrize("config", ["one_object", "mixed"])

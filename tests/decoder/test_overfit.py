@@ -1,4 +1,4 @@
-"""Eight captioned pictures learned by heart: the whole path of the decoder, from its loss to its samples, works."""
+"""Eight captioned images learned by heart: the whole path of the decoder, from its loss to its samples, works."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -23,19 +23,19 @@ from train.recipes.decoder import DecoderRecipe
 from train.step.state import abstract_state, create_state
 from train.step.step import make_step
 
-SIZE, PICTURES, STEPS = 16, 8, 320
+SIZE, IMAGES, STEPS = 16, 8, 320
 
 
 class Projection:
-    """In CLIP's place, eight unit embeddings that can be told apart: a random projection of the pixels."""
+    """In CLIP's place, eight unit embeddings that can be message apart: a random projection of the pixels."""
 
     embedding_size = 16
     vision = SimpleNamespace(image_size=SIZE)
     text = SimpleNamespace(context_length=shapes.CONTEXT)
 
-    def apply(self, variables, pictures, method):
+    def apply(self, variables, images, method):
         assert method == "encode_image"
-        embedding = pictures.reshape(pictures.shape[0], -1) @ variables["params"]["projection"]
+        embedding = images.reshape(images.shape[0], -1) @ variables["params"]["projection"]
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
 
 
@@ -65,7 +65,7 @@ def projected_task() -> tuple[DecoderRecipe, dict]:
         embedding_noise=0.0,
         optimizer=Optimizer(learning_rate=2e-3, warmup_steps=20, schedule="cosine", ema_decay=0.98),
         steps=STEPS,
-        batch_size=PICTURES,
+        batch_size=IMAGES,
         seed=0,
     )
     projection = np.random.default_rng(0).normal(size=(SIZE * SIZE * 3, Projection.embedding_size))
@@ -75,12 +75,12 @@ def projected_task() -> tuple[DecoderRecipe, dict]:
     )
 
 
-def test_overfitting_eight_captioned_pictures():
-    examples = [example(configured("one_object"), "train", index) for index in range(PICTURES)]
-    pictures = resize(np.stack([draw(scene) for scene, _ in examples]), SIZE)
+def test_overfitting_eight_captioned_images():
+    examples = [example(configured("one_object"), "train", index) for index in range(IMAGES)]
+    images = resize(np.stack([draw(scene) for scene, _ in examples]), SIZE)
     captions = [group[0] for _, group in examples]
     tokens, mask = Tokenizer.train(captions, 400, shapes.CONTEXT).encode(captions)
-    batch = {"image": pictures, "tokens": tokens, "mask": mask}
+    batch = {"image": images, "tokens": tokens, "mask": mask}
     task = projected_task()
     recipe = task.recipe
 
@@ -101,17 +101,17 @@ def test_overfitting_eight_captioned_pictures():
 
     @jax.jit
     def sample(params, embedding, keep_text):
-        keys = jax.random.split(jax.random.key(1), PICTURES)
+        keys = jax.random.split(jax.random.key(1), IMAGES)
         caption = Caption({"text": jnp.asarray(tokens), "text_mask": jnp.asarray(mask)}, keep_text)
         drawn = sample_decoder(keys, recipe.module, params, recipe.process, sampling, embedding, caption)
         return to_uint8(drawn)
 
-    kept = jnp.ones(PICTURES, bool)
+    kept = jnp.ones(IMAGES, bool)
     drawn = np.asarray(sample(state["ema"], embedding, kept))
-    assert drawn.shape == pictures.shape and drawn.dtype == np.uint8
-    assert psnr(drawn, pictures) >= 25
-    # Each picture by itself, and from its embedding alone.
-    assert min(psnr(one, other) for one, other in zip(drawn, pictures, strict=True)) >= 20
-    assert psnr(np.asarray(sample(state["ema"], embedding, ~kept)), pictures) >= 22
-    # What is learned hangs on the embedding: another's gives another picture.
-    assert psnr(np.asarray(sample(state["ema"], jnp.roll(embedding, 1, axis=0), ~kept)), pictures) < 15
+    assert drawn.shape == images.shape and drawn.dtype == np.uint8
+    assert psnr(drawn, images) >= 25
+    # Each image by itself, and from its embedding alone.
+    assert min(psnr(one, other) for one, other in zip(drawn, images, strict=True)) >= 20
+    assert psnr(np.asarray(sample(state["ema"], embedding, ~kept)), images) >= 22
+    # What is learned hangs on the embedding: another's gives another image.
+    assert psnr(np.asarray(sample(state["ema"], jnp.roll(embedding, 1, axis=0), ~kept)), images) < 15

@@ -1,4 +1,4 @@
-"""Sampling decoder and upsampler: both halves of guidance, a withheld caption, the key of each picture, the range."""
+"""Sampling decoder and upsampler: both halves of guidance, a withheld caption, the key of each image, the range."""
 
 from types import SimpleNamespace
 
@@ -18,7 +18,7 @@ KEYS = jax.random.split(jax.random.key(0), 3)
 
 
 class Formula:
-    """A decoder by formula: a picture of one level, 0.1 of the embedding's sum and 0.01 of the tokens' where kept."""
+    """A decoder by formula: an image of one level, 0.1 of the embedding's sum and 0.01 of the tokens' where kept."""
 
     unet = SimpleNamespace(image_size=SIZE)
     reads_image, inpainting = True, False
@@ -47,11 +47,11 @@ def draw(decoder, keep_text=(True, True, True), embedding=EMBEDDING, text=TEXT, 
     return np.asarray(sample_decoder(keys, decoder, {}, PROCESS, sampling, embedding, caption))
 
 
-def level(pictures: np.ndarray) -> np.ndarray:
-    """The one value of each picture."""
-    assert pictures.shape[1:] == (SIZE, SIZE, 3)
-    assert np.ptp(pictures, axis=(1, 2, 3)).max() < 1e-5
-    return pictures.mean((1, 2, 3))
+def level(images: np.ndarray) -> np.ndarray:
+    """The one value of each image."""
+    assert images.shape[1:] == (SIZE, SIZE, 3)
+    assert np.ptp(images, axis=(1, 2, 3)).max() < 1e-5
+    return images.mean((1, 2, 3))
 
 
 def test_guidance_drops_both_conditions():
@@ -85,7 +85,7 @@ def test_the_null_half_keeps_x_t():
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "ddim", "eta": 0.7}, {"sampler": "ddpm"}])
-def test_a_picture_alone_is_the_picture_in_a_batch(settings):
+def test_a_image_alone_is_the_image_in_a_batch(settings):
     together = draw(Formula(noise=0.4), guidance_scale=2.0, **settings)
     alone = draw(Formula(noise=0.4), (True,), EMBEDDING[1:2], TEXT[1:2], KEYS[1:2], guidance_scale=2.0, **settings)
     np.testing.assert_allclose(alone[0], together[1], atol=1e-6)
@@ -119,12 +119,12 @@ def test_what_each_kind_of_decoder_reads(own, width, pools, learned, read, null)
     assert decoder.needs_empty_caption == (not learned)
 
 
-def test_pictures_are_clipped():
-    pictures = draw(Formula(), text=None, guidance_scale=100.0)
-    assert pictures.min() == -1.0 and pictures.max() == 1.0
+def test_images_are_clipped():
+    images = draw(Formula(), text=None, guidance_scale=100.0)
+    assert images.min() == -1.0 and images.max() == 1.0
 
 
-def test_an_upsampler_sees_the_small_picture():
+def test_an_upsampler_sees_the_small_image():
     calls = []
 
     class Upsampler:

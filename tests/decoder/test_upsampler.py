@@ -1,4 +1,4 @@
-"""The upsampler: sizes it never trained on, what it sees of the small picture, and aligned crops."""
+"""The upsampler: sizes it never trained on, what it sees of the small image, and aligned crops."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def test_other_sizes_than_it_trained_on(params, inputs):
     assert jax.jit(MODEL.apply)({"params": params}, *large).shape == (2, 16, 24, 3)
 
 
-def test_small_picture_and_examples(params, inputs):
+def test_small_image_and_examples(params, inputs):
     x_t, timesteps, low = inputs
     apply = jax.jit(MODEL.apply)
     before = np.asarray(apply({"params": params}, x_t, timesteps, low))
@@ -55,28 +55,28 @@ def test_small_picture_and_examples(params, inputs):
 
 def test_is_the_network_on_six_channels(params, inputs):
     x_t, timesteps, low = inputs
-    enlarged = np.asarray(MODEL.enlarge(low, (8, 8)))
+    resized = np.asarray(MODEL.resize_input(low, (8, 8)))
     # Bilinear, pixel centres at (i + 0.5) / 4 - 0.5, the border repeated: one row of four columns by hand.
     left, right = low[:, 0, 0], low[:, 0, 1]
-    np.testing.assert_allclose(enlarged[:, 0, 1], left, atol=1e-6)
-    np.testing.assert_allclose(enlarged[:, 0, 2], 0.875 * left + 0.125 * right, atol=1e-6)
-    np.testing.assert_allclose(enlarged[:, 0, 4], 0.375 * left + 0.625 * right, atol=1e-6)
-    six = np.concatenate([x_t, enlarged], axis=-1)
+    np.testing.assert_allclose(resized[:, 0, 1], left, atol=1e-6)
+    np.testing.assert_allclose(resized[:, 0, 2], 0.875 * left + 0.125 * right, atol=1e-6)
+    np.testing.assert_allclose(resized[:, 0, 4], 0.375 * left + 0.625 * right, atol=1e-6)
+    six = np.concatenate([x_t, resized], axis=-1)
     direct = jax.jit(MODEL.unet.apply)({"params": params["unet"]}, six, timesteps)
     np.testing.assert_allclose(jax.jit(MODEL.apply)({"params": params}, *inputs), direct, atol=1e-5)
 
 
-def test_crops_are_aligned_random_and_cover_the_picture():
+def test_crops_are_aligned_random_and_cover_the_image():
     rows, columns = np.mgrid[:4, :6]
     low = np.broadcast_to(np.stack([rows, columns], -1), (64, 4, 6, 2)).astype(np.uint8)
-    picture = low.repeat(4, axis=1).repeat(4, axis=2)
+    image = low.repeat(4, axis=1).repeat(4, axis=2)
     crop = jax.jit(random_crop, static_argnames="size")
-    large, small = crop(jax.random.key(0), picture, low, size=8)
+    large, small = crop(jax.random.key(0), image, low, size=8)
     assert large.shape == (64, 8, 8, 2) and small.shape == (64, 2, 2, 2) and large.dtype == small.dtype == jnp.uint8
     np.testing.assert_array_equal(large, np.asarray(small).repeat(4, axis=1).repeat(4, axis=2))
     corners = {tuple(int(i) for i in corner) for corner in np.asarray(small)[:, 0, 0]}
     assert corners == {(y, x) for y in range(3) for x in range(5)}
-    again, _ = crop(jax.random.key(0), picture, low, size=8)
+    again, _ = crop(jax.random.key(0), image, low, size=8)
     np.testing.assert_array_equal(again, large)
 
 

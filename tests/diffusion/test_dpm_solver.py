@@ -41,7 +41,7 @@ def test_the_sampler_is_its_steps(respacing):
     np.testing.assert_allclose(x_0, previous, atol=1e-6)
 
 
-def test_it_starts_where_nothing_of_the_picture_is_left(gaussian_denoiser):
+def test_it_starts_where_nothing_of_the_image_is_left(gaussian_denoiser):
     process = Process(prediction="v", variance="fixed_small", clip=None, respacing="250", zero_terminal_snr=True)
     assert process.alphas_cumprod[-1] == 0
     for sampler, bound in ((dpmpp_2m, 0.01), (ddim, 0.02)):

@@ -11,7 +11,7 @@ from dalle2_jax.diffusion import Process, check_loss, diffusion_loss, variationa
 from dalle2_jax.diffusion.loss import discretized_gaussian_log_likelihood, gaussian_kl
 
 
-def _pictures(seed, shape=(4, 4, 4, 3)):
+def _images(seed, shape=(4, 4, 4, 3)):
     return jnp.asarray(np.random.default_rng(seed).integers(0, 256, shape) / 127.5 - 1, jnp.float32)
 
 
@@ -19,7 +19,7 @@ def _pictures(seed, shape=(4, 4, 4, 3)):
 @pytest.mark.parametrize("shape", [(4, 4, 4, 3), (4, 6)])
 def test_simple_loss_is_the_squared_error_of_the_prediction(prediction, shape):
     process = Process(prediction=prediction, variance="fixed_small")
-    x_0, noise, i = _pictures(0, shape), jax.random.normal(jax.random.key(0), shape), jnp.asarray([0, 3, 500, 999])
+    x_0, noise, i = _images(0, shape), jax.random.normal(jax.random.key(0), shape), jnp.asarray([0, 3, 500, 999])
     constant = jnp.full(shape, 0.25, jnp.bfloat16)
     loss, metrics = diffusion_loss(jax.random.key(1), lambda x, t: constant, x_0, process, timesteps=i, noise=noise)
     abar = np.cumprod(1 - process.betas)[np.asarray(i)].reshape(-1, *[1] * (len(shape) - 1))
@@ -44,7 +44,7 @@ def test_a_weighting_makes_all_predictions_one_loss(weighting, prediction):
     """Whatever is predicted, it is the squared error of the x_0 it means that is weighted."""
     process = Process(prediction=prediction, variance="fixed_small", clip=None)
     shape = (4, 4, 4, 3)
-    x_0, noise, i = _pictures(0, shape), jax.random.normal(jax.random.key(0), shape), jnp.asarray([20, 300, 600, 980])
+    x_0, noise, i = _images(0, shape), jax.random.normal(jax.random.key(0), shape), jnp.asarray([20, 300, 600, 980])
     off = 0.1 * jax.random.normal(jax.random.key(1), shape)
     abar = np.cumprod(1 - process.betas)[np.asarray(i)]
     a, b = (jnp.asarray(np.sqrt(x)[:, None, None, None], jnp.float32) for x in (abar, 1 - abar))
@@ -76,7 +76,7 @@ def test_the_denoiser_sees_the_marginal_and_the_original_timesteps():
         seen.update(x_t=x_t, t=t)
         return x_t
 
-    x_0, i = _pictures(1), jnp.asarray([0, 5, 20, 26])
+    x_0, i = _images(1), jnp.asarray([0, 5, 20, 26])
     noise = jax.random.normal(jax.random.key(2), x_0.shape)
     diffusion_loss(jax.random.key(0), denoiser, x_0, process, timesteps=i, noise=noise)
     np.testing.assert_array_equal(seen["t"], process.timestep_map[np.asarray(i)])
@@ -126,7 +126,7 @@ def _bound(gaussian_denoiser, process, data, mean, std):
     return function(jax.random.key(0), jnp.asarray(data, jnp.float32))
 
 
-def _gaussian_pictures(mean, std):
+def _gaussian_images(mean, std):
     data = mean + std * np.random.default_rng(0).normal(size=(64, 6, 6, 3))
     return np.round((data + 1) * 127.5) / 127.5 - 1
 
@@ -134,7 +134,7 @@ def _gaussian_pictures(mean, std):
 def test_the_bound_of_gaussian_data_is_its_entropy(gaussian_denoiser):
     """With the exact denoiser and the exact variances the bound is the true code length."""
     mean, std = -0.2, 0.25
-    data = _gaussian_pictures(mean, std)
+    data = _gaussian_images(mean, std)
     bound = _bound(gaussian_denoiser, Process(clip=None), data, mean, std)
     log_density = -0.5 * (((data - mean) / std) ** 2 + np.log(2 * np.pi * std**2))
     truth = -(log_density + np.log(2 / 255)).mean() / np.log(2)
@@ -148,9 +148,7 @@ def test_the_bound_with_fixed_variance_in_closed_form(gaussian_denoiser):
     """With beta~, L_{t-1} is (SNR_{t-1} - SNR_t) / 2 times the error of x_0 (Kingma et al. 2021), here its variance."""
     mean, std = -0.2, 0.25
     process = Process(variance="fixed_small", clip=None)
-    terms = np.asarray(
-        _bound(gaussian_denoiser, process, _gaussian_pictures(mean, std), mean, std)["terms"].mean(axis=0)
-    )
+    terms = np.asarray(_bound(gaussian_denoiser, process, _gaussian_images(mean, std), mean, std)["terms"].mean(axis=0))
     abar = np.cumprod(1 - process.betas)
     signal_to_noise = abar / (1 - abar)
     error = 1 / (1 / std**2 + signal_to_noise)
@@ -176,7 +174,7 @@ def test_the_vlb_loss_estimates_the_bound(gaussian_denoiser):
 
 def test_hybrid_is_simple_plus_a_thousandth_of_vlb_and_trains_only_the_variance_by_it():
     process = Process()
-    x_0, noise, i = _pictures(2), jax.random.normal(jax.random.key(3), (4, 4, 4, 3)), jnp.asarray([0, 3, 500, 999])
+    x_0, noise, i = _images(2), jax.random.normal(jax.random.key(3), (4, 4, 4, 3)), jnp.asarray([0, 3, 500, 999])
     output = 0.3 * jax.random.normal(jax.random.key(4), (4, 4, 4, 6))
 
     def loss(output, kind):
@@ -266,7 +264,7 @@ def test_refusals():
 
 
 def test_a_dynamic_threshold_is_set_aside_in_training():
-    x_0 = _pictures(0, (2, 4, 4, 3))
+    x_0 = _images(0, (2, 4, 4, 3))
 
     def loss(process):
         return diffusion_loss(jax.random.key(0), lambda x, t: jnp.concatenate([2 * x, x], -1), x_0, process, "hybrid")[

@@ -106,7 +106,7 @@ def test_steps_evenly_spaced_in_log_snr(name, count):
     kept = np.asarray(respace(f"logsnr{count}", 1000, abar))
     assert len(kept) == count and (np.diff(kept) > 0).all() and kept[-1] < 1000
     half_log_snr = 0.5 * np.log(abar / (1 - abar))
-    # Never under noise that hides all but a sixtieth of the picture's deviation, and as far as that.
+    # Never under noise that hides all but a sixtieth of the image's deviation, and as far as that.
     assert half_log_snr[kept[-1]] >= -5.1 and (kept[-1] == 999 or half_log_snr[kept[-1] + 1] < -5.1)
     if count in (2, 12):
         assert kept[0] == 0

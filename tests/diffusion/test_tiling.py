@@ -1,4 +1,4 @@
-"""A picture denoised in tiles is the picture, where what is asked of a pixel lies within its tile."""
+"""An image denoised in tiles is the image, where what is asked of a pixel lies within its tile."""
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def test_tiles_of_a_local_denoiser(arguments, tile, overlap):
     assert difference.mean() < 0.05
 
 
-def test_a_picture_no_larger_than_a_tile_is_denoised_whole(arguments):
+def test_a_image_no_larger_than_a_tile_is_denoised_whole(arguments):
     x_t, t, condition = arguments
     np.testing.assert_array_equal(tiled(_local, condition, 40, 8)(x_t, t), _local(x_t, t, condition))
 
@@ -59,7 +59,7 @@ def test_tiles_cover_a_side_and_share_what_they_should():
 
 
 def test_memory_follows_the_tile():
-    """What the compiled denoiser needs beside its arguments, for a picture of 16 tiles."""
+    """What the compiled denoiser needs beside its arguments, for an image of 16 tiles."""
 
     def heavy(x_t, t, condition):
         wide = jnp.tanh(x_t @ jnp.ones((3, 256)) + condition @ jnp.ones((3, 256)))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.diffusion import draw_timesteps, loss_history, timestep_probabilities, update_history
+from dalle2_jax.diffusion import loss_history, sample_timesteps, timestep_probabilities, update_history
 
 STEPS = 20
 
@@ -29,7 +29,7 @@ def test_uniform_until_every_timestep_is_known(losses):
         history = update_history(history, jnp.arange(STEPS), losses)
     history = update_history(history, jnp.arange(STEPS - 1), losses[:-1])
     np.testing.assert_allclose(timestep_probabilities(history), 1 / STEPS)
-    i, weights = draw_timesteps(jax.random.key(0), history, 4000)
+    i, weights = sample_timesteps(jax.random.key(0), history, 4000)
     np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
     assert np.bincount(i, minlength=STEPS).min() > 130
 
@@ -38,7 +38,7 @@ def test_by_the_losses_and_unbiased(history, losses):
     probabilities = np.asarray(timestep_probabilities(history))
     expected = 0.999 * np.asarray(losses / losses.sum()) + 0.001 / STEPS
     np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
-    i, weights = draw_timesteps(jax.random.key(1), history, 40_000)
+    i, weights = sample_timesteps(jax.random.key(1), history, 40_000)
     np.testing.assert_allclose(np.bincount(i, minlength=STEPS) / 40_000, probabilities, atol=0.006)
     weighted = np.asarray(weights * losses[i])
     assert abs(weighted.mean() / float(losses.mean()) - 1) < 0.01

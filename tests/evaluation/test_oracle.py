@@ -1,4 +1,4 @@
-"""The oracle reads the data set's own pictures, also blurred and off colour, and calls what is no scene none."""
+"""The oracle reads the data set's own images, also blurred and off colour, and calls what is no scene none."""
 
 import numpy as np
 import pytest
@@ -26,28 +26,28 @@ def mixed():
     return _drawn("mixed", "test", 200)
 
 
-def _none(pictures):
-    return float(np.mean([read(picture) is None for picture in pictures]))
+def _none(images):
+    return float(np.mean([read(image) is None for image in images]))
 
 
-def _noisy(pictures, sigma, rng):
-    return np.clip(np.rint(pictures + rng.normal(0, sigma, pictures.shape)), 0, 255).astype(np.uint8)
+def _noisy(images, sigma, rng):
+    return np.clip(np.rint(images + rng.normal(0, sigma, images.shape)), 0, 255).astype(np.uint8)
 
 
-def _ragged(pictures, rng):
+def _ragged(images, rng):
     """Each pixel taken from a place that wanders by about a pixel."""
     rows, columns = np.mgrid[:64, :64]
-    out = np.empty_like(pictures)
-    for i, picture in enumerate(pictures):
+    out = np.empty_like(images)
+    for i, image in enumerate(images):
         moved = []
         for at in (rows, columns):
             field = Image.fromarray(rng.normal(0, 1, (32, 32)).astype(np.float32)).resize((64, 64), 2)
             moved.append(np.clip(np.rint(at + np.asarray(field)), 0, 63).astype(int))
-        out[i] = picture[moved[0], moved[1]]
+        out[i] = image[moved[0], moved[1]]
     return out
 
 
-def test_its_own_pictures(one, mixed):
+def test_its_own_images(one, mixed):
     fractions = score(*one)
     assert fractions.keys() == {"color", "background", "shape", "size", "all"}
     assert min(fractions.values()) >= 0.99
@@ -58,8 +58,8 @@ def test_its_own_pictures(one, mixed):
 
 
 def test_readings_say_where(one):
-    for picture, scene in zip(one[0][:40], one[1], strict=False):
-        reading = read(picture).objects[0]
+    for image, scene in zip(one[0][:40], one[1], strict=False):
+        reading = read(image).objects[0]
         assert abs(reading.extent - scene.objects[0].extent) <= 2 / 64
         assert np.abs(np.subtract(reading.center, scene.objects[0].center)).max() <= 1.5 / 64
 
@@ -70,11 +70,11 @@ def test_other_sizes(one, size):
 
 
 def test_it_is_fair_to_what_a_model_makes(one):
-    pictures, made = one
+    images, made = one
     rng = np.random.default_rng(0)
-    small = resize(resize(pictures, 16), 64)
-    shifted = np.clip(pictures + rng.uniform(-25, 25, (len(pictures), 1, 1, 3)), 0, 255).astype(np.uint8)
-    for changed in (small, _noisy(pictures, 8, rng), shifted, _ragged(pictures, rng), _noisy(small, 8, rng)):
+    small = resize(resize(images, 16), 64)
+    shifted = np.clip(images + rng.uniform(-25, 25, (len(images), 1, 1, 3)), 0, 255).astype(np.uint8)
+    for changed in (small, _noisy(images, 8, rng), shifted, _ragged(images, rng), _noisy(small, 8, rng)):
         fractions = score(changed, made)
         assert min(fractions["color"], fractions["background"], fractions["size"]) >= 0.95, fractions
         assert fractions["shape"] >= 0.95, fractions
@@ -91,15 +91,15 @@ def test_no_scene_is_none(one, mixed):
     assert _none(resize(coarse, 64)) >= 0.95
     for level, sigma in ((0, 60), (128, 20), (128, 60), (255, 60)):
         assert _none(_noisy(np.full((20, 64, 64, 3), level, np.uint8), sigma, rng)) >= 0.95
-    for pictures, _ in (one, mixed):
-        order = (np.arange(len(pictures)) + rng.integers(1, len(pictures))) % len(pictures)
-        blends = np.rint(pictures / 2 + pictures[order] / 2).astype(np.uint8)
+    for images, _ in (one, mixed):
+        order = (np.arange(len(images)) + rng.integers(1, len(images))) % len(images)
+        blends = np.rint(images / 2 + images[order] / 2).astype(np.uint8)
         assert _none(blends) >= 0.95
 
 
 def test_shuffled_captions_score_as_the_captions_predict(one):
-    pictures, made = one
-    readings = [read(picture) for picture in pictures]
+    images, made = one
+    readings = [read(image) for image in images]
     # Prediction: how often two captions drawn apart agree, from the counts of each value alone.
     values = {
         "background": [scene.background for scene in made],
@@ -155,16 +155,16 @@ def test_judging_asks_only_for_what_is_said():
 
 
 def test_relations_hold_for_the_objects_named(mixed):
-    for picture, scene in zip(*mixed, strict=True):
+    for image, scene in zip(*mixed, strict=True):
         if scene.relation:
-            reading = read(picture)
+            reading = read(image)
             turned = Scene(scene.background, scene.objects[::-1], scenes.INVERSE[scene.relation])
             wrong = Scene(scene.background, scene.objects, scenes.INVERSE[scene.relation])
             assert judge(reading, turned)["all"]
             assert judge(reading, wrong)["relation"] is False
 
 
-@pytest.mark.parametrize("picture", [np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)])
-def test_other_arrays_are_refused(picture):
-    with pytest.raises(ValueError, match="uint8 .height, width, 3. pictures"):
-        read(picture)
+@pytest.mark.parametrize("image", [np.zeros((64, 64, 3), np.float32), np.zeros((64, 64), np.uint8)])
+def test_other_arrays_are_refused(image):
+    with pytest.raises(ValueError, match="uint8 .height, width, 3. images"):
+        read(image)

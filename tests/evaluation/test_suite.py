@@ -25,7 +25,7 @@ def test_psnr():
     black = np.zeros((2, 4, 4, 3), np.uint8)
     assert psnr(black, black + 255) == pytest.approx(0.0)
     assert psnr(black, black + 51) == pytest.approx(20 * np.log10(5))
-    # Over the whole batch: one picture off by 10, the other right, is a mean squared error of 50.
+    # Over the whole batch: one image off by 10, the other right, is a mean squared error of 50.
     half = black.copy()
     half[0] += 10
     assert psnr(half, black) == pytest.approx(10 * np.log10(255**2 / 50)) == psnr(black, half)
@@ -55,7 +55,7 @@ def test_recall_against_brute_force(k):
 
 
 def embeddings(count=40, size=32):
-    """True pictures at a cosine of about 0.7 to captions that have nothing to do with each other."""
+    """True images at a cosine of about 0.7 to captions that have nothing to do with each other."""
     random = np.random.default_rng(0)
     text = unit(random.normal(size=(count, size)))
     return unit(text + unit(random.normal(size=text.shape))), text
@@ -65,7 +65,7 @@ def test_a_healthy_prior():
     true, text = embeddings()
     drawn = unit(true + 0.3 * unit(np.random.default_rng(1).normal(size=true.shape)))
     found = prior_suite(drawn, true, text)
-    assert found["healthy"] == {"to_true_picture": True, "to_text_minus_baseline": True, "to_unrelated_text": True}
+    assert found["healthy"] == {"to_true_image": True, "to_text_minus_baseline": True, "to_unrelated_text": True}
     assert found["to_text"] == pytest.approx(np.mean(np.sum(drawn * text, -1)))
     assert found["to_text_minus_baseline"] == pytest.approx(found["to_text"] - found["baseline_true_to_text"])
     assert set(found["healthy"]) == set(found["healthy_ranges"])
@@ -76,7 +76,7 @@ def test_priors_that_are_not_healthy():
     true, text = embeddings()
     assert prior_suite(text, true, text)["healthy"]["to_text_minus_baseline"] is False  # hands the caption through
     others = prior_suite(np.roll(true, 3, axis=0), true, text)["healthy"]  # of other captions
-    assert others["to_true_picture"] is False and others["to_text_minus_baseline"] is False
+    assert others["to_true_image"] is False and others["to_text_minus_baseline"] is False
     same = np.broadcast_to(unit(true.mean(0)), true.shape)  # says the same of everything
     assert prior_suite(same, true, text)["healthy"]["to_unrelated_text"] is False
 
@@ -116,7 +116,7 @@ def test_the_report_as_text():
     assert "DDIM there and back  31.0 dB in 50 steps each way" in shown and "bicubic" not in format_report(report)
 
 
-# The sheet of pictures
+# The sheet of images
 
 
 def red(count: int, side: int) -> np.ndarray:
@@ -134,7 +134,7 @@ def test_captions_of_any_alphabet_are_written():
     )
 
 
-def test_a_sheet_of_pictures():
+def test_a_sheet_of_images():
     single = np.asarray(caption_grid(red(5, 16), ["a red square"] * 5, columns=2, cell=32))
     assert (single == [255, 0, 0]).all(-1).sum() == 5 * 32 * 32
     rows = np.flatnonzero((single == [255, 0, 0]).all(-1).any(1))
@@ -145,13 +145,13 @@ def test_a_sheet_of_pictures():
     assert (several == [255, 0, 0]).all(-1).sum() == 2 * 100 * 100 == (several == [127, 0, 0]).all(-1).sum()
     unlabelled = np.asarray(caption_grid([red(2, 4), red(2, 100)], captions))
     assert unlabelled.shape[0] == several.shape[0] and unlabelled.shape[1] < several.shape[1]
-    assert np.asarray(caption_grid(red(1, 4), [""])).shape[0] > 96  # small pictures are shown at 96 px
+    assert np.asarray(caption_grid(red(1, 4), [""])).shape[0] > 96  # small images are shown at 96 px
 
 
-@pytest.mark.parametrize(("pictures", "captions"), [([red(1, 4), red(2, 4)], ["a", "b"]), (red(0, 4), [])])
-def test_a_sheet_needs_a_picture_a_caption(pictures, captions):
-    with pytest.raises(ValueError, match="one picture a caption"):
-        caption_grid(pictures, captions)
+@pytest.mark.parametrize(("images", "captions"), [([red(1, 4), red(2, 4)], ["a", "b"]), (red(0, 4), [])])
+def test_a_sheet_needs_a_image_a_caption(images, captions):
+    with pytest.raises(ValueError, match="one image a caption"):
+        caption_grid(images, captions)
 
 
 def test_png_files(tmp_path):
@@ -159,6 +159,6 @@ def test_png_files(tmp_path):
     save_png(path, red(1, 8)[0], {"prompt": "ein grüner Kreis"})
     save_png(path.with_name("b.png"), caption_grid(red(1, 8), ["a"]))
     assert sorted(p.name for p in path.parent.iterdir()) == ["a.png", "b.png"]
-    with Image.open(path) as picture:
-        assert picture.text == {"prompt": "ein grüner Kreis"}
-        np.testing.assert_array_equal(np.asarray(picture), red(1, 8)[0])
+    with Image.open(path) as image:
+        assert image.text == {"prompt": "ein grüner Kreis"}
+        np.testing.assert_array_equal(np.asarray(image), red(1, 8)[0])

@@ -6,7 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.layers.convolution import Conv, GroupNorm, Resample, ResBlock, downsample, fold, unfold, upsample
+from dalle2_jax.layers.convolution import (
+    Conv,
+    GroupNorm,
+    Resample,
+    ResBlock,
+    depth_to_space,
+    downsample,
+    space_to_depth,
+    upsample,
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,15 +160,15 @@ def test_refusals(x, call, words):
 
 def test_fold_moves_squares_of_pixels_into_channels_and_unfold_brings_them_back():
     x = np.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3).astype(np.float32)
-    folded = np.asarray(fold(x, 2))
+    folded = np.asarray(space_to_depth(x, 2))
     assert folded.shape == (2, 2, 3, 12)
     for row in range(2):
         for column in range(3):
             square = x[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
             np.testing.assert_array_equal(folded[:, row, column], square.reshape(2, -1))
-    np.testing.assert_array_equal(unfold(folded, 2), x)
-    np.testing.assert_array_equal(fold(x, 1), x)
-    np.testing.assert_array_equal(unfold(x, 1), x)
+    np.testing.assert_array_equal(depth_to_space(folded, 2), x)
+    np.testing.assert_array_equal(space_to_depth(x, 1), x)
+    np.testing.assert_array_equal(depth_to_space(x, 1), x)
 
 
 def _has_convolutions(function, platform, *arguments):

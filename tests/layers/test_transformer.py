@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from dalle2_jax.layers.stacking import stacked, written_out
+from dalle2_jax.layers.stacking import stack_layers, unstack_layers
 from dalle2_jax.layers.transformer import ACTIVATIONS, LayerNorm, Transformer
 
 MODEL = Transformer(width=16, depth=3, heads=2, is_causal=True)
@@ -129,11 +129,11 @@ def test_layers_written_out_compute_the_same(x, params, last_only, remat):
         params = _last_apart(params)
     scanned = MODEL.clone(last_only=last_only)
     written = scanned.clone(scan_layers=False, remat=remat)
-    apart = written_out({"text": params})["text"]
+    apart = unstack_layers({"text": params})["text"]
     assert sorted(apart) == ["block_0", "block_1", "last_block" if last_only else "block_2"]
     shapes = jax.eval_shape(written.init, jax.random.key(0), x)["params"]
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, apart)
-    jax.tree.map(np.testing.assert_array_equal, stacked({"text": apart}), {"text": params})
+    jax.tree.map(np.testing.assert_array_equal, stack_layers({"text": apart}), {"text": params})
 
     def loss(params, model):
         return (model.apply({"params": params}, x) ** 2).mean()
@@ -142,14 +142,14 @@ def test_layers_written_out_compute_the_same(x, params, last_only, remat):
     expected, expected_gradient = value_and_gradient(params, scanned)
     value, gradient = value_and_gradient(apart, written)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, written_out(expected_gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradient, unstack_layers(expected_gradient))
 
 
 def test_more_than_ten_layers_keep_their_order():
     tree = {"blocks": {"bias": np.arange(24).reshape(12, 2)}, "positions": np.zeros(3)}
-    apart = written_out(tree)
+    apart = unstack_layers(tree)
     assert apart["block_10"]["bias"].tolist() == [20, 21] and len(apart) == 13
-    jax.tree.map(np.testing.assert_array_equal, stacked(apart), tree)
+    jax.tree.map(np.testing.assert_array_equal, stack_layers(apart), tree)
 
 
 def kept(model, x, params):

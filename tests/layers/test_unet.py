@@ -193,7 +193,7 @@ def test_heads_need_not_divide_where_nothing_attends(inputs):
 
 
 def test_folded_pixels(inputs):
-    """A network with patch 2 is one of half the size on folded pictures: the same blocks, wider at both ends."""
+    """A network with patch 2 is one of half the size on folded images: the same blocks, wider at both ends."""
     folded = MODEL.clone(patch=2, image_size=16)
     x = np.random.default_rng(2).normal(size=(2, 16, 16, 3)).astype(np.float32)
     params = _draw(jax.eval_shape(folded.init, jax.random.key(0), x, inputs["timesteps"])["params"])

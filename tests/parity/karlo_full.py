@@ -52,7 +52,7 @@ SUPER_RES = {
 }
 
 
-# The picture's U-Nets have a weak last layer, as they are made before training. One as strong as the others' would turn
+# The image's U-Nets have a weak last layer, as they are made before training. One as strong as the others' would turn
 # rounding into other pixels: at timestep 999 the chain multiplies what it finds by 20,000 and cuts it at one.
 WEAK = ("conv_out.weight", "conv_out.bias")
 WEAKENED = 0.1
@@ -67,5 +67,5 @@ def caption_ids(length: int) -> np.ndarray:
 
 
 def given(name: str, *shape: int) -> np.ndarray:
-    """An input, float32; pictures as [batch, channels, height, width]."""
+    """An input, float32; images as [batch, channels, height, width]."""
     return noise(f"full/{name}", shape)

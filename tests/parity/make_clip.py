@@ -53,20 +53,20 @@ def tiny_clip() -> CLIPModel:
 def main():
     model = tiny_clip()
     random = np.random.default_rng(0)
-    pictures = random.uniform(-1, 1, (3, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32)
+    images = random.uniform(-1, 1, (3, IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32)
     tokens = random.integers(1, VOCABULARY_SIZE - 2, (3, CONTEXT_LENGTH))
     tokens[:, 0] = VOCABULARY_SIZE - 2
     for row, length in enumerate(LENGTHS):
         tokens[row, length - 1] = VOCABULARY_SIZE - 1
         tokens[row, length:] = 0
-    pixels = ((pictures.astype(np.float64) + 1) / 2 - np.array(MEAN)) / np.array(STD)
+    pixels = ((images.astype(np.float64) + 1) / 2 - np.array(MEAN)) / np.array(STD)
     output = model(
         input_ids=torch.from_numpy(tokens),
         pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32)),
         return_loss=True,
     )
     arrays = {f"weights/{name}": parameter.numpy() for name, parameter in model.named_parameters()}
-    arrays |= {"input/pictures": pictures, "input/tokens": tokens.astype(np.int32), "input/lengths": np.array(LENGTHS)}
+    arrays |= {"input/pictures": images, "input/tokens": tokens.astype(np.int32), "input/lengths": np.array(LENGTHS)}
     arrays |= {
         "output/image_embedding": output.image_embeds.numpy(),
         "output/text_embedding": output.text_embeds.numpy(),

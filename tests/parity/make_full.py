@@ -1,4 +1,4 @@
-"""Writes references/full.npz: networks of the published sizes on drawn weights, and one picture of the whole of Karlo.
+"""Writes references/full.npz: networks of the published sizes on drawn weights, and one image of the whole of Karlo.
 
 Runs in an environment of its own with torch, diffusers and transformers, and a checkout of openai/glide-text2im, never
 in the test suite; it takes some 20 minutes and 20 GiB on two cores:
@@ -122,9 +122,9 @@ def inputs(name: str, *shape: int) -> torch.Tensor:
     return torch.from_numpy(given(name, *shape))
 
 
-def thin(pictures: torch.Tensor) -> np.ndarray:
+def thin(images: torch.Tensor) -> np.ndarray:
     """[batch, channels, h, w] to every fourth pixel of [batch, h, w, channels]."""
-    return pictures.permute(0, 2, 3, 1)[:, ::STRIDE, ::STRIDE].numpy()
+    return images.permute(0, 2, 3, 1)[:, ::STRIDE, ::STRIDE].numpy()
 
 
 START = time.monotonic()
@@ -209,8 +209,8 @@ def weakened(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def picture() -> np.ndarray:
-    """One picture of diffusers' UnCLIPPipeline, with the noise of every step given: every second pixel."""
+def image() -> np.ndarray:
+    """One image of diffusers' UnCLIPPipeline, with the noise of every step given: every second pixel."""
     from diffusers import UnCLIPPipeline
     from diffusers.pipelines.deprecated.unclip import pipeline_unclip
     from diffusers.schedulers import scheduling_unclip
@@ -221,7 +221,7 @@ def picture() -> np.ndarray:
     for module in (pipeline_unclip, scheduling_unclip):
         module.randn_tensor = given
     pipeline = UnCLIPPipeline(tokenizer=FakeTokenizer(), **built, **plans)
-    pictures = pipeline(
+    images = pipeline(
         ["a caption"],
         prior_num_inference_steps=5,
         decoder_num_inference_steps=5,
@@ -229,7 +229,7 @@ def picture() -> np.ndarray:
         output_type="np",
     ).images
     say("pipeline")
-    return pictures[:, ::2, ::2].astype(np.float32)
+    return images[:, ::2, ::2].astype(np.float32)
 
 
 @torch.no_grad()
@@ -237,9 +237,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--glide", help="a checkout of openai/glide-text2im")
     parser.add_argument("--folder", type=Path, help="save Karlo there")
-    parser.add_argument("--picture", action="store_true", help="make the picture alone anew")
+    parser.add_argument("--image", action="store_true", help="make the image alone anew")
     options = parser.parse_args()
-    if options.picture:
+    if options.image:
         with np.load(to_write("full")) as file:
             arrays = dict(file)
     else:
@@ -250,7 +250,7 @@ def main() -> None:
         if options.folder is not None:
             for name, scheduler in schedulers().items():
                 scheduler.save_pretrained(options.folder / name)
-    arrays["picture"] = picture()
+    arrays["picture"] = image()
     path = to_write("full")
     np.savez_compressed(path, **arrays)
     print(f"{path.name}: {path.stat().st_size} bytes")

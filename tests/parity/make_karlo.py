@@ -236,8 +236,8 @@ def pipelines(built: dict) -> dict[str, np.ndarray]:
     built["text_proj"].register_forward_pre_hook(seen_embedding, with_kwargs=True)
     built["super_res_first"].register_forward_pre_hook(seen_enlarged, with_kwargs=True)
     prompts = ["abc", "abcdef"]
-    pictures = text2img(prompts, prior_num_inference_steps=STEPS["prior"], output_type="np", **steps).images
-    found["text2img"] = pictures.astype(np.float32)
+    images = text2img(prompts, prior_num_inference_steps=STEPS["prior"], output_type="np", **steps).images
+    found["text2img"] = images.astype(np.float32)
 
     patched("decoder", "super_res")
     del plans["prior_scheduler"]
@@ -252,8 +252,8 @@ def pipelines(built: dict) -> dict[str, np.ndarray]:
     from PIL import Image
 
     source = np.random.RandomState(0).randint(0, 255, (21, 30, 3), np.uint8)
-    pictures = variation(Image.fromarray(source), output_type="np", **steps).images
-    found |= {"variation": pictures.astype(np.float32), "source": source}
+    images = variation(Image.fromarray(source), output_type="np", **steps).images
+    found |= {"variation": images.astype(np.float32), "source": source}
     return {f"pipeline/{name}": value for name, value in found.items()}
 
 

@@ -14,7 +14,7 @@ from tests.parity import torchvision_shim  # noqa: F401
 from tests.parity.drawn_weights import draw, noise
 from tests.parity.reference import to_write
 
-# As H/14 and bigG/14: exact GELU, heads of another width in the picture encoder, an MLP that is not four times as wide.
+# As H/14 and bigG/14: exact GELU, heads of another width in the image encoder, an MLP that is not four times as wide.
 CONFIG = {
     "embed_dim": 20,
     "vision_cfg": {

@@ -1,4 +1,4 @@
-"""Make references/resize.npz: OpenCV's resizing of a random picture.
+"""Make references/resize.npz: OpenCV's resizing of a random image.
 
 Needs opencv-python-headless, which the tests do not: `python -m tests.parity.make_resize`.
 """

@@ -1,6 +1,6 @@
 """Make references/schedulers.npz: single sampling steps of diffusers' schedulers on random inputs.
 
-Needs torch and diffusers (0.42), which the tests do not: `python -m tests.parity.make_schedulers`. Pictures go in
+Needs torch and diffusers (0.42), which the tests do not: `python -m tests.parity.make_schedulers`. Images go in
 and come out as diffusers' [batch, channels, height, width] and are stored as [batch, height, width, channels].
 """
 

@@ -29,7 +29,7 @@ def prepare(model: torch.nn.Module) -> dict[str, list[int]]:
 
 
 def write(name: str, shapes: dict, inputs: dict, output: torch.Tensor) -> None:
-    """Pictures are stored [batch, height, width, channels]."""
+    """Images are stored [batch, height, width, channels]."""
     path = to_write(f"unet_{name}")
     arrays = {f"input/{key}": value for key, value in inputs.items()}
     output = output.numpy().transpose(0, 2, 3, 1)
@@ -37,8 +37,8 @@ def write(name: str, shapes: dict, inputs: dict, output: torch.Tensor) -> None:
     print(f"{path.name}: {path.stat().st_size} bytes, output std {output.std():.3f}")
 
 
-def nchw(pictures: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy())
+def nchw(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def guided(random: np.random.Generator) -> None:

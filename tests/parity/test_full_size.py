@@ -1,4 +1,4 @@
-"""Networks of the published sizes (references/full.npz, by make_full.py), and one picture of the whole of Karlo.
+"""Networks of the published sizes (references/full.npz, by make_full.py), and one image of the whole of Karlo.
 
 Weights are drawn tensor by tensor as the converter asks for them, so nothing of their size is on the disk.
 """
@@ -71,13 +71,13 @@ def tensors(reference: dict, name: str, weakened: bool = False) -> Tensors:
     return Tensors(name, shapes, dict.fromkeys(shapes, "float32"), read)
 
 
-def nhwc(pictures: np.ndarray) -> np.ndarray:
-    return pictures.transpose(0, 2, 3, 1)
+def nhwc(images: np.ndarray) -> np.ndarray:
+    return images.transpose(0, 2, 3, 1)
 
 
-def thin(pictures: np.ndarray) -> np.ndarray:
+def thin(images: np.ndarray) -> np.ndarray:
     """What the reference has of a large output."""
-    return np.asarray(pictures)[:, ::STRIDE, ::STRIDE]
+    return np.asarray(images)[:, ::STRIDE, ::STRIDE]
 
 
 def caption(reference: dict, kind: str) -> dict[str, np.ndarray]:
@@ -93,7 +93,7 @@ def test_clip(reference):
     module = CLIP(vision=clip.vision_module(VISION), text=clip.text_module(TEXT), embedding_size=EMBEDDING)
     conversion = clip.conversion(module, tensors(reference, "clip"), _whole_vocabulary())
     shapes = conversion.shapes
-    assert conversion.told() == ["CLIP: 427,616,513 parameters (published: 427,616,513)"]
+    assert conversion.parameter_counts() == ["CLIP: 427,616,513 parameters (published: 427,616,513)"]
     params = {"params": conversion.table.convert(conversion.tensors, shapes)}
     pixels = nhwc(given("pixels", 2, 3, 224, 224))
     shown = 2 * (pixels * np.asarray(module.vision.std) + np.asarray(module.vision.mean)) - 1
@@ -152,7 +152,7 @@ def loaded(conversion: Conversion) -> LoadedStage:
 
 def published(conversion: Conversion) -> None:
     """Every part has as many parameters as the published one."""
-    for line in conversion.told():
+    for line in conversion.parameter_counts():
         count, _, whole = line.partition(" parameters (published: ")
         assert count.split(": ")[1] == whole.rstrip(")")
 
@@ -213,7 +213,7 @@ class Tokens:
         return caption_ids(2)[None].astype(np.int32), np.arange(CONTEXT)[None] < 2
 
 
-def test_karlo_draws_diffusers_picture(reference, given_noise):
+def test_karlo_draws_diffusers_image(reference, given_noise):
     """5 + 5 + 3 steps; one stage in memory at a time."""
     key = jax.random.split(jax.random.key(0), 1)
     text = loaded(text_stage(reference))
@@ -234,7 +234,7 @@ def test_karlo_draws_diffusers_picture(reference, given_noise):
     gc.collect()
     given_noise("super_res", 3)
     one = model(upsamplers=(loaded(upsampler_stage(reference, weakened=True)),))
-    picture = np.asarray(one.upsample(key, small, steps="3"))[:, ::2, ::2] * 0.5 + 0.5
-    found = np.abs(picture - reference["picture"]).max() * 255
-    print(f"picture: {found:.2e} of 255, standard deviation {reference['picture'].std() * 255:.0f}")
+    image = np.asarray(one.upsample(key, small, steps="3"))[:, ::2, ::2] * 0.5 + 0.5
+    found = np.abs(image - reference["picture"]).max() * 255
+    print(f"image: {found:.2e} of 255, standard deviation {reference['picture'].std() * 255:.0f}")
     assert found <= 1

@@ -36,7 +36,7 @@ def folders(reference, tmp_path_factory):
 def runs(folders, tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     for name, folder in folders.items():
-        write_run(place / name, karlo.conversions(folder), {"licence": "none"}, say=lambda line: None)
+        write_run(place / name, karlo.conversions(folder), {"licence": "none"}, log=lambda line: None)
     return {name: DALLE2.load(place / name) for name in folders}
 
 
@@ -52,8 +52,8 @@ def test_clip(reference, runs):
     close(np.asarray(states)[mask], reference["network/text_states"][mask])
     pixels = nhwc(noise("input/pixels", (3, 3, 16, 16)))
     # Theirs is given normalised pixels.
-    pictures = 2 * (pixels * np.asarray(clip.module.vision.std) + np.asarray(clip.module.vision.mean)) - 1
-    embedding = clip.module.apply({"params": clip.params}, pictures.astype(np.float32), method="encode_image")
+    images = 2 * (pixels * np.asarray(clip.module.vision.std) + np.asarray(clip.module.vision.mean)) - 1
+    embedding = clip.module.apply({"params": clip.params}, images.astype(np.float32), method="encode_image")
     close(embedding, reference["network/image_embedding"])
 
 
@@ -109,7 +109,7 @@ class Tokens:
 
 
 def drawn(model, given_noise, captions, embeddings=None):
-    """The picture of every stage, one stage after the other; floats in [0, 1]."""
+    """The image of every stage, one stage after the other; floats in [0, 1]."""
     keys = jax.random.split(jax.random.key(0), len(captions) if captions else len(embeddings))
     if embeddings is None:
         given_noise("prior", 5)
@@ -122,10 +122,10 @@ def drawn(model, given_noise, captions, embeddings=None):
 
 def test_text_to_image(reference, runs, given_noise):
     model = dataclasses.replace(runs["text2img"], tokenizer=Tokens(reference))
-    pictures = drawn(model, given_noise, ["abc", "abcdef"])
-    assert pictures.shape == reference["pipeline/text2img"].shape == (2, 32, 32, 3)
-    print(np.abs(pictures - reference["pipeline/text2img"]).max() * 255, reference["pipeline/text2img"].std())
-    assert np.abs(pictures - reference["pipeline/text2img"]).max() <= 1 / 255
+    images = drawn(model, given_noise, ["abc", "abcdef"])
+    assert images.shape == reference["pipeline/text2img"].shape == (2, 32, 32, 3)
+    print(np.abs(images - reference["pipeline/text2img"]).max() * 255, reference["pipeline/text2img"].std())
+    assert np.abs(images - reference["pipeline/text2img"]).max() <= 1 / 255
 
 
 def test_image_variation(reference, runs, given_noise):
@@ -133,6 +133,6 @@ def test_image_variation(reference, runs, given_noise):
     from dalle2_jax.images.resize import clip_pixels
 
     embedding = model.encode_image(clip_pixels(reference["pipeline/source"], 16)[None])
-    pictures = drawn(model, given_noise, None, embedding)
-    print(np.abs(pictures - reference["pipeline/variation"]).max() * 255, reference["pipeline/variation"].std())
-    assert np.abs(pictures - reference["pipeline/variation"]).max() <= 1 / 255
+    images = drawn(model, given_noise, None, embedding)
+    print(np.abs(images - reference["pipeline/variation"]).max() * 255, reference["pipeline/variation"].std())
+    assert np.abs(images - reference["pipeline/variation"]).max() <= 1 / 255

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dalle2_jax.layers.stacking import written_out
+from dalle2_jax.layers.stacking import unstack_layers
 from dalle2_jax.prior import DiffusionPrior
 from dalle2_jax.weights.sources.prior import STATISTICS, prior_table
 from tests.parity.reference import reference_path
@@ -32,7 +32,7 @@ def test_a_prior_of_layers_by_themselves(reference, params):
     """The same tensors for the other place where layers lie, and the same answer."""
     model, inputs = MODEL.clone(scan_layers=False), _inputs(reference, reference["input/text_mask"])
     apart = convert(prior_table(model), model, reference, *inputs, without=STATISTICS)
-    jax.tree.map(np.testing.assert_array_equal, apart, written_out(params))
+    jax.tree.map(np.testing.assert_array_equal, apart, unstack_layers(params))
     expected = reference["output/padded"]
     predicted = jax.jit(model.apply)({"params": apart}, *inputs)
     np.testing.assert_allclose(predicted, expected, rtol=0, atol=1e-4 * np.abs(expected).max())

@@ -49,7 +49,7 @@ def caption(reference: dict, kind: str) -> dict[str, np.ndarray]:
     return {"text_embedding": original("text", 3, 16), "text": original("states", 3, 9, 16), "text_mask": mask}
 
 
-def pictures(name: str) -> np.ndarray:
+def images(name: str) -> np.ndarray:
     return original(name, 3, 3, 16, 16).transpose(0, 2, 3, 1)
 
 
@@ -72,7 +72,7 @@ def test_karlo_decoder(karlo_files, kind, dtype):
         image_size=16, channels=32, channel_multipliers=(1, 2), depth=1, attention_resolutions=(8,), head_channels=8
     )
     module = with_dtype(karlo.decoder_module(unet, {"cross_attention_dim": 20}), dtype)
-    inputs = (pictures("x"), KARLO_TIMESTEPS, original("z", 3, 16))
+    inputs = (images("x"), KARLO_TIMESTEPS, original("z", 3, 16))
     table = karlo_original.decoder_table(module)
     params = convert(table, module, weights(karlo_files, "decoder"), *inputs, **caption(karlo_files, kind))
     ours = jax.jit(module.apply)({"params": params}, *inputs, **caption(karlo_files, kind))
@@ -92,10 +92,10 @@ def test_karlo_upsampler(karlo_files, dtype):
         scale_shift=False,
     )
     module = with_dtype(karlo.upsampler_module(unet, unet), dtype)
-    inputs = (pictures("x"), KARLO_TIMESTEPS, pictures("low"))
+    inputs = (images("x"), KARLO_TIMESTEPS, images("low"))
     params = convert(karlo_original.upsampler_table(module), module, weights(karlo_files, "upsampler"), *inputs)
     for place, timestep in enumerate(KARLO_TIMESTEPS):
-        ours = jax.jit(module.apply)({"params": params}, pictures("x"), np.full(3, timestep), pictures("low"))
+        ours = jax.jit(module.apply)({"params": params}, images("x"), np.full(3, timestep), images("low"))
         close(ours[place], karlo_files["last_step" if timestep == 0 else "first_steps"][place], dtype=dtype)
 
 

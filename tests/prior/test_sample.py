@@ -25,8 +25,8 @@ class Prior:
 
     def apply(self, variables, x_t, timesteps, *, text_embedding, text, text_mask, keep_text):
         self.calls.append({"x_t": x_t, "text": text, "text_mask": text_mask, "keep_text": keep_text})
-        told = jnp.where(keep_text[:, None], text_embedding, variables["params"]["null"][None])
-        return 2.0 * told + self.keep_noise * x_t
+        message = jnp.where(keep_text[:, None], text_embedding, variables["params"]["null"][None])
+        return 2.0 * message + self.keep_noise * x_t
 
     def unscale_embedding(self, embedding):
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
@@ -59,9 +59,9 @@ def draw(prior, inputs, keys=KEYS, **sampling):
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_guidance_by_formula(inputs, scale):
     """The last step of DDIM is the predicted x0, which the formula says outright."""
-    told = inputs["text_embedding"]
+    message = inputs["text_embedding"]
     np.testing.assert_allclose(
-        draw(Prior(), inputs, guidance_scale=scale), unit(NULL + scale * (told - NULL)), atol=1e-5
+        draw(Prior(), inputs, guidance_scale=scale), unit(NULL + scale * (message - NULL)), atol=1e-5
     )
 
 

@@ -63,7 +63,7 @@ class DropTask(ToyTask):
 
 
 def toy_system(steps: int, data_dir: Path | str, **changes: Any) -> System:
-    """One stage with dropout on captioned_shapes of 4 px; a batch is 16 pictures."""
+    """One stage with dropout on captioned_shapes of 4 px; a batch is 16 images."""
     recipe = toy_recipe(steps=steps, **{"checkpoint_every": 10, **changes})
     fields = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
     return System(

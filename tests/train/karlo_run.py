@@ -1,4 +1,4 @@
-"""A run of small networks of Karlo's shape, converted with both a prior and a picture encoder; and a folder of pictures
+"""A run of small networks of Karlo's shape, converted with both a prior and an image encoder; and a folder of images
 with captions to tune it on."""
 
 from pathlib import Path
@@ -16,12 +16,12 @@ CAPTIONS = ("a cat", "red", "a dog", "my hat")  # within the nine tokens of the 
 def write_karlo_run(place: Path, dtype: str = "float32") -> Path:
     """Writes `place/karlo`, converted from `place/source`; returns it."""
     source = write_folder(place / "source", read_reference(), (*TEXT2IMG, "image_encoder"), "UnCLIPPipeline")
-    write_run(place / "karlo", karlo.conversions(source), {"licence": "none"}, say=lambda line: None, dtype=dtype)
+    write_run(place / "karlo", karlo.conversions(source), {"licence": "none"}, log=lambda line: None, dtype=dtype)
     return place / "karlo"
 
 
-def write_pictures(folder: Path, count: int = 24) -> Path:
-    """Writes pictures of 24 x 20 pixels, each with a caption beside it; returns the folder."""
+def write_images(folder: Path, count: int = 24) -> Path:
+    """Writes images of 24 x 20 pixels, each with a caption beside it; returns the folder."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):

@@ -65,7 +65,7 @@ def test_memory_is_what_one_device_holds():
 
 def test_activations_are_what_the_backward_pass_needs():
     wide = examine(toy_system(module=ToyNet(width=4096), batch_size=32), make_mesh())[0][0]
-    # The noisy picture, the hidden units before and after the ReLU (or its sign), and the error.
+    # The noisy image, the hidden units before and after the ReLU (or its sign), and the error.
     least, most = 4 * (FEATURES + 4096), 4 * (3 * FEATURES + 2 * 4096) + 4096
     assert least <= wide.activations <= most
     room = 10 * 8 * wide.activations
@@ -184,11 +184,11 @@ class Lowered:
     """Stands for a lowered step; compiled it has 3 GiB of arguments of which 2 are given back, and 1 of temporaries."""
 
     def __init__(self, cost: dict[str, float] | None, text: str = ""):
-        self.cost, self.text, self.told = cost, text, []
+        self.cost, self.text, self.shown_text = cost, text, []
 
     def compile(self, compiler_options: dict | None = None) -> "Lowered":
         config = jax.config
-        self.told.append(
+        self.shown_text.append(
             (compiler_options, config.jax_optimization_level, config.jax_persistent_cache_min_compile_time_secs)
         )
         return self
@@ -220,8 +220,8 @@ def test_what_a_compiler_is_told():
     gpu, tpu = Lowered(None), Lowered({})
     compile_step(gpu, "gpu")
     compile_step(tpu, "tpu")
-    assert gpu.told == [(UNTUNED, before[0], math.inf)], "what is compiled for no device is not kept"
-    assert tpu.told == [(None, "O1", before[1])]
+    assert gpu.shown_text == [(UNTUNED, before[0], math.inf)], "what is compiled for no device is not kept"
+    assert tpu.shown_text == [(None, "O1", before[1])]
     assert settings() == before
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import load_params, load_stage, read_record
-from dalle2_jax.layers.stacking import stacked
+from dalle2_jax.layers.stacking import stack_layers
 from dalle2_jax.tokenizer import ClipTokenizer, Tokenizer
 from tests import cascade
 from train import __main__ as command
@@ -62,7 +62,7 @@ def test_layers_may_lie_otherwise(tiny, tokenizer):
     found = initial_parameters("clip", started(tiny, "clip", module=apart).build({}), tokenizer, lambda line: None)
     theirs = load_params(tiny.run_dir / "clip")
     assert "block_0" in found["text"]["transformer"] and "blocks" in theirs["text"]["transformer"]
-    chex.assert_trees_all_equal(stacked(found), theirs)
+    chex.assert_trees_all_equal(stack_layers(found), theirs)
 
 
 def test_a_new_tokenizer_keeps_the_rows_of_the_tokens_it_shares(tiny, tokenizer):
@@ -122,8 +122,8 @@ def test_refusals(tiny, tokenizer, tmp_path):
     assert "module.vision.heads is 2 there and 4 here" in refused("clip", started(tiny, "clip", module=heads))
     decoder = tiny.system.stages["decoder"]
     process = dataclasses.replace(decoder.process, prediction="v")
-    told = refused("decoder", started(tiny, "decoder", process=process))
-    assert "process.prediction is 'x0' there and 'v' here; set decoder.process.prediction as it is there" in told
+    message = refused("decoder", started(tiny, "decoder", process=process))
+    assert "process.prediction is 'x0' there and 'v' here; set decoder.process.prediction as it is there" in message
     shutil.copytree(tiny.run_dir / "clip", tmp_path / "clip")
     for path in (tmp_path / "clip" / "checkpoints").rglob("CHECKSUMS"):
         path.unlink()
@@ -136,8 +136,10 @@ def test_another_kind_of_tokenizer(tiny):
     theirs = ClipTokenizer(("a", "a</w>", "<|startoftext|>", "<|endoftext|>"), (), 12)
     with pytest.raises(ValueError) as error:
         initial_parameters("clip", started(tiny, "clip").build({}), theirs, lambda line: None)
-    told = "it reads tokens learned from captions and this run's tokens are those of CLIP's tokenizer; leave init_from"
-    assert told in str(error.value) and "\n" not in str(error.value)
+    message = (
+        "it reads tokens learned from captions and this run's tokens are those of CLIP's tokenizer; leave init_from"
+    )
+    assert message in str(error.value) and "\n" not in str(error.value)
     initial_parameters("upsampler", started(tiny, "upsampler").build({}), theirs, lambda line: None)
 
 

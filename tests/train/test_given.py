@@ -124,18 +124,18 @@ def test_refusals(tiny, system, tmp_path):
         assert "\n" not in str(error.value) and files(tmp_path) == before
         return str(error.value)
 
-    told = refused(changed(system, clip=tmp_path / "nowhere"))
-    assert told.startswith(f"clip is to be given and {tmp_path / 'nowhere'} is not a stage's folder")
-    assert told.endswith("set given.clip to a finished stage's folder")
+    message = refused(changed(system, clip=tmp_path / "nowhere"))
+    assert message.startswith(f"clip is to be given and {tmp_path / 'nowhere'} is not a stage's folder")
+    assert message.endswith("set given.clip to a finished stage's folder")
     shutil.copytree(tiny.run_dir / "clip", tmp_path / "unfinished")
     path = tmp_path / "unfinished" / "stage.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False}))
     assert "unfinished is not trained to its end" in refused(changed(system, clip=tmp_path / "unfinished"))
 
     shutil.copytree(tiny.run_dir / "upsampler", run / "clip")
-    told = refused(system)
-    assert f"{run / 'clip'} is another clip than that of {tiny.run_dir / 'clip'}" in told
-    assert told.endswith("choose another --run")
+    message = refused(system)
+    assert f"{run / 'clip'} is another clip than that of {tiny.run_dir / 'clip'}" in message
+    assert message.endswith("choose another --run")
     assert "is the run that clip is taken from; choose another --run" in refused(system, tiny.run_dir)
 
     short = dataclasses.replace(system, vocabulary_size=270, given={"clip": system.given["clip"]}, stages={})

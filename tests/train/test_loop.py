@@ -286,8 +286,8 @@ def test_validation_and_previews(tmp_path):
         for index, batch in enumerate(device)
     ]
     np.testing.assert_allclose(found[-1]["loss"], np.mean(by_hand), rtol=1e-5)
-    pictures = sorted(path.name for path in (tmp_path / "samples").iterdir())
-    assert pictures == ["step_3.png", "step_6.png"]
+    images = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert images == ["step_3.png", "step_6.png"]
     with Image.open(tmp_path / "samples" / "step_6.png") as grid:
         assert grid.height > 3 * 96 and grid.width > 4 * 96  # real, average and raw of four captions
 
@@ -411,7 +411,7 @@ def test_previews_of_several_processes_are_compiled_once(tmp_path, monkeypatch):
         lambda name, *_, **__: traced.append(name) if "jaxpr_trace" in name else None
     )
     rows, batch = evaluator._shared_rows()
-    assert traced and rows["image"].shape == (8, SIZE, SIZE, 3) and rows["captions"][:2] == ["picture 0", "picture 1"]
+    assert traced and rows["image"].shape == (8, SIZE, SIZE, 3) and rows["captions"][:2] == ["image 0", "image 1"]
     np.testing.assert_array_equal(rows["image"], batches[0]["image"][:8])
     traced.clear()
     again, _ = evaluator._shared_rows()

@@ -126,7 +126,7 @@ def test_the_folder_config_reads_a_folder(config, tmp_path, capsys):
     folder.mkdir()
     assert call("folder", folder, "clip", "--runs-dir", tmp_path / "runs") == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: no captioned picture is left in") and shown.count("\n") == 1
+    assert shown.startswith("error: no captioned image is left in") and shown.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
@@ -173,7 +173,7 @@ def test_dry_run_lowers_and_writes_nothing(config, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*.json"))
     assert call(config, "all", "--dry-run", "--runs-dir", tmp_path / "runs") == 0
     shown = capsys.readouterr().out
-    assert "toy: 1,600 parameters, 3 steps of 16 pictures on 8 x cpu" in shown and "second: 1,600 parameters" in shown
+    assert "toy: 1,600 parameters, 3 steps of 16 images on 8 x cpu" in shown and "second: 1,600 parameters" in shown
     assert sorted(tmp_path.rglob("*.json")) == before and not (tmp_path / "runs").exists()
     assert not (tmp_path / "data").exists()
 

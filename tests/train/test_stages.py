@@ -18,7 +18,7 @@ import pytest
 
 from dalle2_jax.checkpoint import checkpoint_steps, load_params, load_stage, read_record
 from dalle2_jax.data import Data
-from dalle2_jax.diffusion import draw_timesteps
+from dalle2_jax.diffusion import sample_timesteps
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from tests.train import processes
@@ -66,7 +66,7 @@ def test_every_stage_is_trained_and_recorded(tiny):
         assert load_stage(folder).module == recipe.module
         error = read_record(folder).measured.get("x0_error")
         assert (error is None) == (name == "clip")
-        # The network has hardly learned: where all is noise it knows nothing of a picture, where there is none a lot.
+        # The network has hardly learned: where all is noise it knows nothing of an image, where there is none a lot.
         assert error is None or (len(error) == 20 and np.isfinite(error).all() and min(error) >= 0)
     assert {name: set(read_record(tiny.run_dir / name).built_on) for name in STAGES} == {
         name: set(needs) for name, needs in NEEDS.items()
@@ -148,8 +148,8 @@ class Network:
     def apply(self, variables, x_t, timesteps, *inputs, **conditions):
         self.calls.append((x_t, *inputs, conditions))
         given = conditions.get("image_embedding", conditions.get("text_embedding"))
-        told = 0.0 if given is None else given.sum()
-        return variables["params"]["weight"] * x_t + told
+        message = 0.0 if given is None else given.sum()
+        return variables["params"]["weight"] * x_t + message
 
 
 def stubbed(recipe, **changes):
@@ -232,7 +232,7 @@ def test_timesteps_are_drawn_by_their_losses_and_weighted_back(tiny):
     history = history._replace(losses=losses, counts=jnp.full(steps, 10))
     frozen = {"clip": WEIGHT}
     value, metrics, after = recipe.loss(WEIGHT, blank(64), jax.random.key(3), frozen, history)
-    i, _ = draw_timesteps(jax.random.split(jax.random.split(jax.random.key(3), 5)[3])[0], history, 64)
+    i, _ = sample_timesteps(jax.random.split(jax.random.split(jax.random.key(3), 5)[3])[0], history, 64)
     assert (i >= steps - steps // 10).mean() > 0.9
     changed = np.flatnonzero(np.asarray((after.losses != history.losses).any(1)))
     assert set(changed) == set(np.asarray(i).tolist())
@@ -261,7 +261,7 @@ def degraded(tiny):
     )
 
 
-def test_an_upsampler_is_shown_pictures_as_bad_as_they_come(tiny):
+def test_an_upsampler_is_shown_images_as_bad_as_they_come(tiny):
     upsampler, recipe = tiny.system.stages["upsampler"], degraded(tiny)
     made = recipe.build({}).batch_spec.transform(np.full((20, 16, 3), 200, np.uint8), np.random.default_rng(0))
     assert {name: value.shape for name, value in made.items()} == {"image": (16, 16, 3), "low_resolution": (8, 8, 3)}
@@ -272,7 +272,7 @@ def test_an_upsampler_is_shown_pictures_as_bad_as_they_come(tiny):
 
 
 @pytest.mark.slow
-def test_what_is_drawn_by_losses_from_degraded_pictures_goes_on_bit_equal(tiny, tmp_path):
+def test_what_is_drawn_by_losses_from_degraded_images_goes_on_bit_equal(tiny, tmp_path):
     recipe = degraded(tiny)
     system = tiny.system.with_stage("upsampler", recipe)
     whole, _ = cascade.train(system, tmp_path / "whole", ["upsampler"])
@@ -317,12 +317,12 @@ def test_an_upsampler_is_trained_on_matching_crops(tiny, fraction):
     recipe = dataclasses.replace(
         tiny.system.stages["upsampler"], module=network, low_size=8, crop_fraction=fraction, blur_probability=0.0
     )
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
-    recipe.build({}).loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {}, None)
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3)).astype(np.uint8)
+    recipe.build({}).loss(WEIGHT, {"image": jnp.asarray(images)}, jax.random.key(0), {}, None)
     x_t, low, _ = network.calls[-1]
     side = int(16 * fraction)
     assert x_t.shape == (3, side, side, 3) and low.shape == (3, side // 2, side // 2, 3)
-    cells = pictures.reshape(3, 8, 2, 8, 2, 3).mean((2, 4)) / 127.5 - 1
+    cells = images.reshape(3, 8, 2, 8, 2, 3).mean((2, 4)) / 127.5 - 1
     for index in range(3):
         places = [
             (y, x)
@@ -332,7 +332,7 @@ def test_an_upsampler_is_trained_on_matching_crops(tiny, fraction):
         ]
         assert len(places) == 1
     blurred = dataclasses.replace(recipe, blur_probability=1.0)
-    blurred.build({}).loss(WEIGHT, {"image": jnp.asarray(pictures)}, jax.random.key(0), {}, None)
+    blurred.build({}).loss(WEIGHT, {"image": jnp.asarray(images)}, jax.random.key(0), {}, None)
     assert np.abs(network.calls[-1][1] - low).max() > 0.01
 
 
@@ -368,7 +368,7 @@ def test_an_upsampler_whose_sizes_do_not_divide_is_refused(tiny):
     assert "a residual upsampler predicts x_0: set upsampler.process.prediction=x0" in one_sentence(error)
 
 
-def test_pictures_that_are_smaller_than_those_to_draw_are_refused(tiny, tmp_path):
+def test_images_that_are_smaller_than_those_to_draw_are_refused(tiny, tmp_path):
     small = dataclasses.replace(tiny.system, data=dataclasses.replace(tiny.system.data, image_size=12))
     for train in (
         lambda: cascade.train(small, tmp_path),
@@ -384,8 +384,8 @@ def test_a_batch_larger_than_the_split_is_refused_before_anything_is_written(tin
     prior = dataclasses.replace(tiny.system.stages["prior"], batch_size=128)
     with pytest.raises(ValueError) as error:
         cascade.train(tiny.system.with_stage("prior", prior), tmp_path)
-    told = "prior.batch_size is 128 and the split 'train' of captioned_shapes has 96 pictures; set prior.batch_size=64"
-    assert told in one_sentence(error) and not list(tmp_path.iterdir())
+    message = "prior.batch_size is 128 and the split 'train' of captioned_shapes has 96 images; set prior.batch_size=64"
+    assert message in one_sentence(error) and not list(tmp_path.iterdir())
 
 
 def test_timesteps_by_losses_begin_with_the_stage(tiny, tmp_path):

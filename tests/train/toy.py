@@ -1,4 +1,4 @@
-"""A stage small enough to train in a test: a two-layer network that removes noise from 4x4 pictures."""
+"""A stage small enough to train in a test: a two-layer network that removes noise from 4x4 images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ToyNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class ToyRecipe(Recipe):
-    """Predicts the picture from the picture with noise; noise 0 makes the loss a plain function of the batch."""
+    """Predicts the image from the image with noise; noise 0 makes the loss a plain function of the batch."""
 
     kind: ClassVar[str] = "toy"
 
@@ -77,7 +77,7 @@ class ToyBatches:
         image = np.clip(levels + random.integers(-9, 9, (self.batch_size, SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
         tokens = np.full((self.batch_size, 2), POISON if self.position in self.poisoned else 1, np.int32)
         self.position += 1
-        captions = [f"picture {index}" for index in range(self.batch_size)]
+        captions = [f"image {index}" for index in range(self.batch_size)]
         return {"image": image, "tokens": tokens, "mask": tokens > 0, "captions": captions}
 
     def get_state(self) -> dict[str, int]:
@@ -96,7 +96,7 @@ def toy_task(**changes: Any) -> ToyTask:
 
 
 def toy_recipe(**changes: Any) -> ToyRecipe:
-    """A recipe of 12 steps of 16 pictures that logs each step; `optimizer` takes a dict of its fields."""
+    """A recipe of 12 steps of 16 images that logs each step; `optimizer` takes a dict of its fields."""
     optimizer = {"learning_rate": 1e-2, "warmup_steps": 2, "ema_decay": 0.9, **changes.pop("optimizer", {})}
     settings = {
         "steps": 12,

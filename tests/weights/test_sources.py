@@ -53,9 +53,9 @@ def quick(model, **more):
 
 def test_what_a_converted_run_is_and_takes(karlo_run, capsys):
     assert main(["describe", str(karlo_run), "--memory"]) == 0
-    told = capsys.readouterr().out
-    assert "CreativeML Open RAIL-M" in " ".join(told.split())
-    lines = [line.split() for line in told[told.index("GiB for one picture") :].splitlines()[1:]]
+    message = capsys.readouterr().out
+    assert "CreativeML Open RAIL-M" in " ".join(message.split())
+    lines = [line.split() for line in message[message.index("GiB for one image") :].splitlines()[1:]]
     assert [line[0] for line in lines] == ["clip", "prior", "decoder", "upsampler"]
     full = {memory.stage: memory for memory in memory_of_sampling(karlo_run)}
     model = DALLE2.load(karlo_run)
@@ -70,8 +70,8 @@ def test_what_a_converted_run_is_and_takes(karlo_run, capsys):
 def test_clip(sources, photo, tmp_path, capsys, source):
     run = tmp_path / "run"
     assert main(["convert", source, str(sources[source]), str(run)]) == 0
-    told = capsys.readouterr().out
-    assert "CLIP: " in told and "parameters" in told and "licence of the weights: MIT" in told
+    message = capsys.readouterr().out
+    assert "CLIP: " in message and "parameters" in message and "licence of the weights: MIT" in message
     model = DALLE2.load(run)
     assert np.linalg.norm(np.asarray(model.encode_text(["a b"]).embedding)) == pytest.approx(1, abs=1e-5)
     with pytest.raises(ValueError, match="this run has no decoder, which samples images; its stages are: clip"):
@@ -79,43 +79,43 @@ def test_clip(sources, photo, tmp_path, capsys, source):
     # On the command line.
     assert main(["clip", "score", str(run), str(photo), "--caption", "a b", "--caption", "b c"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    picture = np.asarray(Image.open(photo))
-    scores = np.asarray(model.scores([picture], ["a b", "b c"]))
+    image = np.asarray(Image.open(photo))
+    scores = np.asarray(model.scores([image], ["a b", "b c"]))
     assert [line.split()[:2] for line in lines] == [["photo.png", f"{value:+.4f}"] for value in scores[0]]
     classes = ["--class", "a", "--class", "b", "--template", "see {}", "--template", "{} here"]
     assert main(["clip", "classify", str(run), str(photo), *classes]) == 0
     name, best, chance, *_ = capsys.readouterr().out.split()
-    chances = np.asarray(model.classify([picture], ["a", "b"], ["see {}", "{} here"]))[0]
+    chances = np.asarray(model.classify([image], ["a", "b"], ["see {}", "{} here"]))[0]
     assert (name, best) == ("photo.png", "ab"[chances.argmax()]) and float(chance) == pytest.approx(
         chances.max(), abs=1e-3
     )
     assert main(["clip", "classify", str(run), str(photo), "--class", "a"]) == 2
     assert main(["clip", "classify", str(run), str(photo), "--class", "a", "--class", "b", "--template", "x"]) == 2
     assert main(["clip", "score", str(run), str(run / "clip" / "stage.json"), "--caption", "a"]) == 2
-    told = capsys.readouterr().err.splitlines()
-    assert "two or more" in told[0] and "has no {}" in told[1] and "is no picture that can be read" in told[2]
+    message = capsys.readouterr().err.splitlines()
+    assert "two or more" in message[0] and "has no {}" in message[1] and "is no image that can be read" in message[2]
 
 
 def test_classifying_is_a_softmax_over_mean_embeddings(sources, tmp_path):
     run = tmp_path / "run"
     main(["convert", "clip", str(sources["clip"]), str(run)])
     model = DALLE2.load(run)
-    picture = np.random.RandomState(1).randint(0, 255, (16, 16, 3), np.uint8)
+    image = np.random.RandomState(1).randint(0, 255, (16, 16, 3), np.uint8)
     text = {caption: np.asarray(model.encode_text([caption]).embedding)[0] for caption in ("x a", "y a", "x b", "y b")}
     mean = np.stack([(text[f"x {name}"] + text[f"y {name}"]) for name in "ab"])
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     scale = min(np.exp(float(model.clip.params["logit_scale"])), 100)
-    logits = scale * mean @ np.asarray(model.encode_image(picture[None]))[0]
+    logits = scale * mean @ np.asarray(model.encode_image(image[None]))[0]
     expected = np.exp(logits - logits.max())
-    found = model.classify([picture], ["a", "b"], ["x {}", "y {}"])[0]
+    found = model.classify([image], ["a", "b"], ["x {}", "y {}"])[0]
     np.testing.assert_allclose(found, expected / expected.sum(), atol=1e-5)
 
 
 def test_karlo_draws_and_varies(karlo_run, photo, tmp_path, capsys):
     model = DALLE2.load(karlo_run)
     assert model.prior.record.rebuilt("process").clip == 5.0 and model.recorded("sampling").guidance_scale == 4.0
-    pictures = model.generate(KEY, ["a b"], **quick(model))
-    assert pictures.shape == (1, 32, 32, 3) and pictures.std() > 0
+    images = model.generate(KEY, ["a b"], **quick(model))
+    assert images.shape == (1, 32, 32, 3) and images.std() > 0
     few = ["--steps", "2", "--steps", "upsampler=2", "--out", str(tmp_path / "out")]
     assert main(["vary", str(karlo_run), str(photo), "--count", "2", *few]) == 0
     names = [path.rsplit("/", 1)[1] for path in capsys.readouterr().out.split()]
@@ -137,7 +137,7 @@ def test_the_variation_pipeline_has_no_prior(sources, photo, tmp_path, capsys):
     assert main(["vary", str(run), str(photo), *few]) == 0
 
 
-def test_the_halves_of_karlo_see_no_pictures(sources, photo, tmp_path, capsys):
+def test_the_halves_of_karlo_see_no_images(sources, photo, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["convert", "karlo", str(sources["karlo"]), str(run)]) == 0
     assert main(["vary", str(run), str(photo), "--out", str(tmp_path / "x.png")]) == 2
@@ -160,9 +160,9 @@ def test_karlo_as_published(sources, tmp_path, monkeypatch, capsys):
     assert main(["convert", "karlo", str(folder), str(tmp_path / "run")]) == 2
     assert "come without CLIP; add --clip openai/clip-vit-large-patch14" in capsys.readouterr().err
     assert main(["convert", "karlo", str(folder), str(tmp_path / "run"), "--clip", str(sources["clip"])]) == 0
-    told = capsys.readouterr().out
+    message = capsys.readouterr().out
     for published in ("1,022,028,544", "885,439,686", "7,878,400", "691,579,523"):
-        assert f"(published: {published})" in told
+        assert f"(published: {published})" in message
     model = DALLE2.load(tmp_path / "run")
     assert model.prior.record.rebuilt("process").clip == 10.0 and model.prior.module.embedding_mean[0] == np.float32(
         0.1
@@ -184,8 +184,8 @@ def test_glide(tmp_path, monkeypatch, capsys, inpainting):
     assert next(memory_of_sampling(tmp_path / "run")).stage == "decoder"  # neither CLIP nor prior is missed
     settings = {name: {"steps": "2"} for name in ("decoder", "upsampler")}
     captions = ["ab c"] if inpainting else ["ab c", "d"]
-    pictures = model.generate(jax.random.split(KEY, len(captions)), captions, **settings)
-    assert pictures.shape == (len(captions), 16, 16, 3) and model.image_size == 16
+    images = model.generate(jax.random.split(KEY, len(captions)), captions, **settings)
+    assert images.shape == (len(captions), 16, 16, 3) and model.image_size == 16
     with pytest.raises(ValueError, match="reads captions alone; leave image_embeddings out"):
         model.generate(KEY, ["ab c"], image_embeddings=np.zeros((1, 4)))
     with pytest.raises(ValueError, match="reads captions and does not work in tiles"):
@@ -218,7 +218,7 @@ def test_bfloat16(sources, karlo_run, tmp_path):
 
 @pytest.mark.slow
 def test_weights_shared_out_among_devices(karlo_run, monkeypatch):
-    """The same pictures from parameters that no device holds whole."""
+    """The same images from parameters that no device holds whole."""
     whole = DALLE2.load(karlo_run)
     monkeypatch.setattr("dalle2_jax.unclip.placement.partition", _eager_partition)
     split = DALLE2.load(karlo_run, shard=True)
@@ -258,8 +258,8 @@ def test_what_is_no_such_source(sources, tmp_path, capsys, arguments, words):
     places = {**sources, "nowhere": tmp_path / "nowhere"}
     source, src, *rest = (word.format(**places) for word in arguments)
     assert main(["convert", source, src, str(tmp_path / "run"), *rest]) == 2
-    told = capsys.readouterr().err
-    assert re.search(words, told) and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert re.search(words, message) and message.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -300,6 +300,6 @@ def test_published_sizes_of_clip(name):
         table = clip_weights.clip_table(module)
     tokenizer = ClipTokenizer(tuple(map(str, range(49_408))), ())
     conversion = clip_weights.stage(module, table, folders.NOTHING, tokenizer)
-    (line,) = conversion.told()
+    (line,) = conversion.parameter_counts()
     count, _, published = line.partition(" parameters (published: ")
     assert count.removeprefix("CLIP: ") == published.rstrip(")")

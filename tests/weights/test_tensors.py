@@ -38,9 +38,9 @@ def refused(folder, capsys) -> str:
     run = folder.parent / "run"
     assert main(["convert", "clip", str(folder), str(run)]) == 2
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    return told
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
 
 
 def changed(folder, change) -> None:
@@ -94,7 +94,7 @@ def test_a_damaged_number(folder, capsys):
         tensors[NAME][3, 4] = np.nan
 
     changed(folder, spoil)
-    assert f"the tensor {NAME} of" in (told := refused(folder, capsys)) and "not finite" in told
+    assert f"the tensor {NAME} of" in (message := refused(folder, capsys)) and "not finite" in message
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_settings_by_which_nothing_can_be_built(folder, tmp_path, capsys):
     assert sentence.format(folder) in refused(folder, capsys)
     conversions = clip.conversions(folder)
     with pytest.raises(WeightsError, match=re.escape(sentence.format(folder / "model.safetensors"))):
-        run.write_run(tmp_path / "run", conversions, {"licence": ""}, say=lambda line: None)
+        run.write_run(tmp_path / "run", conversions, {"licence": ""}, log=lambda line: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -233,7 +233,7 @@ def test_what_stops_half_way_leaves_nothing(whole, tmp_path, monkeypatch):
 
     monkeypatch.setattr(run, "write_record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run.write_run(tmp_path / "run", clip.conversions(whole), {"licence": ""}, say=lambda line: None)
+        run.write_run(tmp_path / "run", clip.conversions(whole), {"licence": ""}, log=lambda line: None)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -253,7 +253,7 @@ def test_which_files_of_a_repository_are_fetched():
         "flax_model.msgpack",
         "model-00001-of-00002.safetensors",
         "model.safetensors.index.json",
-        "picture.png",
+        "image.png",
     ]
     assert needed(files) == [
         "model_index.json",
@@ -296,8 +296,8 @@ def test_a_repository_that_cannot_be_fetched(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(HfApi=HfApi, snapshot_download=None))
     assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 2
-    told = capsys.readouterr().err
-    assert "could not be fetched (no network); fetch it by other means" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "could not be fetched (no network); fetch it by other means" in message and message.count("\n") == 1
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert main(["convert", "clip", "openai/some-clip", str(tmp_path / "run")]) == 2
     assert "pip install huggingface_hub" in capsys.readouterr().err
@@ -328,8 +328,8 @@ def test_settings_of_karlo_that_are_broken(karlo, tmp_path, capsys, file, field,
     del config[field]
     (folder / file).write_text(json.dumps(config if value is None else {**config, field: value}))
     assert main(["convert", "karlo", str(folder), str(tmp_path / "run")]) == 2
-    told = capsys.readouterr().err
-    assert "are not what they should be" in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "are not what they should be" in message and message.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"karlo"}
 
 
@@ -368,9 +368,9 @@ def test_a_tokenizer_of_another_length(folder, capsys):
     assert "reads captions of 9 tokens and the tokenizer beside it makes 77" in refused(folder, capsys)
 
 
-def test_open_clip_that_prepares_pictures_otherwise():
+def test_open_clip_that_prepares_images_otherwise():
     config = {"model_cfg": folders.OPEN_CLIP_CONFIG, "preprocess_cfg": {"resize_mode": "squash"}}
-    with pytest.raises(WeightsError, match="prepares pictures by resize_mode 'squash'"):
+    with pytest.raises(WeightsError, match="prepares images by resize_mode 'squash'"):
         open_clip.clip_module(config, "x")
 
 

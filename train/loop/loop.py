@@ -49,7 +49,7 @@ HostBatch = Mapping[str, Any]
 MOST_SKIPPED = 50
 # Steps the host may be ahead of the devices.
 MOST_AHEAD = 2
-# Steps between two looks, with several processes, at whether any of them was told to stop.
+# Steps between two looks, with several processes, at whether any of them has received a signal.
 STEPS_BETWEEN_AGREEMENTS = 10
 
 
@@ -227,7 +227,7 @@ class _Stage:
             if reports.log_pending:
                 self._log(step - 1, reports, metrics)
             reports.in_flight.append(report)
-            stopping = self._told_to_stop(step)
+            stopping = self._is_stopping(step)
             last = step >= recipe.steps or stopping
             if last or _due(step, recipe.checkpoint_every):
                 # Before the next batch is fetched, so that the position is the one after this step.
@@ -280,18 +280,18 @@ class _Stage:
             return None
         return model_flops(self.task, self.programs.step, *arguments) / (peak * self.mesh.devices.size)
 
-    def _told_to_stop(self, step: int) -> bool:
+    def _is_stopping(self, step: int) -> bool:
         if step == self.options.stop_after_steps:
             return True
-        told = self.signals.received is not None
+        stopping = self.signals.received is not None
         if jax.process_count() == 1:
-            return told
+            return stopping
         # A signal may reach one process a step before another; all must stop at the same one.
         if step % STEPS_BETWEEN_AGREEMENTS:
             return False
         from jax.experimental import multihost_utils
 
-        return bool(multihost_utils.process_allgather(np.array(told)).any())
+        return bool(multihost_utils.process_allgather(np.array(stopping)).any())
 
     def _check_diverged(self, step: int) -> None:
         if self.history.skipped_in_a_row >= MOST_SKIPPED:

@@ -45,7 +45,7 @@ def setup(several: bool = False, cache: Path = CACHE) -> None:
 
 
 def on_cpu() -> bool:
-    """Whether jax will compute on the CPU, as far as that can be told before it starts.
+    """Whether jax will compute on the CPU, as far as that can be known before it starts.
 
     A CUDA plugin without an NVIDIA GPU is one to compile with.
     """

@@ -1,4 +1,4 @@
-"""What XLA is told when it compiles a step, beside the program."""
+"""Compiler options of a step and of the programs that make initial parameters."""
 
 import functools
 import importlib.util

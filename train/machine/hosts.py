@@ -142,10 +142,10 @@ def watched(run: Callable[[], Found]) -> Found:
     try:
         return run()
     except Exception as error:
-        told = lost_connection(error)
-        if told is None or not jax.distributed.is_initialized():
+        message = lost_connection(error)
+        if message is None or not jax.distributed.is_initialized():
             raise
-        _end(f"{told}\nerror: {LOST}")
+        _end(f"{message}\nerror: {LOST}")
 
 
 def fail(error: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""CLIP: pictures and captions tied by a contrastive loss over the global batch (Sec. 2; Radford et al. 2021)."""
+"""CLIP: images and captions tied by a contrastive loss over the global batch (Sec. 2; Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from train.recipes.augment import random_grayscale, random_shift
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRecipe(Recipe):
-    """Trains `module` on pictures that are shifted and sometimes shown in gray.
+    """Trains `module` on images that are shifted and sometimes shown in gray.
 
-    shift: the largest random translation, in pixels of CLIP's own input. grayscale: how often a picture loses its
+    shift: the largest random translation, in pixels of CLIP's own input. grayscale: how often an image loses its
     colour, so that shapes are learned apart from the colours they came in (an option of open_clip's training too).
     chunk: of the loss (`contrastive_loss`), for large batches.
     """
@@ -64,25 +64,25 @@ class ClipTask(Task):
 
     def init(self, key: jax.Array) -> Parameters:
         size, length = self.module.vision.image_size, self.module.text.context_length
-        pictures = jnp.zeros((1, size, size, 3))
+        images = jnp.zeros((1, size, size, 3))
         tokens = jnp.zeros((1, length), jnp.int32)
-        return self.module.init(key, pictures, tokens, jnp.ones((1, length), bool))["params"]
+        return self.module.init(key, images, tokens, jnp.ones((1, length), bool))["params"]
 
-    def _contrast(self, params: Parameters, batch: Batch, pictures: jax.Array):
-        image, text, logit_scale = self.module.apply({"params": params}, pictures, batch["tokens"], batch["mask"])
+    def _contrast(self, params: Parameters, batch: Batch, images: jax.Array):
+        image, text, logit_scale = self.module.apply({"params": params}, images, batch["tokens"], batch["mask"])
         loss, metrics = contrastive_loss(image, text, logit_scale, self.recipe.chunk)
         return loss, {**metrics, "logit_scale": logit_scale}
 
     def loss(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, extra: None):
-        pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
+        images = resize(to_float(batch["image"]), self.module.vision.image_size)
         shift_key, gray_key = jax.random.split(key)
         if self.recipe.shift:
-            pictures = random_shift(shift_key, pictures, self.recipe.shift)
+            images = random_shift(shift_key, images, self.recipe.shift)
         if self.recipe.grayscale:
-            pictures = random_grayscale(gray_key, pictures, self.recipe.grayscale)
-        return *self._contrast(params, batch, pictures), None
+            images = random_grayscale(gray_key, images, self.recipe.grayscale)
+        return *self._contrast(params, batch, images), None
 
     def validate(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
-        pictures = resize(to_float(batch["image"]), self.module.vision.image_size)
-        loss, metrics = self._contrast(params, batch, pictures)
+        images = resize(to_float(batch["image"]), self.module.vision.image_size)
+        loss, metrics = self._contrast(params, batch, images)
         return {"loss": loss, **metrics}

@@ -1,4 +1,4 @@
-"""The decoder: from a CLIP image embedding and a caption to a small picture (Sec. 2.1)."""
+"""The decoder: from a CLIP image embedding and a caption to a small image (Sec. 2.1)."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ class DecoderTask(DiffusionTask):
         elif self.module.text_width is not None:
             text = jnp.zeros((1, length, self.clip.module.text.width))
         mask = None if text is None else jnp.ones((1, length), bool)
-        pictures, timesteps = jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32)
+        images, timesteps = jnp.zeros((1, size, size, 3)), jnp.zeros(1, jnp.int32)
         pooled = {"text_embedding": embedding} if self.module.pools_embedding else {}
-        return self.module.init(key, pictures, timesteps, embedding, text, mask, **pooled)["params"]
+        return self.module.init(key, images, timesteps, embedding, text, mask, **pooled)["params"]
 
     def _conditions(self, batch: Batch, frozen: Parameters, keep_text: jax.Array) -> tuple[jax.Array, Caption]:
         """CLIP's embeddings of the images, and what the decoder reads of the captions."""
@@ -124,7 +124,7 @@ class DecoderTask(DiffusionTask):
         return denoiser, resize(to_float(batch["image"]), self.module.unet.image_size), keys["loss"]
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
-        """Decodes the embeddings of real pictures, so that it shows the decoder alone."""
+        """Decodes the embeddings of real images, so that it shows the decoder alone."""
         count = batch["image"].shape[0]
         conditions = self._conditions(batch, frozen, jnp.ones(count, bool))
         keys = jax.random.split(key, count)

@@ -16,8 +16,8 @@ from dalle2_jax.diffusion import (
     Sampling,
     check_loss,
     diffusion_loss,
-    draw_timesteps,
     loss_history,
+    sample_timesteps,
     update_history,
     x0_error,
 )
@@ -33,8 +33,8 @@ class DiffusionRecipe(Recipe):
     """Trains `module` to reverse `process`.
 
     loss_kind: "simple" | "vlb" | "hybrid" (the last with a learned variance). weighting, weight_limit: of the
-    timesteps, see `diffusion_loss`; the paper has none. timesteps: "uniform", or "loss" to draw them by the losses that
-    were seen there (IDDPM Sec. 3.3).
+    timesteps, see `diffusion_loss`; the paper has none. timesteps: "uniform", or "loss" to sample them by the
+    losses that were seen there (IDDPM Sec. 3.3).
     """
 
     process: Process = Process()
@@ -100,7 +100,7 @@ class DiffusionTask(Task):
             losses, metrics = self._losses(key, denoiser, x_0)
             return losses.mean(), _means(metrics), None
         draw_key, key = jax.random.split(key)
-        i, weights = draw_timesteps(draw_key, extra, x_0.shape[0])
+        i, weights = sample_timesteps(draw_key, extra, x_0.shape[0])
         losses, metrics = self._losses(key, denoiser, x_0, timesteps=i)
         metrics = {name: weights * value for name, value in metrics.items()}
         extra = update_history(extra, i, jax.lax.stop_gradient(losses))

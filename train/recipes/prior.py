@@ -1,4 +1,4 @@
-"""The diffusion prior: from a caption to the CLIP image embedding of a picture of it (Sec. 2.2)."""
+"""The diffusion prior: from a caption to the CLIP image embedding of an image of it (Sec. 2.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An upsampler: from a small picture to a larger one, unconditional and trained on crops (Sec. 2.1, App. C)."""
+"""An upsampler: from a small image to a larger one, unconditional and trained on crops (Sec. 2.1, App. C)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEGRADATIONS = ("blur", "bsr")
 class UpsamplerRecipe(DiffusionRecipe):
     """Trains `module` from `low_size` to `module.unet.image_size` pixels on crops of `crop_fraction` of the side.
 
-    The low-resolution picture is made worse, so that the decoder's flaws are not new to the upsampler. degradation:
+    The low-resolution image is made worse, so that the decoder's flaws are not new to the upsampler. degradation:
     "blur" (kernel 3, `blur_sigma`, with `blur_probability`; the paper's first upsampler always blurs) or "bsr" (blur,
     noise, resizing and JPEG on the host, `dalle2_jax.data.degrade`; the paper's second).
     """
@@ -45,12 +45,12 @@ class UpsamplerRecipe(DiffusionRecipe):
 
     @property
     def factor(self) -> int:
-        """How many times larger its pictures are than those it is given."""
+        """How many times larger its images are than those it is given."""
         return self.size // self.low_size
 
     @property
     def size(self) -> int:
-        """The side of the pictures it makes, in pixels."""
+        """The side of the images it makes, in pixels."""
         return self.module.unet.image_size
 
     def __post_init__(self) -> None:
@@ -106,34 +106,34 @@ class UpsamplerTask(DiffusionTask):
     def init(self, key: jax.Array) -> Parameters:
         crop = int(self.recipe.low_size * self.recipe.crop_fraction)
         factor = self.recipe.factor
-        pictures, low = jnp.zeros((1, crop * factor, crop * factor, 3)), jnp.zeros((1, crop, crop, 3))
-        return self.module.init(key, pictures, jnp.zeros(1, jnp.int32), low)["params"]
+        images, low = jnp.zeros((1, crop * factor, crop * factor, 3)), jnp.zeros((1, crop, crop, 3))
+        return self.module.init(key, images, jnp.zeros(1, jnp.int32), low)["params"]
 
     def _pair(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        pictures = resize(to_float(batch["image"]), self.recipe.size)
-        return pictures, resize(pictures, self.recipe.low_size)
+        images = resize(to_float(batch["image"]), self.recipe.size)
+        return images, resize(images, self.recipe.low_size)
 
     def denoising(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         """On crops, blurred as often as in training, also when it validates; BSR's pairs come with training batches
-        alone, and what validates them are small pictures as they are."""
+        alone, and what validates them are small images as they are."""
         keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
         if training and self.recipe.degradation == "bsr":
-            pictures, low = to_float(batch["image"]), to_float(batch["low_resolution"])
+            images, low = to_float(batch["image"]), to_float(batch["low_resolution"])
         else:
-            pictures, low = self._pair(batch)
+            images, low = self._pair(batch)
             if self.recipe.degradation == "blur":
                 blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.recipe.blur_probability
                 low = jnp.where(blurred, gaussian_blur(low, self.recipe.blur_sigma), low)
-            pictures, low = random_crop(keys["crop"], pictures, low, int(self.recipe.size * self.recipe.crop_fraction))
+            images, low = random_crop(keys["crop"], images, low, int(self.recipe.size * self.recipe.crop_fraction))
         rngs = {"dropout": keys["dropout"]} if training else None
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
             return self.module.apply({"params": params}, x_t, timesteps, low, deterministic=not training, rngs=rngs)
 
-        return denoiser, pictures, keys["loss"]
+        return denoiser, images, keys["loss"]
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
-        """Enlarges real small pictures."""
+        """Upsamples real small images."""
         _, low = self._pair(batch)
         keys = jax.random.split(key, low.shape[0])
         return to_uint8(

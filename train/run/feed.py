@@ -39,7 +39,7 @@ class Feed:
         return self._sources[split]
 
     def check(self, name: str, recipe: Recipe) -> None:
-        """Raises InputError for a stage that asks for larger batches or pictures than the data have."""
+        """Raises InputError for a stage that asks for larger batches or images than the data have."""
         split = self.system.data.train_split
         source = self.source(split)
         if not len(source):
@@ -47,10 +47,10 @@ class Feed:
         if recipe.batch_size > len(source):
             raise InputError(
                 f"{name}.batch_size is {recipe.batch_size} and the split {split!r} of {source.name} has "
-                f"{len(source)} pictures; set {name}.batch_size={1 << len(source).bit_length() - 1} or less"
+                f"{len(source)} images; set {name}.batch_size={1 << len(source).bit_length() - 1} or less"
             )
         if recipe.output_size is not None and self.system.data.image_size is None:
-            check_image_size(name, recipe, source.pictures([0]).shape[1])
+            check_image_size(name, recipe, source.images([0]).shape[1])
 
     @property
     def tokenizer(self) -> AnyTokenizer:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dalle2_jax.checkpoint import CheckpointError, StageRecord, load_stage, read_record
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.stacking import stacked, written_out
+from dalle2_jax.layers.stacking import stack_layers, unstack_layers
 from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 from train.config.recipe import Recipe, Task
 from train.config.system import System
@@ -162,7 +162,7 @@ def _read(name: str, recipe: Recipe) -> StageRecord:
 
 def _laid_out(params: Any, ours: dict[str, Any]) -> dict[str, Any]:
     """{path: parameter}, with layers stacked or each by itself if ours are so then."""
-    forms = (_by_path(form(params)) for form in (lambda params: params, stacked, written_out))
+    forms = (_by_path(form(params)) for form in (lambda params: params, stack_layers, unstack_layers))
     return next((form for form in forms if form.keys() == ours.keys()), _by_path(params))
 
 

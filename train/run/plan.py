@@ -31,17 +31,17 @@ def check_stages(system: System, names: Sequence[str], mesh: Mesh) -> None:
     Raises:
         InputError: for what does not fit together, before anything is trained or written.
     """
-    waiting = set(names)
+    remaining = set(names)
     for planned in plan(system):
         name, task = planned.name, planned.task
-        if name in waiting:
+        if name in remaining:
             check_batch(task.recipe.batch_size, mesh, task.recipe.optimizer.accumulation)
             check_image_size(name, task.recipe, system.data.image_size)
             batch = abstract_batch(system, task, None)
             extra = jax.eval_shape(task.init_extra)
             jax.eval_shape(task.loss, planned.params, batch, jax.random.key(0), task.frozen, extra)
-            waiting.remove(name)
-        if not waiting:
+            remaining.remove(name)
+        if not remaining:
             return
 
 
@@ -90,7 +90,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
         count = sum(leaf.size for leaf in jax.tree.leaves(planned.params))
         devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
         log(
-            f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} pictures on {devices}, "
+            f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} images on {devices}, "
             f"in {run_dir / name}{found_so_far(system, name, run_dir)}"
         )
     for name, folder in system.given.items():

@@ -75,7 +75,7 @@ def check_resumable(stage_dir: Path, record: StageRecord, log: Callable[[str], N
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What makes the stage what it is."""
     result = {key: value for key, value in values.items() if key not in (*CHANGEABLE, *IGNORED)}
-    # Timesteps that are drawn by their losses come with a history of these, which a checkpoint has or has not.
+    # Timesteps that are sampled by their losses come with a history of these, which a checkpoint has or has not.
     result["training"] = {"timesteps": (values.get("training") or {}).get("timesteps")}
     data = result.get("data")
     if isinstance(data, dict) and isinstance(data.get("fields"), dict):

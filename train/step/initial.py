@@ -64,9 +64,9 @@ class _Parts:
 
         Keys that are made of other keys are computed on the way, by programs that all of them share.
         """
-        waiting, needed = [out], set()
-        while waiting:
-            atom = waiting.pop()
+        pending, needed = [out], set()
+        while pending:
+            atom = pending.pop()
             if isinstance(atom, Literal) or atom in self.known:
                 continue
             if atom is not out and jax.dtypes.issubdtype(atom.aval.dtype, jax.dtypes.prng_key):
@@ -74,7 +74,7 @@ class _Parts:
                 continue
             if (number := self.makers[atom]) not in needed:
                 needed.add(number)
-                waiting += self.equations[number].invars
+                pending += self.equations[number].invars
         inputs: dict[Var, Any] = {}
 
         def given(atom: Any) -> Any:

@@ -14,7 +14,7 @@ from train.step.lower import abstract_batch
 
 
 def kept_bytes(system: System, task: Task, params: Any, frozen: Any, extra: Any) -> int:
-    """Bytes a picture that the forward pass keeps for the backward pass: by how much a batch twice as large keeps more.
+    """Bytes an image that the forward pass keeps for the backward pass: by how much a batch twice as large keeps more.
 
     What does not grow with the batch, such as the parameters themselves, is not among them.
     """

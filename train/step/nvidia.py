@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as XLA's compiler is told of them, so that it compiles for one that is not there.
+"""NVIDIA GPUs as XLA's compiler is given them, so that it compiles for one that is not there.
 
 XLA asks for a `GpuTargetConfigProto`, whose fields are here one table: what the chips differ in, and what they share.
 

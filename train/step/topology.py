@@ -26,7 +26,7 @@ from train.step.nvidia import CHIPS
 NAME = re.compile(r"[a-z0-9]+:\d+(x\d+)+")
 # Of NVIDIA's chips, as theirs are named: h200:8, and h300 too; TPUs are called otherwise (v5e:4x4).
 NVIDIA_NAME = re.compile(r"([a-z]{1,2}\d{2,3}[a-z]*)(?::(.*))?", re.IGNORECASE)
-# libtpu asks the cloud for the machine it is on unless it is told, and locks itself against a second process.
+# libtpu asks the cloud for the machine it is on unless these are set, and locks itself against a second process.
 SETTINGS = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",

@@ -29,7 +29,7 @@ SPLITS = ("train", "validation", "test", "unseen")
 
 @dataclasses.dataclass(kw_only=True)
 class CaptionedShapesConfig(tfds.core.BuilderConfig):
-    """`two_objects` is the share of pictures with two objects and a relation; the counts are examples a split."""
+    """`two_objects` is the share of images with two objects and a relation; the counts are examples a split."""
 
     two_objects: float = 0.0
     train: int = 12000
@@ -91,9 +91,9 @@ def example(config: CaptionedShapesConfig, split: str, index: int) -> tuple[scen
 
 
 class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
-    """Pictures of one or two coloured shapes on a background, captioned by a small grammar."""
+    """Images of one or two coloured shapes on a background, captioned by a small grammar."""
 
-    VERSION = tfds.core.Version("1.1.0")  # of the pictures: another one for any change of how scenes are drawn
+    VERSION = tfds.core.Version("1.1.0")  # of the images: another one for any change of how scenes are drawn
     BUILDER_CONFIGS = list(CONFIGS.values())
     url_infos = None  # nothing is downloaded; TFDS would import importlib_resources to look for checksums
 
@@ -114,8 +114,8 @@ class CaptionedShapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str):
         for index in range(getattr(self.builder_config, split)):
             scene, captions = example(self.builder_config, split, index)
-            picture = png(scenes.draw(scene, IMAGE_SIZE))
-            yield index, {"image": picture, "captions": captions, "scene": scene.to_json()}
+            image = png(scenes.draw(scene, IMAGE_SIZE))
+            yield index, {"image": image, "captions": captions, "scene": scene.to_json()}
 
 
 def prepare(data_dir: str, config: str = "one_object", **changes: int) -> CaptionedShapes:
@@ -128,4 +128,4 @@ def prepare(data_dir: str, config: str = "one_object", **changes: int) -> Captio
     root = str(Path(data_dir).expanduser())
     make = functools.partial(CaptionedShapes, data_dir=root, config=settings, file_format="array_record")
     total = sum(getattr(settings, split) for split in SPLITS)
-    return prepare_builder(make, root, f"drawing captioned_shapes/{settings.name}: {total} pictures")
+    return prepare_builder(make, root, f"drawing captioned_shapes/{settings.name}: {total} images")

@@ -1,9 +1,9 @@
-"""The data set `emoji`: 3,655 hand-drawn pictures with Unicode's names for them, drawn here from a font.
+"""The data set `emoji`: 3,655 hand-drawn images with Unicode's names for them, drawn here from a font.
 
     prepare("data_cache")                          # emoji/unicode_15_0/1.0.0 under the folder
     tfds.data_source("emoji/unicode_15_0", split="train", data_dir="data_cache")
 
-The pictures are those of Noto Color Emoji (Debian's fonts-noto-color-emoji), at the 109 px strike that the font holds,
+The images are those of Noto Color Emoji (Debian's fonts-noto-color-emoji), at the 109 px strike that the font holds,
 on white; the names and groups are those of Unicode's emoji-test.txt (Debian's unicode-data). How many there are follows
 that file. Features: `image` (136 px PNG), `captions` (Unicode's name first, then as people would say it), `emoji` (the
 characters), `group`, `subgroup`.
@@ -145,22 +145,22 @@ class Painter:
             self._font = ImageFont.truetype(file, STRIKE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
             raise InputError(
-                f"{path} cannot be read as a font with pictures of {STRIKE} px ({error}); install {FONT} (Debian and "
+                f"{path} cannot be read as a font with images of {STRIKE} px ({error}); install {FONT} (Debian and "
                 "Ubuntu: apt install fonts-noto-color-emoji)"
             ) from error
 
     def draw(self, text: str) -> np.ndarray:
-        """One emoji on white, uint8 [136, 136, 3]; InputError where the font has no single picture for it."""
+        """One emoji on white, uint8 [136, 136, 3]; InputError where the font has no single image for it."""
         from PIL import Image, ImageDraw
 
         box = self._font.getbbox(text)
         if (box[2] - box[0], box[3] - box[1]) != DRAWN:
             points = " ".join(f"U+{ord(character):04X}" for character in text)
-            raise InputError(f"the font has no single picture for {points}; use {FONT} of the same Unicode version")
-        picture = Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE), "white")
+            raise InputError(f"the font has no single image for {points}; use {FONT} of the same Unicode version")
+        image = Image.new("RGBA", (IMAGE_SIZE, IMAGE_SIZE), "white")
         corner = (-box[0], (IMAGE_SIZE - DRAWN[1]) // 2 - box[1])
-        ImageDraw.Draw(picture).text(corner, text, font=self._font, embedded_color=True)
-        return np.asarray(picture.convert("RGB"))
+        ImageDraw.Draw(image).text(corner, text, font=self._font, embedded_color=True)
+        return np.asarray(image.convert("RGB"))
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -172,7 +172,7 @@ class EmojiConfig(tfds.core.BuilderConfig):
 
 
 class Emoji(tfds.core.GeneratorBasedBuilder):
-    """Noto's pictures of Unicode's emoji, with their names."""
+    """Noto's images of Unicode's emoji, with their names."""
 
     VERSION = tfds.core.Version("1.0.0")  # of how they are drawn, captioned and split
     BUILDER_CONFIGS = []  # one for each version of the table: `prepare` makes it
@@ -201,9 +201,9 @@ class Emoji(tfds.core.GeneratorBasedBuilder):
         table = read_table(Path(self.builder_config.table).read_text(encoding="utf-8"))
         for index, emoji in enumerate(table):
             if split_of(emoji) == split:
-                picture = png(self._painter.draw(emoji.text))
+                image = png(self._painter.draw(emoji.text))
                 said = {"emoji": emoji.text, "group": emoji.group, "subgroup": emoji.subgroup}
-                yield index, {"image": picture, "captions": captions(emoji), **said}
+                yield index, {"image": image, "captions": captions(emoji), **said}
 
 
 def find_font() -> str:
@@ -217,11 +217,11 @@ def find_table() -> str:
 
 
 def _find(variable: str, name: str, folders: tuple[str, ...], package: str) -> str:
-    told = os.environ.get(variable)
-    if told:
-        if not Path(told).is_file():
-            raise InputError(f"{variable} names {told}, which is no file; name {name}, or unset it")
-        return told
+    named = os.environ.get(variable)
+    if named:
+        if not Path(named).is_file():
+            raise InputError(f"{variable} names {named}, which is no file; name {name}, or unset it")
+        return named
     for folder in folders:
         found = sorted(Path(folder).expanduser().rglob(name)) if Path(folder).expanduser().is_dir() else []
         if found:
@@ -252,6 +252,6 @@ def prepare(data_dir: str, config: str | None = None) -> Emoji:
         settings = EmojiConfig(name=f"unicode_{table_version(text).replace('.', '_')}", font=font, table=table)
         if config not in (None, settings.name):
             raise InputError(f"emoji has no config {config!r} here; {table} is that of {settings.name}")
-        message = f"drawing emoji/{settings.name}: {count} pictures"
+        message = f"drawing emoji/{settings.name}: {count} images"
     make = functools.partial(Emoji, data_dir=str(Path(data_dir).expanduser()), config=settings)
     return prepare_builder(functools.partial(make, file_format="array_record"), data_dir, message)

@@ -1,7 +1,7 @@
-"""People's own pictures: a folder of picture files and their captions.
+"""People's own images: a folder of image files and their captions.
 
 A caption is the text of `NAME.txt` beside `NAME.png` (each line one more caption), or a line of one `metadata.jsonl`
-or `metadata.csv` in the folder, with `file_name` and `text`. Folders within are read too. Which split a picture belongs
+or `metadata.csv` in the folder, with `file_name` and `text`. Folders within are read too. Which split an image belongs
 to follows from its name alone: 90% train, 5% validation, 5% test.
 
 Nothing in a folder stops the reading: what cannot be used is left out and listed, by name, among the problems.
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dalle2_jax.errors import InputError
-from dalle2_jax.images.read import PictureError, open_picture
+from dalle2_jax.images.read import ImageError, open_image
 
 SPLITS = ("train", "validation", "test")
 EXTENSIONS = (
@@ -41,8 +41,8 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
-    """A picture that can be used: its name in the folder, its captions, its size as shown and its file's mode."""
+class FolderImage:
+    """An image that can be used: its name in the folder, its captions, its size as shown and its file's mode."""
 
     name: str
     captions: tuple[str, ...]
@@ -57,17 +57,17 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a folder holds: pictures with captions by name, and what was left out."""
+    """What a folder holds: images with captions by name, and what was left out."""
 
     root: Path
-    pictures: tuple[Picture, ...]
+    images: tuple[FolderImage, ...]
     problems: tuple[Problem, ...]
 
-    def split(self, name: str) -> list[Picture]:
-        """The pictures of a split, or of several as TFDS joins them ("validation+test"); InputError for others."""
+    def split(self, name: str) -> list[FolderImage]:
+        """The images of a split, or of several as TFDS joins them ("validation+test"); InputError for others."""
         if not set(wanted := name.split("+")) <= set(SPLITS):
             raise InputError(f"the folder {self.root} has no split {name!r}; it has {', '.join(SPLITS)}")
-        return [picture for picture in self.pictures if picture.split in wanted]
+        return [image for image in self.images if image.split in wanted]
 
     def problems_by_kind(self) -> dict[str, list[Problem]]:
         """The problems of each kind, in the order of their names."""
@@ -79,7 +79,7 @@ class Folder:
     def summary(self, names: int = 3) -> str:
         """One line on what is used and what was left out, with a few names a kind."""
         kinds = self.problems_by_kind()
-        used = f"{self.root}: {len(self.pictures)} captioned pictures"
+        used = f"{self.root}: {len(self.images)} captioned images"
         if not kinds:
             return used
         parts = []
@@ -91,44 +91,44 @@ class Folder:
 
 
 def split_of(name: str) -> str:
-    """The split of a picture by its name in the folder, with / between folders."""
+    """The split of an image by its name in the folder, with / between folders."""
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 20
     return "test" if number == 0 else "validation" if number == 1 else "train"
 
 
 def read_folder(root: str | Path, cache_dir: str | Path | None = None) -> Folder:
-    """Reads every caption and decodes every picture once.
+    """Reads every caption and decodes every image once.
 
     cache_dir: keeps there what was found of each file, so that only new and changed files are decoded the next time.
 
     Raises:
         InputError: if `root` is no folder, has two metadata files or one that cannot be read as such, or holds no
-            captioned picture.
+            captioned image.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise InputError(f"there is no folder {root}; name one with pictures and captions")
+        raise InputError(f"there is no folder {root}; name one with images and captions")
     problems = _Problems()
     files = _files(root, problems)
     captions = _captions(root, files, problems)
     known, found = _read_cache(root, cache_dir), {}
-    pictures = []
+    images = []
     for name, path in files.items():
         facts = found[name] = _facts(path, known.get(name))
         if "problem" in facts:
-            problems.add(name, "not usable as pictures", facts["problem"])
+            problems.add(name, "not usable as images", facts["problem"])
         elif not captions.get(name):
             if name not in problems and (text := _text_name(name)) not in problems:
                 problems.add(name, "without a caption", f"there is no {text} and no text in a metadata file")
         else:
             size = {key: facts[key] for key in ("width", "height", "mode")}
-            pictures.append(Picture(name, tuple(dict.fromkeys(captions[name])), **size))
+            images.append(FolderImage(name, tuple(dict.fromkeys(captions[name])), **size))
     if found != known:
         _write_cache(root, cache_dir, found)
-    result = Folder(root, tuple(pictures), problems.sorted())
-    if not pictures:
+    result = Folder(root, tuple(images), problems.sorted())
+    if not images:
         raise InputError(
-            f"no captioned picture is left in {root}: it has {len(files)} picture files "
+            f"no captioned image is left in {root}: it has {len(files)} image files "
             f"({', '.join(extension[1:] for extension in EXTENSIONS)}) and {len(result.problems)} problems"
             + (f", the first: {result.problems[0]}" if result.problems else "")
             + "; put NAME.txt beside NAME.png, or a metadata.jsonl with file_name and text"
@@ -155,7 +155,7 @@ class _Problems:
 
 
 def _files(root: Path, problems: _Problems) -> dict[str, Path]:
-    """{name: path} of the picture files below `root`, in the order of their names."""
+    """{name: path} of the image files below `root`, in the order of their names."""
     inside, found = root.resolve(), {}
 
     def unreadable(error: OSError) -> None:
@@ -215,7 +215,7 @@ def _text_name(name: str) -> str:
 
 
 def _captions(root: Path, files: dict[str, Path], problems: _Problems) -> dict[str, list[str]]:
-    """{picture name: captions}, from the metadata file and from the text files."""
+    """{image name: captions}, from the metadata file and from the text files."""
     present = [name for name in METADATA if (root / name).is_file()]
     if len(present) > 1:
         raise InputError(f"{root} has both {' and '.join(present)}; keep one of them")
@@ -227,7 +227,7 @@ def _captions(root: Path, files: dict[str, Path], problems: _Problems) -> dict[s
             problems.add(place, "broken lines of metadata", f"{name} lies outside the folder")
         elif name not in files:
             if name not in problems:
-                problems.add(place, "broken lines of metadata", f"there is no picture {name}")
+                problems.add(place, "broken lines of metadata", f"there is no image {name}")
         elif not said:
             problems.add(place, "broken lines of metadata", f"its text for {name} is empty")
         else:
@@ -240,9 +240,9 @@ def _captions(root: Path, files: dict[str, Path], problems: _Problems) -> dict[s
         beside = {_text_name(name) for name in files}
         for path in sorted(root.rglob("*.txt")):
             name = path.relative_to(root).as_posix()
-            pictured = name in beside or any(name[:-4] + extension in problems for extension in EXTENSIONS)
-            if not pictured and not any(part.startswith(".") for part in path.relative_to(root).parts):
-                problems.add(_printable(name), "captions without a picture", "no picture beside it has its name")
+            imaged = name in beside or any(name[:-4] + extension in problems for extension in EXTENSIONS)
+            if not imaged and not any(part.startswith(".") for part in path.relative_to(root).parts):
+                problems.add(_printable(name), "captions without an image", "no image beside it has its name")
     return captions
 
 
@@ -323,13 +323,13 @@ def _facts(path: Path, known: dict | None) -> dict:
     if known is not None and known.get("stamp") == stamp:
         return known
     try:
-        picture, mode = open_picture(str(path))
-    except PictureError as error:
+        image, mode = open_image(str(path))
+    except ImageError as error:
         return {"stamp": stamp, "problem": str(error)}
-    if min(picture.size) < SMALLEST_SIDE:
-        size = f"{picture.width} x {picture.height}"
+    if min(image.size) < SMALLEST_SIDE:
+        size = f"{image.width} x {image.height}"
         return {"stamp": stamp, "problem": f"it has {size} pixels, and a side below {SMALLEST_SIDE}"}
-    return {"stamp": stamp, "width": picture.width, "height": picture.height, "mode": mode}
+    return {"stamp": stamp, "width": image.width, "height": image.height, "mode": mode}
 
 
 def _cache_path(root: Path, cache_dir: str | Path) -> Path:
@@ -357,14 +357,14 @@ def _write_cache(root: Path, cache_dir: str | Path | None, found: dict[str, dict
 
 
 class FolderRecords:
-    """The pictures of one split as records with random access, as a TFDS data source has them."""
+    """The images of one split as records with random access, as a TFDS data source has them."""
 
-    def __init__(self, root: Path, pictures: Sequence[Picture]):
-        self._root, self._pictures = root, list(pictures)
+    def __init__(self, root: Path, images: Sequence[FolderImage]):
+        self._root, self._images = root, list(images)
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        chosen = [self._pictures[i] for i in indices]
+        chosen = [self._images[i] for i in indices]
         return [{"image": (self._root / one.name).read_bytes(), "captions": list(one.captions)} for one in chosen]

@@ -1,7 +1,7 @@
 """Scenes of one or two coloured shapes: what they are, how they are drawn, and what is said of them.
 
 A `Scene` is drawn by `draw` and described by `full_caption` and `partial_captions`; `parse_caption` reads a caption of
-the grammar back into a `Scene` whose unsaid attributes are None, so that "a red circle" and a picture can be compared.
+the grammar back into a `Scene` whose unsaid attributes are None, so that "a red circle" and an image can be compared.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ INVERSE = {"above": "below", "below": "above", "left of": "right of", "right of"
 HELD_OUT_PAIRS = (("circle", "red"), ("square", "blue"), ("triangle", "yellow"), ("cross", "green"))
 SEEN_PAIRS = tuple((shape, color) for shape in SHAPES for color in COLORS if (shape, color) not in HELD_OUT_PAIRS)
 
-# Extents and places as fractions of the picture's side; in the comments, pixels of a 64 px picture. Two objects share
+# Extents and places as fractions of the image's side; in the comments, pixels of a 64 px image. Two objects share
 # the frame, so each is smaller: `size` is relative to the number of objects.
 EXTENTS = {
     1: {"small": (0.42, 0.47), "large": (0.68, 0.76)},  # 27-30 and 44-49
@@ -47,7 +47,7 @@ BRIGHTNESS = (0.94, 1.0)
 class SceneObject:
     """One shape. None stands for what a caption leaves unsaid (or what a reader cannot tell).
 
-    `center` is (x, y) and `extent` the side of the bounding box, both as fractions of the picture's side, y downwards.
+    `center` is (x, y) and `extent` the side of the bounding box, both as fractions of the image's side, y downwards.
     """
 
     shape: str | None = None
@@ -133,14 +133,14 @@ def coverage(shape: str, center: tuple[float, float], extent: float, image_size:
 
 
 def draw(scene: Scene, image_size: int = 64) -> np.ndarray:
-    """The scene as a picture, uint8 [image_size, image_size, 3], with smooth edges."""
+    """The scene as an image, uint8 [image_size, image_size, 3], with smooth edges."""
     background = np.asarray(BACKGROUNDS[scene.background], np.float64)
-    picture = np.broadcast_to(background, (image_size, image_size, 3))
+    image = np.broadcast_to(background, (image_size, image_size, 3))
     for item in scene.objects:
         color = np.asarray(COLORS[item.color]) * item.brightness
         covered = coverage(item.shape, item.center, item.extent, image_size)[..., None]
-        picture = picture + covered * (color - picture)
-    return np.rint(picture).astype(np.uint8)
+        image = image + covered * (color - image)
+    return np.rint(image).astype(np.uint8)
 
 
 # --- the grammar -----------------------------------------------------------------------------------------------------

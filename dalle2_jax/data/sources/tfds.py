@@ -25,7 +25,7 @@ def open_builder(name: str, config: str | None, data_dir: str, changes: dict[str
 
 
 def open_records(name: str, builder, split: str):
-    """(TFDS data source with undecoded pictures, image feature, caption feature, class names or None) of one split."""
+    """(TFDS data source with undecoded images, image feature, caption feature, class names or None) of one split."""
     import tensorflow_datasets as tfds
 
     if not {part.split("[")[0] for part in split.split("+")} <= set(builder.info.splits):
@@ -35,7 +35,7 @@ def open_records(name: str, builder, split: str):
     caption = next((key for key in CAPTION_NAMES if key in features), None)
     if image is None or caption is None:
         raise InputError(
-            f"the data set {name} needs a picture and one of {', '.join(CAPTION_NAMES)}; it has {', '.join(features)}"
+            f"the data set {name} needs an image and one of {', '.join(CAPTION_NAMES)}; it has {', '.join(features)}"
         )
     class_names = features[caption].names if isinstance(features[caption], tfds.features.ClassLabel) else None
     records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})

@@ -1,4 +1,4 @@
-"""CLIP retrieval: how often a caption finds its picture, and a picture its caption, among the first k."""
+"""CLIP retrieval: how often a caption finds its image, and an image its caption, among the first k."""
 
 import numpy as np
 
@@ -18,8 +18,8 @@ def recall_at(
 ) -> dict[str, float]:
     """R@k in both directions over embeddings `[n, z]`, by cosine.
 
-    A picture is found by its caption if one of the k nearest pictures carries an equal caption, since equal captions
-    cannot be told apart; a caption is found by a picture among the k nearest distinct captions.
+    An image is found by its caption if one of the k nearest images carries an equal caption, since equal captions
+    cannot be told apart; a caption is found by an image among the k nearest distinct captions.
     """
     image_embeddings, text_embeddings = unit(image_embeddings), unit(text_embeddings)
     names = np.asarray(captions)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 
-def normalised_last(
+def late_normalised_attention(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, is_causal: bool
 ) -> jax.Array:
     """Attention in float32 that divides by the softmax's sum after the product with the values, as flash attention.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 def convolve(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding: Any, **options: Any) -> jax.Array:
     """`jax.lax.conv_general_dilated` of [batch, height, width, c] with [h, w, c, features], as `flax.linen.Conv` asks
     for it, but a matrix product where XLA does better with one: kernels of one pixel, and on a CPU kernels of 3x3 that
-    are larger than the picture (its convolution's weight gradient then takes twice as long).
+    are larger than the image (its convolution's weight gradient then takes twice as long).
 
     `padding` is "SAME" or pairs of pixels before and after; dilated and grouped kernels are not for this function.
     """

@@ -17,7 +17,7 @@ from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
 HALVES = ("text", "vision")
-# {(picture encoder's width, patch, picture size): parameters}: B/32, B/16, L/14, L/14-336; H/14, bigG/14 of open_clip.
+# {(image encoder's width, patch, image size): parameters}: B/32, B/16, L/14, L/14-336; H/14, bigG/14 of open_clip.
 PUBLISHED = {
     (768, 32, 224): 151_277_313,
     (768, 16, 224): 149_620_737,
@@ -40,7 +40,7 @@ def text_module(config: dict[str, Any]) -> TextTransformer:
 
 
 def vision_module(config: dict[str, Any], preprocessor: dict[str, Any] | None = None) -> VisionTransformer:
-    """The picture encoder of a `CLIPVisionConfig`; preprocessor: how pictures are normalised, if not as OpenAI's."""
+    """The image encoder of a `CLIPVisionConfig`; preprocessor: how images are normalised, if not as OpenAI's."""
     preprocessor = preprocessor or {}
     return VisionTransformer(
         image_size=config.get("image_size", 224),
@@ -131,7 +131,7 @@ def inputs(module: CLIP) -> dict[str, Any]:
     length = module.text.context_length
     shapes = {"tokens": array(1, length, dtype="int32"), "mask": array(1, length, dtype=bool)}
     if module.vision is not None:
-        shapes["pictures"] = array(1, module.vision.image_size, module.vision.image_size, 3)
+        shapes["images"] = array(1, module.vision.image_size, module.vision.image_size, 3)
     return shapes
 
 
@@ -162,7 +162,7 @@ def text_entries(table: Table, module: TextTransformer, target: str, source: str
 
 
 def vision_entries(table: Table, module: VisionTransformer, target: str, source: str) -> None:
-    """Adds the picture encoder."""
+    """Adds the image encoder."""
     patch = module.patch_size
     table.add(
         f"{target}patch_embedding/kernel",

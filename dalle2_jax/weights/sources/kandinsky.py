@@ -1,7 +1,7 @@
 """The priors of Kandinsky 2.1 (CLIP L/14) and 2.2 (open_clip's bigG/14), in the layout of diffusers.
 
 Source: diffusers, pipelines/kandinsky/pipeline_kandinsky_prior.py and kandinsky2_2/pipeline_kandinsky2_2_prior.py. They
-are of Karlo's shape. Kandinsky's decoders draw in the space of a VQGAN and are no decoders of unCLIP's kind.
+are of Karlo's shape. Kandinsky's decoders work in the space of a VQGAN and are no decoders of unCLIP's kind.
 """
 
 from __future__ import annotations

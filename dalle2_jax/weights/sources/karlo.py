@@ -125,8 +125,8 @@ def upsampler_table(module: Upsampler) -> Table:
 def conversions(folder: Path, whole_clip: Conversion | None = None) -> list[Conversion]:
     """The stages of a folder that diffusers' `UnCLIPPipeline.save_pretrained` wrote, or `UnCLIPImageVariationPipeline`.
 
-    The former has a prior and no picture encoder, the latter a picture encoder and no prior. whole_clip: stands in for
-    the pipeline's halves of CLIP, with both of which a run draws from captions and varies pictures.
+    The former has a prior and no image encoder, the latter an image encoder and no prior. whole_clip: stands in for
+    the pipeline's halves of CLIP, with both of which a run samples from captions and varies images.
 
     Raises:
         WeightsError: if a part is missing, damaged, or not Karlo's.
@@ -149,7 +149,7 @@ def _decoder(folder: Path, clip: CLIP, tokenizer: ClipTokenizer) -> Conversion:
 
 
 def decoder(module: Decoder, table: Table, tensors: Tensors, clip: CLIP, tokenizer: ClipTokenizer) -> Conversion:
-    """Karlo's decoder as a stage; drawn from in 25 steps ("fast"; 50 is the other setting) at guidance 8."""
+    """Karlo's decoder as a stage; sampled in 25 steps ("fast"; 50 is the other setting) at guidance 8."""
     size, length, unet = clip.embedding_size, clip.text.context_length, module.unet
     inputs = {
         "x_t": array(1, unet.image_size, unet.image_size, 3),

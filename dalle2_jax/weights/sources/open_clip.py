@@ -66,7 +66,7 @@ def clip_module(config: dict[str, Any], where: str) -> CLIP:
         raise WeightsError(f"{where} has encoders that are not CLIP's transformers ({', '.join(odd) or 'a ResNet'})")
     for name, wanted in (("resize_mode", "shortest"), ("interpolation", "bicubic")):
         if preprocess.get(name, wanted) != wanted:
-            raise WeightsError(f"{where} prepares pictures by {name} {preprocess[name]!r}; {wanted!r} is known here")
+            raise WeightsError(f"{where} prepares images by {name} {preprocess[name]!r}; {wanted!r} is known here")
     common = {"activation": "quick_gelu" if model.get("quick_gelu") else "gelu"}
     return CLIP(
         vision=VisionTransformer(

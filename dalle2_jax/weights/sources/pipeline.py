@@ -57,11 +57,11 @@ def prior(
     clamp: float,
     published: int | None = None,
 ) -> Conversion:
-    """A prior of Karlo's kind, drawn from as Karlo and Kandinsky do: 25 steps, guidance 4; clamp: of its x_0."""
+    """A prior of Karlo's kind, sampled as Karlo and Kandinsky do: 25 steps, guidance 4; clamp: of its x_0."""
     length, size = module.context_length, module.embedding_size
     if clip.embedding_size != size:
         raise WeightsError(
-            f"the prior of {tensors.where} draws embeddings of {size} numbers and its CLIP's have "
+            f"the prior of {tensors.where} makes embeddings of {size} numbers and its CLIP's have "
             f"{clip.embedding_size}; give the CLIP it was trained with"
         )
     inputs = {

@@ -1,4 +1,4 @@
-"""Pictures between uint8 and [-1, 1], and from one size to another, against numpy."""
+"""Images between uint8 and [-1, 1], and from one size to another, against numpy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,13 +27,13 @@ def test_rounded_and_clipped():
 
 
 def test_shrinking_by_a_whole_factor_is_the_mean_of_each_cell():
-    pictures = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
     expected = np.empty((2, 4, 4, 3))
     for row in range(4):
         for column in range(4):
-            expected[:, row, column] = pictures[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].mean((1, 2))
-    np.testing.assert_allclose(resize(pictures, 4), expected, atol=1e-6)
-    assert resize(pictures, 12) is pictures
+            expected[:, row, column] = images[:, 3 * row : 3 * row + 3, 3 * column : 3 * column + 3].mean((1, 2))
+    np.testing.assert_allclose(resize(images, 4), expected, atol=1e-6)
+    assert resize(images, 12) is images
 
 
 def cubic(x: np.ndarray) -> np.ndarray:
@@ -60,12 +60,12 @@ def weights(old: int, new: int, kernel) -> np.ndarray:
     [("area", 4, 8, cubic), ("area", 6, 4, cubic), ("cubic", 8, 4, cubic), ("linear", 4, 6, triangle)],
 )
 def test_other_sizes_are_interpolated(method, old, new, kernel):
-    pictures = np.random.default_rng(1).normal(size=(2, old, old, 3)).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=(2, old, old, 3)).astype(np.float32)
     matrix = weights(old, new, kernel)
-    expected = np.einsum("yi,xj,bijc->byxc", matrix, matrix, pictures)
-    np.testing.assert_allclose(resize(pictures, new, method), expected, atol=1e-5)
+    expected = np.einsum("yi,xj,bijc->byxc", matrix, matrix, images)
+    np.testing.assert_allclose(resize(images, new, method), expected, atol=1e-5)
 
 
-def test_pictures_that_are_not_square_are_refused():
+def test_images_that_are_not_square_are_refused():
     with pytest.raises(ValueError, match="8x6; resize takes square ones"):
         resize(np.zeros((1, 8, 6, 3), np.float32), 4)
