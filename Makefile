@@ -27,7 +27,7 @@ demo: setup
 	@$(BIN)/python -m train $(CONFIG) all --run $(RUN) --seed $(SEED) $(DEMO)
 	@$(BIN)/dalle2 evaluate runs/$(RUN)
 	@echo
-	@echo "Look at runs/$(RUN)/samples.png. Then draw what you like:"
+	@echo "Look at runs/$(RUN)/samples.png. Then generate what you like:"
 	@echo "  $(BIN)/dalle2 generate runs/$(RUN) \"a large purple cross on a white background\" --count 4 --out samples"
 	@echo "  $(BIN)/dalle2 describe runs/$(RUN)"
 	@echo "  $(BIN)/python -m train describe $(CONFIG)"

@@ -32,12 +32,13 @@ def test_a_unet_is_exported_with_a_symbolic_batch():
     params = jax.jit(UNET.init)(jax.random.key(0), x, t)["params"]
     params["conv_out"]["kernel"] = jax.random.normal(jax.random.key(2), params["conv_out"]["kernel"].shape)
 
+    @jax.jit
     def apply(params, x, t):
         return UNET.apply({"params": params}, x, t)
 
     (batch,) = export.symbolic_shape("batch")
     inputs = jax.ShapeDtypeStruct((batch, 4, 4, 3), jnp.float32), jax.ShapeDtypeStruct((batch,), jnp.int32)
-    exported = export.export(jax.jit(apply))(shapes_of(params), *inputs)
+    exported = export.export(apply)(shapes_of(params), *inputs)
     for count in (1, 3):
         expected = apply(params, x[:count], t[:count])
         np.testing.assert_allclose(exported.call(params, x[:count], t[:count]), expected, atol=1e-4)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax.checkpoint.log import METRICS_FILE, read_records
+from dalle2_jax.checkpoint.run import KINDS
 from dalle2_jax.errors import InputError
 from dalle2_jax.images.files import save_figure
-
-ORDER = ("clip", "prior", "decoder", "upsampler")
 
 Curves = dict[str, dict[str, list[tuple[int, float]]]]
 
@@ -27,8 +26,8 @@ def read_curves(run_dir: str | Path) -> Curves:
 
 
 def _place(stage: str) -> tuple[int, str]:
-    known = [number for number, name in enumerate(ORDER) if stage.startswith(name)]
-    return (known or [len(ORDER)])[0], stage
+    known = [number for number, name in enumerate(KINDS) if stage.startswith(name)]
+    return (known or [len(KINDS)])[0], stage
 
 
 def _losses(path: Path) -> dict[str, list[tuple[int, float]]]:

@@ -27,7 +27,7 @@ SIZE, IMAGES, STEPS = 16, 8, 320
 
 
 class Projection:
-    """In CLIP's place, eight unit embeddings that can be message apart: a random projection of the pixels."""
+    """In CLIP's place, eight unit embeddings that can be told apart: a random projection of the pixels."""
 
     embedding_size = 16
     vision = SimpleNamespace(image_size=SIZE)

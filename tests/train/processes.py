@@ -1,4 +1,4 @@
-"""Training in processes of their own, through the command line, to be killed or message to stop."""
+"""Training in processes of their own, through the command line, to be killed or told to stop."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What XLA is message beside a step: which networks, where, and that the numbers stay."""
+"""What XLA is told beside a step: which networks, where, and that the numbers stay."""
 
 import jax
 import numpy as np

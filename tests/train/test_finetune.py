@@ -107,7 +107,7 @@ def test_refusals(tiny, tokenizer, tmp_path):
         "clip", nowhere
     )
     other = dataclasses.replace(clip, init_from=str(tiny.run_dir / "upsampler"))
-    assert "which is a upsampler and no clip" in refused("clip", other)
+    assert "which is of kind upsampler and not clip" in refused("clip", other)
     wider = started(tiny, "clip", module=clip.module.clone(embedding_size=9))
     assert "module.embedding_size is 8 there and 9 here; set clip.module.embedding_size as" in refused("clip", wider)
     upsampler = tiny.system.stages["upsampler"]

@@ -10,13 +10,14 @@ import jax
 import pytest
 
 from dalle2_jax import DALLE2
-from dalle2_jax.checkpoint import checkpoint_steps, load_stage, read_record
+from dalle2_jax.checkpoint import Run, checkpoint_steps, load_stage, read_record
 from dalle2_jax.sharding import make_mesh
 from tests import cascade
 from train import __main__ as command
 from train.describe import describe
 from train.run import given
 from train.run.plan import plan_stages
+from train.run.status import is_given
 
 
 @pytest.fixture
@@ -67,7 +68,7 @@ def test_a_run_is_whole_after_one_of_its_stages_is_trained(tiny, system, tmp_pat
 
 def test_a_stage_that_was_begun_goes_on(tiny, system, tmp_path):
     cascade.train(system, tmp_path, ["prior"], stop_after_steps=3)
-    assert not given.is_given(system, "prior", tmp_path) and given.is_given(system, "decoder", tmp_path)
+    assert not is_given(system, "prior", Run(tmp_path)) and is_given(system, "decoder", Run(tmp_path))
     result, log = cascade.train(system, tmp_path, ["prior"])
     assert result.finished and "prior goes on from step 3" in log
 

@@ -46,12 +46,14 @@ class Trained:
                 break
             params = jax.jit(self.task.init)(jax.random.key(5))
             planned[recipe.kind] = LoadedStage(recipe.module, params, stage_record(recipe, name))
-        self.frozen, self.places = {}, {}
-        for name in MESHES:
-            mesh = mesh_of(name)
-            abstract = abstract_state(self.task, mesh, smallest=SPLIT_FROM)
-            self.frozen[name] = jax.device_put(self.task.frozen, partition(self.task.frozen, mesh, smallest=SPLIT_FROM))
-            self.places[name] = abstract, make_step(self.task, mesh, abstract), batch_sharding(mesh)
+        self.place = functools.cache(self._place)
+
+    def _place(self, name: str) -> tuple[Any, Any, Any, Any]:
+        """The abstract state, the step, the sharding of a batch and the frozen parameters on a mesh."""
+        mesh = mesh_of(name)
+        abstract = abstract_state(self.task, mesh, smallest=SPLIT_FROM)
+        frozen = jax.device_put(self.task.frozen, partition(self.task.frozen, mesh, smallest=SPLIT_FROM))
+        return abstract, make_step(self.task, mesh, abstract), batch_sharding(mesh), frozen
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         random = np.random.default_rng(step)
@@ -61,14 +63,14 @@ class Trained:
         return batch
 
     def start(self, mesh: str) -> Any:
-        return create_state(self.task, self.places[mesh][0])
+        return create_state(self.task, self.place(mesh)[0])
 
     def steps(self, mesh: str, state: Any, first: int, last: int) -> tuple[Any, list[float]]:
         """The state after the steps `first` to `last`, and their losses."""
-        _, step, split = self.places[mesh]
+        _, step, split, frozen = self.place(mesh)
         losses = []
         for number in range(first, last):
-            state, report = step(state, jax.device_put(self.batch(number), split), self.frozen[mesh])
+            state, report = step(state, jax.device_put(self.batch(number), split), frozen)
             losses.append(float(report["loss"]))
         return state, losses
 
@@ -110,7 +112,7 @@ def alone(request, trained) -> list[float]:
 
 # Compiling a step for eight devices takes long: the other ways to split each stage are with the slow tests.
 # (U-Nets themselves are not split over `tensor`.)
-SOON = {"clip": ("all three",), "prior": ("fsdp", "all three"), "decoder": ("fsdp",), "upsampler": ()}
+SOON = {"clip": ("all three",), "prior": ("all three",), "decoder": ("fsdp",), "upsampler": ()}
 LOSSES = [
     pytest.param(stage, mesh, marks=[] if mesh in SOON[stage] else [pytest.mark.slow])
     for stage in STAGES
@@ -140,7 +142,7 @@ def test_checkpoints_go_from_every_mesh_to_every_other(trained, alone, tour, tmp
     state, losses = trained.start(tour[0]), []
     for place, (mesh, first, last) in enumerate(zip(tour, bounds, bounds[1:], strict=False)):
         if place:
-            state = restore_latest(tmp_path, trained.places[mesh][0]).state
+            state = restore_latest(tmp_path, trained.place(mesh)[0]).state
         state, found = trained.steps(mesh, state, first, last)
         losses += found
         with CheckpointWriter(tmp_path) as writer:

@@ -1,4 +1,4 @@
-"""NVIDIA's chips as XLA is message of them: the table against what NVIDIA and CUDA say, the text, the topologies."""
+"""NVIDIA's chips as XLA is told of them: the table against what NVIDIA and CUDA say, the text, the topologies."""
 
 import importlib.metadata
 import importlib.util

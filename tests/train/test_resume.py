@@ -1,4 +1,4 @@
-"""Real processes that are killed or message to stop, through the command line and real data; they go on bit-equal."""
+"""Real processes that are killed or told to stop, through the command line and real data; they go on bit-equal."""
 
 import json
 import random

@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import checkpoint_steps, load_stage
+from dalle2_jax.checkpoint import Run, StageFolder, load_stage
 from dalle2_jax.checkpoint.rebuild import public_path
 from dalle2_jax.sharding import processes
 from train.config.system import System
@@ -19,7 +19,7 @@ from train.run.init_from import check_start, initial_parameters
 from train.run.plan import check_stages, kinds_of, needed_stage
 from train.run.record import Log, source_of, versions
 from train.run.stage import run
-from train.run.status import check_trained, finished_record, finished_stage, has_begun
+from train.run.status import check_trained, finished_stage, has_begun
 
 
 def train_stages(
@@ -44,14 +44,14 @@ def train_stages(
         options: how each is trained; sharding rules are the system's.
 
     Raises:
-        InputError: if a stage that one needs is not trained, or for anything that `train.loop.loop.run` refuses.
+        InputError: if a stage that one needs is not trained, or for anything that `train.run.stage.run` refuses.
     """
     options = dataclasses.replace(options or LoopOptions(), rules=system.sharding, smallest_split=system.smallest_split)
     log = processes.only_first(log)
     shared_folder.check_shared(run_dir)
     check_stages(system, names, mesh)
-    check_given(system, run_dir)
-    kinds = kinds_of(system)
+    before, kinds = Run(run_dir), kinds_of(system)
+    check_given(system, before)
     feed = Feed(system, run_dir, log)
     for number, name in enumerate(names):
         recipe = system.stages[name]
@@ -59,11 +59,11 @@ def train_stages(
             needed = needed_stage(kinds, name, kind)
             to_be_given = needed in system.given and not (run_dir / needed).exists()
             if needed not in names[:number] and not to_be_given:
-                check_trained(name, needed, run_dir, command)
-        if recipe.init_from is not None and not has_begun(system, name, run_dir):
+                check_trained(name, needed, before, command)
+        if recipe.init_from is not None and not has_begun(system, name, before):
             check_start(name, recipe)
     for name in names:  # after all that needs no data
-        if finished_stage(system, name, run_dir) is None:
+        if finished_stage(system, name, before) is None:
             feed.check(name, system.stages[name])
     processes.wait_for_all()  # until now all have read what was there before
     place_given(system, names, run_dir, log)
@@ -87,16 +87,15 @@ def train_stages(
             "built_on": {kind: stage.version for kind, stage in needed.items()},
             "versions": versions(),
         }
-        finished = finished_record(run_dir / name, recipe.steps) is not None
-        initial = None
-        if recipe.init_from is not None and not checkpoint_steps(run_dir / name):
+        here, initial = StageFolder(run_dir / name), None
+        if recipe.init_from is not None and here.step is None:
             initial = initial_parameters(name, task, feed.tokenizer if recipe.reads_captions else None, log)
         result = run(
             task,
             stage_name=name,
             stage_dir=run_dir / name,
             batches=lambda task=task: feed.training(task, mesh),
-            validation=[] if finished else feed.validation(task, mesh),
+            validation=[] if here.is_finished(recipe.steps) else feed.validation(task, mesh),
             mesh=mesh,
             info=info,
             initial=initial,

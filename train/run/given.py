@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from dalle2_jax.checkpoint import CheckpointError, LoadedStage, StageFolder, checkpoint_steps, load_shapes
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run, StageFolder, checkpoint_steps, load_shapes
 from dalle2_jax.checkpoint.record import STAGE_FILE
 from dalle2_jax.checkpoint.store import checkpoint_path
 from dalle2_jax.errors import InputError
@@ -83,7 +83,7 @@ def given_tokenizer(system: System) -> AnyTokenizer | None:
     return None
 
 
-def check_given(system: System, run_dir: Path) -> None:
+def check_given(system: System, run: Run) -> None:
     """Whether the given stages can be put into the run's folder; reads no arrays and writes nothing.
 
     Raises:
@@ -92,10 +92,10 @@ def check_given(system: System, run_dir: Path) -> None:
     """
     given_tokenizer(system)
     for name, stage in given_stages(system).items():
-        target, folder = run_dir / name, Path(system.given[name])
+        target, folder = run.path / name, Path(system.given[name])
         if target.resolve() == folder.resolve():
-            raise InputError(f"{run_dir} is the run that {name} is taken from; choose another --run")
-        if name not in system.stages and target.exists() and StageFolder(target).version != stage.version:
+            raise InputError(f"{run.path} is the run that {name} is taken from; choose another --run")
+        if name not in system.stages and target.exists() and run.stage(name).version != stage.version:
             raise InputError(
                 f"{target} is another {name} than that of {folder}, which this system is given; choose another --run"
             )
@@ -113,7 +113,7 @@ def place_given(system: System, names: Sequence[str], run_dir: Path, log: Callab
         for name, folder in system.given.items():
             target = run_dir / name
             shutil.rmtree(_partial(target), ignore_errors=True)  # what a kill has left
-            if name in names and is_given(system, name, run_dir):
+            if name in names and is_given(system, name, Run(run_dir)):
                 target.rename(_partial(target))
                 shutil.rmtree(_partial(target))
             elif name not in names and not target.exists():

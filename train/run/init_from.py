@@ -129,7 +129,9 @@ def check_start(name: str, recipe: Recipe) -> StageRecord:
     """
     record, ours = _read(name, recipe), stage_record(recipe, name)
     if record.kind != recipe.kind:
-        raise InputError(f"{name}.init_from names {recipe.init_from}, which is a {record.kind} and no {recipe.kind}")
+        raise InputError(
+            f"{name}.init_from names {recipe.init_from}, which is of kind {record.kind} and not {recipe.kind}"
+        )
     difference = first_difference(_network(record.module), _network(ours.module), "module")
     for field in PROCESS if difference is None else ():
         there, here = ((one.process or {}).get("fields", {}).get(field) for one in (record, ours))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import LoadedStage, checkpoint_steps
+from dalle2_jax.checkpoint import LoadedStage, Run
 from dalle2_jax.errors import InputError
 from dalle2_jax.sharding import check_batch, processes
 from train.config.recipe import Recipe, Task
@@ -76,7 +76,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
     Raises:
         InputError: for what is wrong with the config or the mesh.
     """
-    log = processes.only_first(log)
+    log, run = processes.only_first(log), Run(run_dir)
     given_tokenizer(system)
     for planned in plan(system):
         name, task, recipe = planned.name, planned.task, planned.task.recipe
@@ -91,10 +91,10 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
         devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
         log(
             f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} images on {devices}, "
-            f"in {run_dir / name}{found_so_far(system, name, run_dir)}"
+            f"in {run_dir / name}{found_so_far(system, name, run)}"
         )
     for name, folder in system.given.items():
-        if name not in names and not has_begun(system, name, run_dir):
+        if name not in names and not has_begun(system, name, run):
             log(f"{name}: that of {folder}")
     log("dry run: nothing was written")
 
@@ -135,10 +135,11 @@ def plan_stage(name: str, recipe: Recipe, known: dict[str, LoadedStage]) -> Plan
     return Planned(name, task, params)
 
 
-def found_so_far(system: System, name: str, run_dir: Path) -> str:
-    done = finished_stage(system, name, run_dir)
+def found_so_far(system: System, name: str, run: Run) -> str:
+    """What a dry run says of a stage that is in the run's folder already."""
+    done = finished_stage(system, name, run)
     if done is not None:
         return f" (finished, {duration(done.seconds)})"
-    if has_begun(system, name, run_dir):
-        return f" (goes on from step {checkpoint_steps(run_dir / name)[-1]})"
-    return " (in place of the given one)" if is_given(system, name, run_dir) else ""
+    if has_begun(system, name, run):
+        return f" (goes on from step {run.stage(name).step})"
+    return " (in place of the given one)" if is_given(system, name, run) else ""

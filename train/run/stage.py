@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dalle2_jax.checkpoint import write_record
+from dalle2_jax.checkpoint import StageFolder, write_record
 from dalle2_jax.sharding import check_batch, make_mesh
 from dalle2_jax.sharding.processes import only_first
 from train.config.recipe import Task
@@ -18,7 +18,6 @@ from train.loop.clock import duration
 from train.loop.loop import BatchIterator, HostBatch, LoopOptions, Result, train_stage
 from train.run.record import stage_record
 from train.run.resume import check_resumable
-from train.run.status import finished_record
 
 
 def run(
@@ -50,8 +49,9 @@ def run(
     check_batch(recipe.batch_size, mesh, recipe.optimizer.accumulation)
     record = stage_record(recipe, stage_name, info)
     check_resumable(stage_dir, record, log)
-    done = finished_record(stage_dir, recipe.steps)
-    if done is not None:
+    stage = StageFolder(stage_dir)
+    if stage.is_finished(recipe.steps):
+        done = stage.record
         if record.sampling != done.sampling and jax.process_index() == 0:
             write_record(stage_dir, dataclasses.replace(done, sampling=record.sampling))
         log(f"{stage_name} is finished: {done.step} steps in {duration(done.seconds)}")
