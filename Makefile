@@ -34,7 +34,7 @@ demo: setup
 
 test: setup
 	@$(BIN)/ruff check .
-	@$(BIN)/python -m pytest -m "not slow and not live" -q --durations=8 -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "not slow and not live" -q --durations=8 -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow -q --durations=8

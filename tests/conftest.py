@@ -37,6 +37,27 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # Tracing makes many objects and few cycles, and by itself Python spends a seventh of it on looking for those.
 gc.set_threshold(20_000, 20, 20)
 
+# Files that take the longest, which are run first: of two workers, none is left alone with one of them at the end.
+LONGEST = (
+    "test_cli.py",
+    "weights/test_sources.py",
+    "train/test_meshes.py",
+    "train/test_loop.py",
+    "train/test_hosts.py",
+    "test_lowering.py",
+    "train/test_stages.py",
+    "decoder/test_overfit.py",
+    "train/test_given.py",
+    "test_unclip.py",
+    "train/test_resume.py",
+    "train/test_own_system.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
+
 
 @dataclass(frozen=True)
 class Cascade:

@@ -97,7 +97,7 @@ def test_the_same_key_draws_the_same(model, keys, generated):
     assert (first != model.generate(jax.random.key(1), CAPTIONS)).any()
 
 
-def test_a_image_alone_is_the_image_in_a_batch(model, keys, generated):
+def test_an_image_alone_is_the_image_in_a_batch(model, keys, generated):
     alone = model.generate(keys[1:2], CAPTIONS[1], return_stages=True)
     np.testing.assert_allclose(alone.image_embeddings[0], generated.image_embeddings[1], atol=1e-5)
     assert np.abs(alone.images[0].astype(int) - generated.images[1]).max() <= 1

@@ -23,7 +23,7 @@ def test_against_brute_force():
         np.testing.assert_allclose(probabilities[row], expected, rtol=1e-4)
 
 
-def test_a_image_equal_to_its_caption_wins():
+def test_an_image_equal_to_its_caption_wins():
     text = _unit(np.random.default_rng(1).normal(size=(6, 1, 8)))
     weights = zero_shot_weights(text)
     np.testing.assert_allclose(weights, text[:, 0], atol=1e-6)

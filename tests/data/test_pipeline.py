@@ -250,7 +250,7 @@ def test_drawing_the_examples_again_gives_the_images(data, source):
     np.testing.assert_array_equal(source.images([7])[0], draw(example(config, "train", 7)[0]))
 
 
-def test_a_transform_makes_the_same_of_a_image_in_any_process(data, tokenizer):
+def test_a_transform_makes_the_same_of_an_image_in_any_process(data, tokenizer):
     def transform(image, rng):
         return {"image": image[:4], "noise": rng.integers(0, 1000, 3)}
 

@@ -85,7 +85,7 @@ def test_the_null_half_keeps_x_t():
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "ddim", "eta": 0.7}, {"sampler": "ddpm"}])
-def test_a_image_alone_is_the_image_in_a_batch(settings):
+def test_an_image_alone_is_the_image_in_a_batch(settings):
     together = draw(Formula(noise=0.4), guidance_scale=2.0, **settings)
     alone = draw(Formula(noise=0.4), (True,), EMBEDDING[1:2], TEXT[1:2], KEYS[1:2], guidance_scale=2.0, **settings)
     np.testing.assert_allclose(alone[0], together[1], atol=1e-6)

@@ -98,7 +98,7 @@ def test_a_sampler_is_its_steps_in_descending_order(name):
 
 
 @pytest.mark.parametrize("name, options", [("ddpm", {}), ("ddim", {"eta": 0.8})])
-def test_a_image_alone_is_the_image_in_a_batch(name, options):
+def test_an_image_alone_is_the_image_in_a_batch(name, options):
     process = Process(variance="fixed_small", respacing="7")
     keys = jax.random.split(jax.random.key(5), 4)
     x_T = normal(keys, (4, 3, 3, 2))

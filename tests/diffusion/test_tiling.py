@@ -45,7 +45,7 @@ def test_tiles_of_a_local_denoiser(arguments, tile, overlap):
     assert difference.mean() < 0.05
 
 
-def test_a_image_no_larger_than_a_tile_is_denoised_whole(arguments):
+def test_an_image_no_larger_than_a_tile_is_denoised_whole(arguments):
     x_t, t, condition = arguments
     np.testing.assert_array_equal(tiled(_local, condition, 40, 8)(x_t, t), _local(x_t, t, condition))
 

@@ -149,7 +149,7 @@ def test_a_sheet_of_images():
 
 
 @pytest.mark.parametrize(("images", "captions"), [([red(1, 4), red(2, 4)], ["a", "b"]), (red(0, 4), [])])
-def test_a_sheet_needs_a_image_a_caption(images, captions):
+def test_a_sheet_needs_an_image_a_caption(images, captions):
     with pytest.raises(ValueError, match="one image a caption"):
         caption_grid(images, captions)
 
