@@ -1,4 +1,4 @@
-"""What a user can mend: input errors, the warning about cut captions, and the nearest of the names there are."""
+"""What a user can mend: input errors, warnings, and the nearest of the names there are."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,6 +14,10 @@ class InputError(ValueError):
 
 class CaptionTruncated(UserWarning):
     """A caption is longer than the tokenizer's context, and its end is cut."""
+
+
+class StageMismatch(UserWarning):
+    """A stage was trained on another CLIP than the one that is there now."""
 
 
 def sentence_for_user(error: BaseException) -> str | None:

@@ -15,6 +15,7 @@ import pytest
 from dalle2_jax import DALLE2
 from dalle2_jax.checkpoint import CheckpointError, load_params
 from dalle2_jax.diffusion import Sampling
+from dalle2_jax.errors import StageMismatch
 from dalle2_jax.evaluation.captioned import evaluate_images
 from dalle2_jax.evaluation.metrics.retrieval import recall_at
 from dalle2_jax.evaluation.report import format_images_report
@@ -128,7 +129,7 @@ def test_a_clip_that_was_trained_on_is_noticed(tiny, tmp_path):
     info = json.loads((run / "prior" / "stage.json").read_text())
     info["built_on"]["clip"] = "another"
     (run / "prior" / "stage.json").write_text(json.dumps(info))
-    with pytest.warns(UserWarning, match="the stage prior of .* was trained on another clip than the one"):
+    with pytest.warns(StageMismatch, match="the stage prior of .* was trained on another clip than the one"):
         DALLE2.load(run)
 
 

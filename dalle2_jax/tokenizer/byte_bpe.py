@@ -95,9 +95,9 @@ class Tokenizer:
     def encode(self, captions: Sequence[str], strict: bool = False, warn: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Captions to (tokens int32 [batch, context_length], mask bool [batch, context_length]).
 
-        The mask is True from the start token through the end token. A caption that is too long is cut, keeps its end
-        token, and a UserWarning names the words that were cut (unless `warn` is False); with `strict` that is an
-        InputError. An empty caption is one too.
+        The mask is True from the start token through the end token. A caption that is too long is cut and keeps its
+        end token; a CaptionTruncated warning names the words that were cut (unless `warn` is False), and with `strict`
+        it is an InputError. So is an empty caption, always.
         """
         captions = [captions] if isinstance(captions, str) else list(captions)
         cleaned = [_clean(caption) for caption in captions]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run
 from dalle2_jax.checkpoint.run import KINDS, first_of_kind, of_kind
-from dalle2_jax.errors import InputError
+from dalle2_jax.errors import InputError, StageMismatch
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
 from dalle2_jax.unclip.placement import put_stage_on_devices
 
@@ -65,5 +65,6 @@ def _warn_of_another_clip(path: Path, clip: LoadedStage, *stages: LoadedStage | 
             warnings.warn(
                 f"the stage {stage.name} of {path} was trained on another clip than the one that is there now: its "
                 f"images will not fit their captions; delete {path / stage.name} and train it anew",
+                StageMismatch,
                 stacklevel=4,
             )

@@ -19,10 +19,7 @@ from dalle2_jax.layers.fields import module_fields
 from train.config.optimizer import Optimizer
 
 Batch = Mapping[str, jax.Array]
-
-
 Parameters = Any
-
 
 DTYPES = ("float32", "bfloat16", "float16")
 
