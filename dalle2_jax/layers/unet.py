@@ -89,9 +89,9 @@ class UNet(nn.Module):
         scale_shift: the time embedding enters as scale and shift of a norm (AdaGN), else by addition.
         middle_attention: attention between the two middle blocks.
         resblock_resampling: size changes inside residual blocks (BigGAN), else by plain convolutions.
-        patch: squares of patch x patch pixels are folded into channels before the first convolution and unfolded
-            after the last, so that level l works at 1/(patch * 2**l) of the size; 1 is the paper's. Wide convolutions
-            over few places are what a CPU does best.
+        patch: squares of patch x patch pixels become channels before the first convolution (space to depth) and pixels
+            again after the last, so that level l works at 1/(patch * 2**l) of the size; 1 is the paper's. Wide
+            convolutions over few places are what a CPU does best.
         remat: which activations the backward pass computes again: False, none; True, all within a block; "products",
             all but what products and convolutions give (`layers.remat`).
     """

@@ -32,7 +32,7 @@ class Part:
 class Conversion:
     """One stage to be: our module, whose parameters `table` makes of `tensors`.
 
-    inputs: shapes by which the module is built, the arguments of its `method`. info: what `stage.json` says beside
+    inputs: shapes by which the module is built, the arguments of its `method`. record: what `stage.json` says beside
     the module: process, sampling, sizes, tokenizer. needs: kinds of stages that it was trained on. parts: how its
     parameters are counted; () as one.
     """
@@ -43,7 +43,7 @@ class Conversion:
     table: Table
     tensors: Tensors
     inputs: dict[str, jax.ShapeDtypeStruct]
-    info: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     method: str = "__call__"
     parts: tuple[Part, ...] = ()

@@ -77,7 +77,7 @@ def write_run(
                 stage=conversion.name,
                 kind=conversion.kind,
                 module=with_dtype(conversion.module, dtype),
-                **conversion.info,
+                **conversion.record,
                 built_on={kind: versions[kind] for kind in conversion.needs if kind in versions},
                 source=source,
                 versions={"dalle2-jax": __version__},

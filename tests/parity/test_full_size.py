@@ -147,7 +147,7 @@ def loaded(conversion: Conversion) -> LoadedStage:
     """As from a run, but without the disk."""
     params = jax.device_put(conversion.table.convert(conversion.tensors, conversion.shapes))
     module, names = conversion.module, {"stage": conversion.name, "kind": conversion.kind}
-    return LoadedStage(module, params, StageRecord(**names, module=module, **conversion.info))
+    return LoadedStage(module, params, StageRecord(**names, module=module, **conversion.record))
 
 
 def published(conversion: Conversion) -> None:

@@ -121,7 +121,7 @@ def original_folder(folder: Path, clip_run: Conversion) -> Path:
     """Karlo's own files; after `small_karlo`."""
     folder.mkdir()
     module = karlo_original.PRIOR_MODULE.clone(embedding_mean=(0.1,) * WIDTH, embedding_std=(0.9,) * WIDTH)
-    tokenizer = ClipTokenizer.from_json(clip_run.info["tokenizer"])
+    tokenizer = ClipTokenizer.from_json(clip_run.record["tokenizer"])
     prior = pipeline.prior(module, karlo_original.prior_table(module), NOTHING, clip_run.module, tokenizer, 10.0)
     module = karlo.decoder_module(karlo_original.DECODER_UNET, {"cross_attention_dim": 20})
     decoder = karlo.decoder(module, karlo_original.decoder_table(module), NOTHING, clip_run.module, tokenizer)

@@ -112,14 +112,14 @@ def stage(module: CLIP, table: Table, tensors: Tensors, tokenizer: ClipTokenizer
             f"{tensors.where} reads captions of {module.text.context_length} tokens and the tokenizer beside it makes "
             f"{tokenizer.context_length}; set model_max_length in its tokenizer_config.json"
         )
-    info = {
+    record = {
         "tokenizer": tokenizer.to_json(),
         "image_size": None if module.vision is None else module.vision.image_size,
     }
     vision, method = module.vision, "encode_text" if module.vision is None else "__call__"
     published = vision and PUBLISHED.get((vision.width, vision.patch_size, vision.image_size))
     parts = (Part("CLIP", "", published),)
-    return Conversion("clip", "clip", module, table, tensors, inputs(module), info, method=method, parts=parts)
+    return Conversion("clip", "clip", module, table, tensors, inputs(module), record, method=method, parts=parts)
 
 
 def _without_buffers(name: str) -> str | None:

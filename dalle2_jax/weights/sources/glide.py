@@ -83,7 +83,7 @@ def conversions(folder: Path, vocabulary: Path | None = None) -> list[Conversion
         known = {"known": array(1, side, side, 4)} if inpainting else {}
         return {"x_t": array(1, side, side, 3), "timesteps": array(1, dtype="int32"), **captions, **known}
 
-    def info(schedule: str, sampling: Sampling, side: int) -> dict[str, Any]:
+    def record(schedule: str, sampling: Sampling, side: int) -> dict[str, Any]:
         process = Process(schedule=schedule, prediction="epsilon", variance="learned_range", clip=1.0)
         sizes = {"image_size": side, "tokenizer": tokenizer.to_json()}
         return {"process": process, "sampling": sampling, **sizes}
@@ -96,7 +96,7 @@ def conversions(folder: Path, vocabulary: Path | None = None) -> list[Conversion
             glide_table(decoder),
             base,
             inputs(low_size),
-            info("cosine", Sampling(sampler="ddpm", steps="100", guidance_scale=3.0), low_size),
+            record("cosine", Sampling(sampler="ddpm", steps="100", guidance_scale=3.0), low_size),
             parts=(Part(pairs[0][0], "", PARAMETERS[pairs[0][0]]),),
         ),
         Conversion(
@@ -106,7 +106,7 @@ def conversions(folder: Path, vocabulary: Path | None = None) -> list[Conversion
             glide_table(upsampler),
             upsampling,
             {**inputs(size), "low_resolution": array(1, low_size, low_size, 3)},
-            {**info("linear", Sampling(sampler="ddim", steps="fast27"), size), "low_size": low_size},
+            {**record("linear", Sampling(sampler="ddim", steps="fast27"), size), "low_size": low_size},
             parts=(Part(pairs[0][1], "", PARAMETERS[pairs[0][1]]),),
         ),
     ]

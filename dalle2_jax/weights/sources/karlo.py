@@ -159,14 +159,14 @@ def decoder(module: Decoder, table: Table, tensors: Tensors, clip: CLIP, tokeniz
         "text_mask": array(1, length, dtype=bool),
         "text_embedding": array(1, size),
     }
-    info = {
+    record = {
         "process": Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0),
         "sampling": Sampling(sampler="ddpm", steps="25", guidance_scale=8.0),
         "image_size": unet.image_size,
         "tokenizer": tokenizer.to_json(),
     }
     parts = (Part("decoder", "unet", DECODER_PARAMETERS), Part("text projection", "", TEXT_PROJECTION_PARAMETERS))
-    return Conversion("decoder", "decoder", module, table, tensors, inputs, info, ("clip",), parts=parts)
+    return Conversion("decoder", "decoder", module, table, tensors, inputs, record, ("clip",), parts=parts)
 
 
 def _upsampler(folder: Path) -> Conversion:
@@ -186,7 +186,7 @@ def upsampler(module: Upsampler, table: Table, tensors: Tensors, low_size: int) 
         "timesteps": array(1, dtype="int32"),
         "low_resolution": array(1, low_size, low_size, 3),
     }
-    info = {
+    record = {
         "process": Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0),
         "sampling": Sampling(sampler="ddpm", steps="7"),
         "image_size": size,
@@ -196,4 +196,4 @@ def upsampler(module: Upsampler, table: Table, tensors: Tensors, low_size: int) 
         Part("super resolution, first steps", "unet", UPSAMPLER_PARAMETERS),
         Part("super resolution, last step", "last", UPSAMPLER_PARAMETERS),
     )
-    return Conversion("upsampler", "upsampler", module, table, tensors, inputs, info, parts=parts)
+    return Conversion("upsampler", "upsampler", module, table, tensors, inputs, record, parts=parts)

@@ -66,7 +66,7 @@ def conversions(folder: Path, clip: Conversion) -> list[Conversion]:
         WeightsError: if a file is missing, damaged, or not Karlo's.
     """
     mean, std = statistics(find(folder, "statistics"), PRIOR_MODULE.embedding_size)
-    tokenizer = tokenizer_from_json(clip.info["tokenizer"])
+    tokenizer = tokenizer_from_json(clip.record["tokenizer"])
     module = PRIOR_MODULE.clone(embedding_mean=mean, embedding_std=std)
     prior = pipeline.prior(
         module, prior_table(module), find(folder, "prior"), clip.module, tokenizer, CLAMP, karlo.PRIOR_PARAMETERS

@@ -71,13 +71,13 @@ def prior(
         "text": array(1, length, clip.text.width),
         "text_mask": array(1, length, dtype=bool),
     }
-    info = {
+    record = {
         "process": Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=clamp),
         "sampling": Sampling(sampler="ddpm", steps="25", guidance_scale=4.0),
         "tokenizer": tokenizer.to_json(),
     }
     parts = (Part("prior", "", published),)
-    return Conversion("prior", "prior", module, table, tensors, inputs, info, ("clip",), parts=parts)
+    return Conversion("prior", "prior", module, table, tensors, inputs, record, ("clip",), parts=parts)
 
 
 def folder_prior(folder: Path, scheduler: str, clip: CLIP, tokenizer: ClipTokenizer, published: int) -> Conversion:
