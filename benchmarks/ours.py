@@ -26,6 +26,7 @@ from dalle2_jax.checkpoint import LoadedStage, StageRecord
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.layers.precision import with_dtype
@@ -218,10 +219,6 @@ def device_memory() -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def size_of(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
 def draw(shapes: Any, put: Callable[[np.ndarray], Any] = jax.device_put, dtype: str | None = None) -> Any:
     """Random parameters of these shapes, from the host; those too that a training starts at zero.
 
@@ -251,7 +248,7 @@ def measure_training(case: Case, report: Report) -> None:
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     params = draw(shapes, functools.partial(jax.device_put, device=replicate(mesh)))
     jax.block_until_ready((params, batch))
-    report.add(parameters=size_of(params), devices=mesh.devices.size)
+    report.add(parameters=count_parameters(params), devices=mesh.devices.size)
     if "forward" in orders.measure:
         call = jax.jit(lambda params, inputs: task.module.apply({"params": params}, **inputs))
         report.measure("forward", lambda: jax.block_until_ready(call(params, inputs)))
@@ -316,7 +313,7 @@ def measure_generate(case: Case, report: Report) -> None:
         images = upsample(loaded["upsampler"], keys, images)()
         np.asarray(to_uint8(images))
 
-    report.add(parameters=size_of(params), devices=1)
+    report.add(parameters=count_parameters(params), devices=1)
     report.measure("generate", generate)
 
 

@@ -32,8 +32,9 @@ import jax
 from benchmarks import hlo
 from benchmarks.cases import CASES
 from benchmarks.hlo import Kernel
-from benchmarks.ours import Case, make_batch, make_inputs, make_task, plain_step, size_of
+from benchmarks.ours import Case, make_batch, make_inputs, make_task, plain_step
 from benchmarks.worker import MEASURES
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.sharding import batch_sharding, check_batch, mesh_sizes, replicate
 from train.step.flops import count_flops
 from train.step.nvidia import CHIPS
@@ -125,7 +126,7 @@ def trace_step(case: Case, measure: str, dtype: str, mesh: jax.sharding.Mesh) ->
         else:
             state = abstract_state(task, mesh)
             traced = make_step(task, mesh, state).trace(state, given, task.frozen)
-    return traced, size_of(params)
+    return traced, count_parameters(params)
 
 
 def _placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -4,12 +4,12 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.sharding import batch_parts, check_batch, make_mesh, partition
 from train.config.recipe import Recipe, Task
 from train.config.system import System
@@ -151,18 +151,14 @@ def _stage(system: System, name: str, task: Task, mesh: Mesh) -> Stage:
     return Stage(
         name=name,
         recipe=recipe,
-        parts={part: _count(tree) for part, tree in abstract["params"].items()},
-        frozen=_count(task.frozen),
+        parts={part: count_parameters(tree) for part, tree in abstract["params"].items()},
+        frozen=count_parameters(task.frozen),
         forward=count_flops(forward) / recipe.batch_size,
         training=count_flops(traced.jaxpr) / recipe.batch_size,
         memory=memory,
         activations=activations,
         lowered=lowered,
     )
-
-
-def _count(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _print_compiled(stage: Stage, mesh: Mesh, memory: int | None) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 # Linen's own bookkeeping, which is not part of what a module is.
 _LINEN_FIELDS = ("parent", "name")
@@ -34,13 +35,23 @@ def module_fields(module: nn.Module, path: str) -> Iterator[tuple[str, dataclass
             yield where, field, value
 
 
-def without_remat(module: nn.Module) -> nn.Module:
-    """The network with the field `remat` False in itself and in the networks among its fields."""
+def with_fields(module: nn.Module, **values: Any) -> nn.Module:
+    """The network with these values in the fields of these names, in itself and in the networks among its fields."""
     changes: dict[str, Any] = {}
     for name in field_names(type(module)):
         value = getattr(module, name)
         if isinstance(value, nn.Module):
-            changes[name] = without_remat(value)
-        elif name == "remat":
-            changes[name] = False
+            changes[name] = with_fields(value, **values)
+        elif name in values:
+            changes[name] = values[name]
     return module.clone(**changes)
+
+
+def without_remat(module: nn.Module) -> nn.Module:
+    """The network with the field `remat` False in itself and in the networks among its fields."""
+    return with_fields(module, remat=False)
+
+
+def count_parameters(tree: Any) -> int:
+    """How many numbers a tree of arrays or shapes holds."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,11 +1,12 @@
 """A network in another floating-point type: bfloat16 weights and arithmetic on accelerators, half the memory."""
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from dalle2_jax.layers.fields import with_fields
 
 
 def with_dtype(module: nn.Module, dtype: str) -> nn.Module:
@@ -13,16 +14,7 @@ def with_dtype(module: nn.Module, dtype: str) -> nn.Module:
 
     What computes in float32 whatever these say (normalisations, softmax, time embeddings) goes on doing so.
     """
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(module):
-        if field.name in ("parent", "name"):
-            continue
-        value = getattr(module, field.name)
-        if field.name in ("dtype", "param_dtype"):
-            changes[field.name] = dtype
-        elif isinstance(value, nn.Module):
-            changes[field.name] = with_dtype(value, dtype)
-    return module.clone(**changes)
+    return with_fields(module, dtype=dtype, param_dtype=dtype)
 
 
 def cast(params: Any, dtype: str) -> Any:

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
@@ -59,7 +60,7 @@ class Conversion:
 
     def parameter_counts(self) -> list[str]:
         """A line a part: its parameters, and how many the published one has."""
-        counts = {name: count(tree) for name, tree in self.shapes.items()}
+        counts = {name: count_parameters(tree) for name, tree in self.shapes.items()}
         prefixes = {part.prefix for part in self.parts}
         lines = []
         for part in self.parts or (Part(self.name),):
@@ -84,8 +85,3 @@ def settings_of(where: str) -> Iterator[None]:
 def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     """An input's shape."""
     return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def count(tree: Any) -> int:
-    """How many numbers a tree of arrays or shapes holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -12,8 +12,9 @@ import jax
 from dalle2_jax._version import __version__
 from dalle2_jax.checkpoint import CheckpointWriter, StageRecord, write_record
 from dalle2_jax.checkpoint.stage import stage_version
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.layers.precision import with_dtype
-from dalle2_jax.weights.conversion import Conversion, count, settings_of
+from dalle2_jax.weights.conversion import Conversion, settings_of
 from dalle2_jax.weights.table import Table
 from dalle2_jax.weights.tensors import Tensors, WeightsError
 
@@ -82,7 +83,7 @@ def write_run(
                 source=source,
                 versions={"dalle2-jax": __version__},
                 finished=True,
-                parameters=count(shape),
+                parameters=count_parameters(shape),
                 steps=0,
             )
             write_record(directory, record)

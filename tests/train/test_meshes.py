@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dalle2_jax.checkpoint import CheckpointWriter, LoadedStage, restore_latest
+from dalle2_jax.layers.fields import with_fields
 from dalle2_jax.sharding import batch_sharding, make_mesh, partition
 from tests.cascade import tiny_system
 from train.run.record import stage_record
@@ -77,14 +78,7 @@ class Trained:
 
 def with_dropout(module: Any) -> Any:
     """The network with dropout wherever it knows of it."""
-    changes = {
-        name: with_dropout(value)
-        for name, value in vars(module).items()
-        if hasattr(value, "clone") and name != "parent"
-    }
-    if hasattr(module, "dropout"):
-        changes["dropout"] = 0.2
-    return module.clone(**changes)
+    return with_fields(module, dropout=0.2)
 
 
 # A fixture of pytest's would be made anew whenever the order of the tests asks for another stage in between.

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import CheckpointWriter, StageRecord, restore_latest, write_record
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.sharding import (
     DEFAULT_RULES,
     SMALLEST_SPLIT,
@@ -117,7 +118,7 @@ def train_stage(
     with CheckpointWriter(stage_dir) as writer, StopSignals() as signals:
         stage = _Stage(task, name, stage_dir, mesh, options, writer, signals, log)
         evaluator = Evaluator(name, task.recipe, stage_dir, mesh, stage.programs, validation, log)
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(stage.abstract["params"]))
+        parameters = count_parameters(stage.abstract["params"])
         return stage.train(batches, evaluator, dataclasses.replace(record, parameters=parameters), initial)
 
 

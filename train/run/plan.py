@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage, Run
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.sharding import check_batch, processes
 from train.config.recipe import Recipe, Task
 from train.config.system import System
@@ -87,7 +88,7 @@ def plan_stages(system: System, names: Sequence[str], run_dir: Path, mesh: Mesh,
         if recipe.init_from is not None:
             check_start(name, recipe)
         trace_step(system, task, abstract_state(task, mesh, system.sharding, system.smallest_split), mesh).lower()
-        count = sum(leaf.size for leaf in jax.tree.leaves(planned.params))
+        count = count_parameters(planned.params)
         devices = f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}"
         log(
             f"{name}: {count:,} parameters, {recipe.steps} steps of {recipe.batch_size} images on {devices}, "
