@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+
+Tree = TypeVar("Tree")
 
 
 @jax.tree_util.register_dataclass
@@ -33,3 +36,15 @@ class EncodedCaptions:
     def __getitem__(self, rows: Any) -> EncodedCaptions:
         """The captions of some rows."""
         return jax.tree.map(lambda value: value[rows], self)
+
+
+def keep_or_empty(keep: jax.Array, read: Tree, empty: Tree) -> Tree:
+    """What is read of captions, a tree of arrays `[b, ...]`, with the empty caption's `[1, ...]` where `keep` is False.
+
+    keep: bool `[b]`.
+    """
+
+    def choose(one: jax.Array, null: jax.Array) -> jax.Array:
+        return jnp.where(keep.reshape(-1, *(1,) * (one.ndim - 1)), one, null)
+
+    return jax.tree.map(choose, read, empty)

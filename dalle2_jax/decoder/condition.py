@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
-from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.captions import EncodedCaptions, keep_or_empty
 from dalle2_jax.decoder.decoder import Decoder
 
 
@@ -29,11 +28,7 @@ class Caption:
         """The network's arguments, with the caption where `keep` bool `[b]` is True."""
         if self.null is None:
             return {**self.read, "keep_text": keep}
-
-        def choose(one: jax.Array, empty: jax.Array) -> jax.Array:
-            return jnp.where(keep.reshape(-1, *(1,) * (one.ndim - 1)), one, empty)
-
-        return jax.tree.map(choose, self.read, self.null)
+        return keep_or_empty(keep, self.read, self.null)
 
 
 def caption_for(

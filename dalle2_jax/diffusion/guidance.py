@@ -7,6 +7,11 @@ import jax
 import jax.numpy as jnp
 
 
+def is_guided(guidance_scale: jax.Array | float | None) -> bool:
+    """Whether both predictions are asked for: not where the scale is None or a Python 1."""
+    return not (guidance_scale is None or (isinstance(guidance_scale, int | float) and guidance_scale == 1))
+
+
 def classifier_free_guidance(
     denoiser: Callable[[jax.Array, jax.Array, Any], jax.Array],
     condition: Any,
@@ -34,7 +39,7 @@ def classifier_free_guidance(
     Returns:
       f(x_t, t) -> guided prediction, float32 (the denoiser's own dtype at a Python 1).
     """
-    if guidance_scale is None or (isinstance(guidance_scale, int | float) and guidance_scale == 1):
+    if not is_guided(guidance_scale):
         return lambda x_t, t: denoiser(x_t, t, condition)
     both = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), condition, null_condition)
 

@@ -30,7 +30,8 @@ def ddim_step(
 ) -> jax.Array:
     """One DDIM step (Song et al. 2021, Eq. 12) with sigma = eta sqrt(beta~) (Eq. 16); the predicted x_0 at i = 0.
 
-    The direction towards x_t follows the clamped x_0, as in guided-diffusion. Variance channels play no part.
+    The direction towards x_t follows the clamped x_0, as in guided-diffusion, or with `process.clamped_epsilon` False
+    the network's epsilon, as in diffusers. Variance channels play no part.
     """
     model = process.predict(output, x_t, i)
     before = 1 - process.alphas_cumprod_previous

@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.diffusion.guidance import is_guided
 from dalle2_jax.diffusion.process import VARIANCES, Process
 from dalle2_jax.diffusion.sampler import SAMPLERS, Denoiser
 from dalle2_jax.errors import InputError
 
 THRESHOLDS = ("none", "static", "dynamic")
-
 
 TRACED = ("guidance_scale", "guidance_interval", "eta")
 SETTLED = ("sampler", "steps", "candidates", "variance", "threshold", "percentile", "clamped_epsilon")
@@ -78,8 +78,7 @@ class Sampling:
     @property
     def is_guided(self) -> bool:
         """Whether the network is asked for both predictions: not where the scale is known to be 1."""
-        scale = self.guidance_scale
-        return not (scale is None or (isinstance(scale, int | float) and scale == 1))
+        return is_guided(self.guidance_scale)
 
     def turned(self) -> Sampling:
         """The settings as an argument of a jitted function: a scale of 1 becomes None, a program of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -66,10 +65,6 @@ class Optimizer:
         return optax.chain(clip, optax.adamw(rate, **moments, weight_decay=self.weight_decay, mask=decay_mask))
 
 
-def _constant(value: Any, _: Any) -> Any:
-    return value
-
-
 def by_part(parts: Mapping[str, optax.GradientTransformation]) -> optax.GradientTransformation:
     """One transformation a part of the parameters, by the first name of a parameter's path.
 
@@ -77,7 +72,7 @@ def by_part(parts: Mapping[str, optax.GradientTransformation]) -> optax.Gradient
     """
 
     def labels(params: Any) -> Any:
-        return {part: jax.tree.map(functools.partial(_constant, part), tree) for part, tree in params.items()}
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[0].key, params)
 
     return optax.multi_transform(dict(parts), labels)
 

@@ -36,6 +36,7 @@ class Recipe(ABC):
 
     kind: what the stage does in a run (`checkpoint.run.KINDS`), or a kind of your own. needs: kinds of the earlier
     stages that it is built on. reads_captions: whether its batches have tokens; the system then needs a tokenizer.
+    training_fields: fields that its record has under "training".
 
     init_from: the folder of a trained stage to start from (runs/emoji/decoder), instead of random parameters.
     """
@@ -43,6 +44,7 @@ class Recipe(ABC):
     kind: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     reads_captions: ClassVar[bool] = True
+    training_fields: ClassVar[tuple[str, ...]] = ()
 
     module: nn.Module
     steps: int
@@ -79,7 +81,8 @@ class Recipe(ABC):
 
     def describe(self) -> dict[str, Any]:
         """What makes the trained stage what it is (entries of a `StageRecord`, others go to its `extra`)."""
-        return {"kind": self.kind, "module": self.module}
+        training = {name: getattr(self, name) for name in self.training_fields}
+        return {"kind": self.kind, "module": self.module, "training": training}
 
 
 @dataclass(frozen=True)

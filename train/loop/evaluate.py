@@ -68,27 +68,27 @@ class Evaluator:
             self._preview(step, state, frozen, metrics)
 
     def _validate(self, step: int, ema: Any, frozen: Any, metrics: MetricsWriter) -> None:
-        key = jax.random.key(VALIDATION_SEED)
-        found = [
-            self.programs.validate(ema, batch, jax.random.fold_in(key, index), frozen)
-            for index, batch in enumerate(self.batches)
-        ]
+        found = self._over_batches(self.programs.validate, VALIDATION_SEED, ema, frozen)
         if not found:
             return
-        values = mean_of(jax.device_get(found))
+        values = mean_of(found)
         numbers = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
         self.log(f"{self.name} {step}/{self.recipe.steps} | validation | {numbers}")
         metrics.write(step, "validation", values)
 
     def measure(self, ema: Any, frozen: Any) -> dict[str, Any]:
         """The means over the held-out batches of what the task measures in the end."""
-        key = jax.random.key(MEASURE_SEED)
-        found = [
-            jax.device_get(self.programs.measure(ema, batch, jax.random.fold_in(key, index), frozen))
-            for index, batch in enumerate(self.batches)
-        ]
+        found = self._over_batches(self.programs.measure, MEASURE_SEED, ema, frozen)
         means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found) if found else {}
         return {name: value.tolist() for name, value in means.items()}
+
+    def _over_batches(self, program: Callable[..., Any], seed: int, ema: Any, frozen: Any) -> list[dict[str, Any]]:
+        """What a program says of every held-out batch, on the host."""
+        key = jax.random.key(seed)
+        found = [
+            program(ema, batch, jax.random.fold_in(key, index), frozen) for index, batch in enumerate(self.batches)
+        ]
+        return jax.device_get(found)
 
     def _preview(self, step: int, state: Any, frozen: Any, metrics: MetricsWriter) -> None:
         if self.preview_rows is None:

@@ -27,6 +27,7 @@ class ClipRecipe(Recipe):
     """
 
     kind: ClassVar[str] = "clip"
+    training_fields: ClassVar[tuple[str, ...]] = ("shift", "grayscale")
 
     module: CLIP
     shift: int = 0
@@ -44,12 +45,7 @@ class ClipRecipe(Recipe):
         return ClipTask(recipe=self)
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "module": self.module,
-            "image_size": self.module.vision.image_size,
-            "training": {"shift": self.shift, "grayscale": self.grayscale},
-        }
+        return {**super().describe(), "image_size": self.module.vision.image_size}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,12 @@ class DecoderRecipe(DiffusionRecipe):
 
     kind: ClassVar[str] = "decoder"
     needs: ClassVar[tuple[str, ...]] = ("clip",)
+    training_fields: ClassVar[tuple[str, ...]] = (
+        *DiffusionRecipe.training_fields,
+        "image_drop",
+        "text_drop",
+        "embedding_noise",
+    )
 
     module: Decoder
     process: Process = Process(schedule="cosine", prediction="epsilon", variance="learned_range", clip=1.0)
@@ -53,13 +59,7 @@ class DecoderRecipe(DiffusionRecipe):
         return DecoderTask(recipe=self, clip=FrozenClip.of(clip), frozen={"clip": clip.params})
 
     def describe(self) -> dict[str, Any]:
-        described = super().describe()
-        training = {name: getattr(self, name) for name in ("image_drop", "text_drop", "embedding_noise")}
-        return {
-            **described,
-            "image_size": self.module.unet.image_size,
-            "training": {**described["training"], **training},
-        }
+        return {**super().describe(), "image_size": self.module.unet.image_size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +125,6 @@ class DecoderTask(DiffusionTask):
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Decodes the embeddings of real images, so that it shows the decoder alone."""
-        count = batch["image"].shape[0]
-        conditions = self._conditions(batch, frozen, jnp.ones(count, bool))
-        keys = jax.random.split(key, count)
+        conditions = self._conditions(batch, frozen, jnp.ones(batch["image"].shape[0], bool))
         settings = self.recipe.process, self.recipe.preview_sampling
-        return to_uint8(sample_decoder(keys, self.module, params, *settings, *conditions))
+        return to_uint8(sample_decoder(key, self.module, params, *settings, *conditions))

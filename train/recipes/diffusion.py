@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class DiffusionRecipe(Recipe):
     timesteps, see `diffusion_loss`; the paper has none. timesteps: "uniform", or "loss" to sample them by the
     losses that were seen there (IDDPM Sec. 3.3).
     """
+
+    training_fields: ClassVar[tuple[str, ...]] = ("loss_kind", "weighting", "weight_limit", "timesteps")
 
     process: Process = Process()
     sampling: Sampling = Sampling()
@@ -69,14 +71,7 @@ class DiffusionRecipe(Recipe):
         return self.sampling
 
     def describe(self) -> dict[str, Any]:
-        training = ("loss_kind", "weighting", "weight_limit", "timesteps")
-        return {
-            "kind": self.kind,
-            "module": self.module,
-            "process": self.process,
-            "sampling": self.sampling,
-            "training": {name: getattr(self, name) for name in training},
-        }
+        return {**super().describe(), "process": self.process, "sampling": self.sampling}
 
 
 @dataclass(frozen=True, kw_only=True)

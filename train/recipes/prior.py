@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.captions import EncodedCaptions, keep_or_empty
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.errors import InputError
@@ -25,6 +25,7 @@ class PriorRecipe(DiffusionRecipe):
 
     kind: ClassVar[str] = "prior"
     needs: ClassVar[tuple[str, ...]] = ("clip",)
+    training_fields: ClassVar[tuple[str, ...]] = (*DiffusionRecipe.training_fields, "text_drop")
 
     module: DiffusionPrior
     process: Process = Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None)
@@ -44,10 +45,6 @@ class PriorRecipe(DiffusionRecipe):
                 f"set prior.module.embedding_size={embedding_size}"
             )
         return PriorTask(recipe=self, clip=FrozenClip.of(clip), frozen={"clip": clip.params})
-
-    def describe(self) -> dict[str, Any]:
-        described = super().describe()
-        return {**described, "training": {**described["training"], "text_drop": self.text_drop}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +74,7 @@ class PriorTask(DiffusionTask):
         if self.module.learned_null:
             return {**condition, "keep_text": keep}
         empty = caption_condition(self.module, self.clip.empty_caption(frozen["clip"]))
-
-        def choose(one: jax.Array, null: jax.Array) -> jax.Array:
-            return jnp.where(keep.reshape(-1, *(1,) * (one.ndim - 1)), one, jax.lax.stop_gradient(null))
-
-        return jax.tree.map(choose, condition, empty)
+        return keep_or_empty(keep, condition, jax.lax.stop_gradient(empty))
 
     def denoising(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         image_embedding = jax.lax.stop_gradient(self.clip.embed_images(frozen["clip"], batch))

@@ -33,6 +33,13 @@ class UpsamplerRecipe(DiffusionRecipe):
 
     kind: ClassVar[str] = "upsampler"
     reads_captions: ClassVar[bool] = False
+    training_fields: ClassVar[tuple[str, ...]] = (
+        *DiffusionRecipe.training_fields,
+        "crop_fraction",
+        "degradation",
+        "blur_sigma",
+        "blur_probability",
+    )
 
     module: Upsampler
     low_size: int
@@ -83,10 +90,7 @@ class UpsamplerRecipe(DiffusionRecipe):
         return UpsamplerTask(recipe=self)
 
     def describe(self) -> dict[str, Any]:
-        described = super().describe()
-        names = ("crop_fraction", "degradation", "blur_sigma", "blur_probability")
-        training = {**described["training"], **{name: getattr(self, name) for name in names}}
-        return {**described, "image_size": self.size, "low_size": self.low_size, "training": training}
+        return {**super().describe(), "image_size": self.size, "low_size": self.low_size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +139,5 @@ class UpsamplerTask(DiffusionTask):
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
         """Upsamples real small images."""
         _, low = self._pair(batch)
-        keys = jax.random.split(key, low.shape[0])
-        return to_uint8(
-            sample_upsampler(
-                keys, self.module, params, self.recipe.process, self.recipe.preview_sampling, low, self.recipe.size
-            )
-        )
+        settings = self.recipe.process, self.recipe.preview_sampling
+        return to_uint8(sample_upsampler(key, self.module, params, *settings, low, self.recipe.size))
