@@ -1,4 +1,4 @@
-"""Emoji for one accelerator: from 32 px to 128 px, in wider networks than emoji.py, bfloat16, no folded pixels.
+"""Emoji for one accelerator: from 32 px to 128 px, in wider networks than emoji.py, bfloat16, `patch=1`.
 
     apt install fonts-noto-color-emoji unicode-data libfribidi0          # the images and the names (Debian, Ubuntu)
     python -m train configs/emoji_large.py all

@@ -3,7 +3,7 @@
     python -m train configs/shapes_large.py all
 
 Transformers are written out (`scan_layers=False`): a GPU would copy all layers' parameters and states from and to a
-scan's stacks. No pixels are folded into channels (`patch=1`).
+scan's stacks. The U-Nets work on the pixels themselves (`patch=1`).
 """
 
 from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer

@@ -6,8 +6,7 @@
         samples/, metrics.jsonl, speed.jsonl, events...
 
 The folder is self-contained: `load_stage` needs no config file and reads no optimizer state; `Run` knows the stages in
-their order. orbax is imported when a
-checkpoint is read or written, not before.
+their order. orbax is imported when a checkpoint is read or written, not before.
 """
 
 from dalle2_jax.checkpoint.describe import describe_stage

@@ -23,19 +23,15 @@ def to_json(value: Any, where: str = "value") -> Any:
     Raises:
         CheckpointError: for a value that JSON cannot hold, naming its field.
     """
-    return _to_json(value, where)
-
-
-def _to_json(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [to_json(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, dict):
-        return {str(key): _to_json(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): to_json(item, f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
-        fields = {name: _to_json(getattr(value, name), f"{where}.{name}") for name in field_names(cls)}
+        fields = {name: to_json(getattr(value, name), f"{where}.{name}") for name in field_names(cls)}
         return {"class": public_path(cls), "fields": fields}
     raise CheckpointError(f"{where} is a {type(value).__name__}, which a stage's folder cannot record")
 
@@ -63,14 +59,14 @@ def rebuild(data: Any, allow: Iterable[str] = ()) -> Any:
         CheckpointError: for a class or a field that this version does not have, or a package that is not allowed,
             naming it.
     """
-    packages = (PACKAGE, *allow)
+    allow = tuple(allow)
     if isinstance(data, list | tuple):
         return tuple(rebuild(item, allow) for item in data)
     if not isinstance(data, dict):
         return data
     if set(data) != {"class", "fields"}:
         return {key: rebuild(item, allow) for key, item in data.items()}
-    cls = _find_class(str(data["class"]), packages)
+    cls = _find_class(str(data["class"]), (PACKAGE, *allow))
     known = field_names(cls)
     for name in data["fields"]:
         if name not in known:

@@ -1,4 +1,4 @@
-"""A sheet of images with captions under them, for people to look at; and PNG files that are whole or not there."""
+"""A sheet of images with captions under them, for people to look at."""
 
 from __future__ import annotations
 

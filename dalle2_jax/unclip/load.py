@@ -14,7 +14,7 @@ from dalle2_jax.unclip.placement import put_stage_on_devices
 
 
 @dataclass(frozen=True)
-class LoadedRun:
+class Stages:
     """The stages of a run by what they do, None where there is none, and the tokenizer they were trained with."""
 
     clip: LoadedStage | None
@@ -24,7 +24,7 @@ class LoadedRun:
     tokenizer: AnyTokenizer
 
 
-def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, shard: bool | None = None) -> LoadedRun:
+def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, shard: bool | None = None) -> Stages:
     """Reads the finished or latest checkpoints of a run; see `DALLE2.load`."""
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
@@ -44,7 +44,7 @@ def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, sh
     _check_sizes(path, decoder, upsamplers)
     if clip is not None:
         _warn_of_another_clip(path, clip, prior, decoder)
-    return LoadedRun(clip, prior, decoder, upsamplers, tokenizer_from_json(run.caption_reader.record.tokenizer))
+    return Stages(clip, prior, decoder, upsamplers, tokenizer_from_json(run.caption_reader.record.tokenizer))
 
 
 def _check_sizes(path: Path, decoder: LoadedStage | None, upsamplers: tuple[LoadedStage, ...]) -> None:

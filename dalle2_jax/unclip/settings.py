@@ -17,6 +17,8 @@ UNUSED = {
         "guidance_interval": _NOT_GUIDED,
     },
 }
+# Fields of Sampling that one sampler alone reads.
+SAMPLER_OF = {"variance": "ddpm", "eta": "ddim", "clamped_epsilon": "ddim"}
 
 
 def process_of(stage: LoadedStage) -> Process:
@@ -40,14 +42,14 @@ def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
             )
     sampling = dataclasses.replace(own, **changes)
     unused = {
-        "variance": "" if sampling.sampler == "ddpm" else f"the sampler {sampling.sampler}; take ddpm",
-        "eta": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
-        "clamped_epsilon": "" if sampling.sampler == "ddim" else f"the sampler {sampling.sampler}; take ddim",
-        "percentile": "" if sampling.threshold == "dynamic" else "this threshold; take threshold dynamic",
-        **UNUSED.get(stage.kind, {}),
+        name: f"the sampler {sampling.sampler}; take {sampler}"
+        for name, sampler in SAMPLER_OF.items()
+        if sampling.sampler != sampler
     }
-    for name, reason in unused.items():
-        if reason and getattr(sampling, name) != getattr(own, name):
+    if sampling.threshold != "dynamic":
+        unused["percentile"] = "this threshold; take threshold dynamic"
+    for name, reason in {**unused, **UNUSED.get(stage.kind, {})}.items():
+        if getattr(sampling, name) != getattr(own, name):
             raise InputError(f"{name} has no effect with {reason}")
     return sampling
 

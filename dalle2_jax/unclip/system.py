@@ -9,7 +9,6 @@ images = model.generate(jax.random.key(0), ["a small red circle on a gray backgr
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,10 +26,9 @@ from dalle2_jax.clip import classify, zero_shot_weights
 from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import unit_norm
-from dalle2_jax.tokenizer import AnyTokenizer
 from dalle2_jax.unclip.embed import embed_captions, embed_images, empty_caption, encode_tokens, input_size
 from dalle2_jax.unclip.generate import Generated, Options, generate
-from dalle2_jax.unclip.load import load_run
+from dalle2_jax.unclip.load import Stages, load_run
 from dalle2_jax.unclip.placement import shard_batch
 from dalle2_jax.unclip.sample import decode, encode_images, invert, sample_image_embeddings, upsample
 from dalle2_jax.unclip.settings import evaluations_of, process_of, sampling_of
@@ -39,19 +37,13 @@ StageName = Literal["prior", "decoder", "upsampler"]
 
 
 @dataclass(frozen=True, repr=False)
-class DALLE2:
+class DALLE2(Stages):
     """CLIP, prior, decoder and upsamplers of one run, with the tokenizer they were trained with.
 
     A run need not have all of them (None): without a prior it samples variations of images and nothing from captions,
     without a decoder it has CLIP's embeddings and the prior's, and GLIDE's networks need neither CLIP nor prior. What
     asks for a stage that is not there says so in an InputError.
     """
-
-    clip: LoadedStage | None
-    prior: LoadedStage | None
-    decoder: LoadedStage | None
-    upsamplers: tuple[LoadedStage, ...]
-    tokenizer: AnyTokenizer
 
     @classmethod
     def load(
@@ -68,8 +60,7 @@ class DALLE2:
         "bfloat16" or "float32"; None: as the run says. shard: share each network's weights out among this process's
         devices; None: on accelerators. Raises CheckpointError where the run or one of its stages is missing or damaged.
         """
-        loaded = load_run(run, ema=ema, dtype=dtype, shard=shard)
-        return cls(**{field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded)})
+        return cls(**vars(load_run(run, ema=ema, dtype=dtype, shard=shard)))
 
     def __repr__(self) -> str:
         return f"DALLE2({', '.join(f'{stage.name}: {stage.kind}' for stage in self.stages)})"

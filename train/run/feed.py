@@ -26,15 +26,15 @@ class Feed:
     def __init__(self, system: System, run_dir: Path, log: Log = print):
         self.system, self.run_dir, self.log = system, run_dir, log
         self._sources: dict[str, Any] = {}
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
         self._tokenizer: AnyTokenizer | None = None
 
     def source(self, split: str) -> Any:
         if split not in self._sources:
             source = self._sources[split] = processes.first_then_others(lambda: open_source(self.system.data, split))
             processes.check_same(f"the split {split!r} of {source.name}", len(source))
-            if source.notice and source.notice not in self._told:
-                self._told.add(source.notice)
+            if source.notice and source.notice not in self._logged:
+                self._logged.add(source.notice)
                 self.log(source.notice)
         return self._sources[split]
 

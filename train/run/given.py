@@ -110,10 +110,11 @@ def place_given(system: System, names: Sequence[str], run_dir: Path, log: Callab
         InputError: if files can be neither linked nor copied; nothing half-written is left.
     """
     if jax.process_index() == 0:
+        run = Run(run_dir)
         for name, folder in system.given.items():
             target = run_dir / name
             shutil.rmtree(_partial(target), ignore_errors=True)  # what a kill has left
-            if name in names and is_given(system, name, Run(run_dir)):
+            if name in names and is_given(system, name, run):
                 target.rename(_partial(target))
                 shutil.rmtree(_partial(target))
             elif name not in names and not target.exists():
