@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.cache import LayerCache
 from dalle2_jax.layers.kernels.attention import late_normalised_attention
 from dalle2_jax.layers.kernels.dense import product
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
@@ -151,17 +152,27 @@ class MultiHeadAttention(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, lengths: jax.Array | None = None) -> jax.Array:
-        """Attends within `x`.
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        lengths: jax.Array | None = None,
+        cache: LayerCache | None = None,
+        place: jax.Array | None = None,
+    ) -> jax.Array | tuple[jax.Array, LayerCache]:
+        """Attends within `x`, or with a cache within all tokens up to those of `x`.
 
         Args:
           x: `[batch, tokens, width]`.
           mask: bool, broadcastable to `[batch, heads, tokens, tokens]`, or with `last_only` to
-            `[batch, heads, 1, tokens]`; True means that the query sees the key.
+            `[batch, heads, 1, tokens]`; True means that the query sees the key. With a cache of m places, to
+            `[batch, heads, tokens, m]`, and it also has to say what is causal.
           lengths: int32 `[batch]`, how many tokens of each row are real; those behind them are not seen.
+          cache: keys and values of earlier tokens. place: int32, where those of `x` go in it.
 
         Returns:
-          `[batch, tokens, width]`, or `[batch, 1, width]` with `last_only`.
+          `[batch, tokens, width]`, or `[batch, 1, width]` with `last_only`. With a cache, that and the cache with the
+          keys and values of `x` in it.
 
         Raises:
           InputError: if the width does not divide by `heads`.
@@ -181,7 +192,11 @@ class MultiHeadAttention(nn.Module):
         if self.last_only:
             query = last_of(query, lengths)
         is_causal = self.is_causal and not self.last_only
+        if cache is not None:
+            key, value = cache = cache.write(key, value, place)
+            is_causal = False
         y = dot_product_attention(query, key, value, mask=mask, key_lengths=lengths, is_causal=is_causal)
         y = y.reshape(batch, -1, width)
         init = nn.initializers.normal(scale * self.out_scale)
-        return nn.Dense(width, kernel_init=init, dot_general=product, name="out", **dtypes)(y)
+        y = nn.Dense(width, kernel_init=init, dot_general=product, name="out", **dtypes)(y)
+        return y if cache is None else (y, cache)

@@ -1,6 +1,7 @@
 """The pre-norm transformer that CLIP, the prior and the decoder's caption encoder share."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.attention import MultiHeadAttention, last_of, pack
+from dalle2_jax.layers.cache import Cache, LayerCache
 from dalle2_jax.layers.kernels.dense import product
 from dalle2_jax.layers.kernels.gelu import gelu
 from dalle2_jax.layers.kernels.target import traced_for_nvidia
@@ -88,8 +90,15 @@ class Block(nn.Module):
     param_dtype: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None, lengths: jax.Array | None) -> tuple[jax.Array, None]:
-        """Maps `x` `[batch, tokens, width]` to the same shape, or to one token. mask, lengths: as the attention's."""
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        lengths: jax.Array | None,
+        cache: LayerCache | None = None,
+        place: jax.Array | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Maps `x` `[batch, tokens, width]` to the same shape, or to one token. The others are as the attention's."""
         width = x.shape[-1]
         hidden = round(width * self.mlp_ratio)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
@@ -105,7 +114,8 @@ class Block(nn.Module):
             out_scale=self.residual_scale,
             name="attention",
             **dtypes,
-        )(y, mask, lengths)
+        )(y, mask, lengths, cache, place)
+        y, cache = (y, None) if cache is None else y
         if self.last_only:
             x = last_of(x, lengths)
         x = x + drop(name="attention_dropout")(y)
@@ -115,7 +125,7 @@ class Block(nn.Module):
         init_out = init(width**-0.5 * self.residual_scale)
         y = nn.Dense(width, kernel_init=init_out, dot_general=product, name="mlp_out", **dtypes)(y)
         x = x + drop(name="mlp_dropout")(y)
-        return x, None
+        return x, cache
 
 
 class Transformer(nn.Module):
@@ -158,20 +168,29 @@ class Transformer(nn.Module):
     param_dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array | None = None,
+        deterministic: bool = True,
+        cache: Cache | None = None,
+    ) -> jax.Array | tuple[jax.Array, Cache]:
         """Runs the stack.
 
         Args:
           x: `[batch, tokens, width]`.
           mask: bool `[batch, tokens]`, True for the tokens that may be attended to. States at the others mean nothing.
-            With `last_only` the last one has to be real.
+            With `last_only` the last one has to be real. With a cache of m places, bool `[batch, m]` of those.
           deterministic: False turns dropout on; it then needs the `dropout` key.
+          cache: what the tokens before `x` left (`empty_cache`), for a causal transformer without `last_only`.
 
         Returns:
-          `[batch, tokens, width]` in `dtype`, or `[batch, 1, width]` with `last_only`.
+          `[batch, tokens, width]` in `dtype`, or `[batch, 1, width]` with `last_only`. With a cache, that and the cache
+          with the tokens of `x` in it.
 
         Raises:
-          InputError: if `x` is not of `width`, `width` does not divide by `heads`, or `activation` is unknown.
+          InputError: if `x` is not of `width`, `width` does not divide by `heads`, `activation` is unknown, or there is
+            a cache that the transformer cannot have.
         """
         check_mesh_axes(x)
         if x.shape[-1] != self.width:
@@ -191,6 +210,8 @@ class Transformer(nn.Module):
             "param_dtype": self.param_dtype,
         }
         x, lengths, full_lengths = x.astype(self.dtype), None, None
+        if cache is not None:
+            return self._run_cached(x, mask, cache, fields)
         if mask is not None and traced_for_nvidia():
             # A mask costs cuDNN an array of all queries by all keys, lengths nothing. On a TPU the moving about costs a
             # tenth of the memory of the paper's prior.
@@ -207,16 +228,46 @@ class Transformer(nn.Module):
             for layer in range(full_layers):
                 x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask, full_lengths)
         elif full_layers:
-            blocks = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=nn.broadcast,
-                length=full_layers,
-            )(last_only=False, name="blocks", **fields)
-            x, _ = blocks(x, mask, full_lengths)
+            x, _ = self._scanned(block, full_layers, fields)(x, mask, full_lengths, None, None)
         if self.last_only:
             x, _ = block(last_only=True, name="last_block", **fields)(x, mask, lengths)
         elif lengths is not None:
             x = jnp.take_along_axis(x, jnp.argsort(order, axis=1)[:, :, None], axis=1)
         return x
+
+    def _scanned(self, block: type[Block], layers: int, fields: dict[str, Any]) -> nn.Module:
+        """All layers as one, over their stacked parameters."""
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+            length=layers,
+        )(last_only=False, name="blocks", **fields)
+
+    def _run_cached(
+        self, x: jax.Array, mask: jax.Array | None, cache: Cache, fields: dict[str, Any]
+    ) -> tuple[jax.Array, Cache]:
+        """The stack over the tokens behind those in the cache."""
+        if not self.is_causal or self.last_only:
+            raise InputError("a cache goes with a causal transformer without last_only; leave the cache out")
+        seen = cache.seen(x.shape[1])
+        if mask is not None:
+            seen = seen & mask[:, None, None, :]
+        if self.scan_layers:
+            x, layers = self._scanned(Block, self.depth, fields)(x, seen, None, cache.layers, cache.length)
+        else:
+            written = []
+            for number in range(self.depth):
+                layer = jax.tree.map(lambda value, number=number: value[number], cache.layers)
+                block = Block(last_only=False, name=f"block_{number}", **fields)
+                x, layer = block(x, seen, None, layer, cache.length)
+                written.append(layer)
+            layers = jax.tree.map(lambda *values: jnp.stack(values), *written)
+        return x, Cache(layers, cache.length + x.shape[1])
+
+    @nn.nowrap
+    def empty_cache(self, batch: int, places: int) -> Cache:
+        """A cache for `places` tokens a row, none of them there yet."""
+        shape = (self.depth, batch, places, self.heads, self.width // self.heads)
+        return Cache(LayerCache(*(jnp.zeros(shape, self.dtype) for _ in range(2))), jnp.zeros((), jnp.int32))

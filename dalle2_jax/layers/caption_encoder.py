@@ -1,4 +1,4 @@
-"""The decoder's own caption encoder: GLIDE's text transformer (GLIDE Sec. 4; glide-text2im, text2im_model.py)."""
+"""An encoder of captions by itself: GLIDE's text transformer (GLIDE Sec. 4; glide-text2im, text2im_model.py)."""
 
 import flax.linen as nn
 import jax
@@ -51,7 +51,7 @@ class CaptionEncoder(nn.Module):
         length = tokens.shape[1]
         if length > self.context_length:
             raise InputError(
-                f"the caption has {length} tokens, the decoder's caption encoder a context of {self.context_length}: "
+                f"the caption has {length} tokens, the caption encoder a context of {self.context_length}: "
                 "shorten it, or train with a larger context_length."
             )
         if mask is None:

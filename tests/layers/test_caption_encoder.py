@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from dalle2_jax.decoder import CaptionEncoder
+from dalle2_jax.layers import CaptionEncoder
 
 MODEL = CaptionEncoder(vocabulary_size=20, context_length=6, width=8, depth=2, heads=2)
 TOKENS = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
@@ -61,7 +61,7 @@ def test_bfloat16_keeps_float32_parameters():
 @pytest.mark.parametrize(
     "tokens, words",
     [
-        (np.zeros((2, 7), np.int32), "7 tokens, the decoder's caption encoder a context of 6"),
+        (np.zeros((2, 7), np.int32), "7 tokens, the caption encoder a context of 6"),
         (np.zeros((2, 4), np.float32), "wants tokens"),
         (np.zeros(4, np.int32), "wants tokens"),
     ],
