@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dalle2_jax.decoder.caption_encoder import CaptionEncoder
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.caption_encoder import CaptionEncoder
 from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.transformer import LayerNorm
 from dalle2_jax.layers.unet import UNet

@@ -1,6 +1,7 @@
 """Diffusion as arithmetic over a function: schedules, the process, losses, samplers, guidance. It sees no network."""
 
 from dalle2_jax.diffusion.guidance import classifier_free_guidance
+from dalle2_jax.diffusion.inpainting import REPAINT, REPLACEMENT, Resampling, repaint, sample_repaint, with_known_x_0
 from dalle2_jax.diffusion.inversion import ddim_inverse_step, ddim_invert
 from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, variational_bound, x0_error
 from dalle2_jax.diffusion.process import Prediction, Process, dynamic_threshold
@@ -17,10 +18,13 @@ from dalle2_jax.diffusion.timesteps import (
 )
 
 __all__ = [
+    "REPAINT",
+    "REPLACEMENT",
     "SAMPLERS",
     "LossHistory",
     "Prediction",
     "Process",
+    "Resampling",
     "Sampling",
     "betas",
     "check_loss",
@@ -40,12 +44,15 @@ __all__ = [
     "linear_betas",
     "loss_history",
     "normal",
+    "repaint",
     "respace",
     "sample",
+    "sample_repaint",
     "tiled",
     "timestep_probabilities",
     "update_history",
     "variational_bound",
+    "with_known_x_0",
     "x0_error",
     "zero_terminal_snr",
 ]

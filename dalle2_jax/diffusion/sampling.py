@@ -17,6 +17,8 @@ from dalle2_jax.diffusion.sampler import SAMPLERS, Denoiser
 from dalle2_jax.errors import InputError
 
 THRESHOLDS = ("none", "static", "dynamic")
+# Fields that one sampler alone reads.
+SAMPLER_OF = {"variance": "ddpm", "eta": "ddim", "clamped_epsilon": "ddim"}
 
 TRACED = ("guidance_scale", "guidance_interval", "eta")
 SETTLED = ("sampler", "steps", "candidates", "variance", "threshold", "percentile", "clamped_epsilon")
@@ -83,6 +85,17 @@ class Sampling:
     def turned(self) -> Sampling:
         """The settings as an argument of a jitted function: a scale of 1 becomes None, a program of its own."""
         return self if self.is_guided else dataclasses.replace(self, guidance_scale=None)
+
+    def without_effect(self) -> dict[str, str]:
+        """Fields that have no effect beside the others, and why not."""
+        unused = {
+            name: f"the sampler {self.sampler}; take {sampler}"
+            for name, sampler in SAMPLER_OF.items()
+            if self.sampler != sampler
+        }
+        if self.threshold != "dynamic":
+            unused["percentile"] = "this threshold; take threshold dynamic"
+        return unused
 
     def interval(self, process: Process) -> tuple[jax.Array | float, jax.Array | float] | None:
         """The timesteps that are guided, as `classifier_free_guidance` wants them; None: all."""

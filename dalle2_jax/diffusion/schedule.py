@@ -12,8 +12,8 @@ from dalle2_jax.errors import InputError
 MAX_BETA = 0.999
 
 RESPACINGS = (
-    '"27" (evenly spaced), "10,10,3,2,2" (steps in each equal section), "ddim25" (fixed stride), "fast27", or '
-    '"logsnr12" (evenly spaced in the log of the signal-to-noise ratio)'
+    '"27" (evenly spaced), "10,10,3,2,2" (steps in each equal section), "ddim25" (fixed stride), "fast27", '
+    '"logsnr12" (evenly spaced in the log of the signal-to-noise ratio), or "from25:250" (evenly from timestep 25 on)'
 )
 # What a network says of an image under more noise than this (half the log of the SNR) is not worth a step of few:
 # the bound that DPM-Solver's authors give for the cosine schedule.
@@ -62,6 +62,8 @@ def respace(spec: str, timesteps: int, alphas_cumprod: np.ndarray | None = None)
     - `"fast27"`: GLIDE's hand-tuned 27 steps, `"10,10,3,2,2"` with the last timestep moved down by two.
     - `"logsnr12"`: 12 steps evenly spaced in log(abar / (1 - abar)), as DPM-Solver wants them (Lu et al. 2022); they
       need the schedule's `alphas_cumprod` (float64 [timesteps]), and leave out timesteps that are all but noise.
+    - `"from25:250"`: 250 evenly spaced steps from timestep 25 to the last one, for images that are inverted: they count
+      as that noisy.
 
     InputError, naming the spec, if it is malformed or asks for more steps than there are.
     """
@@ -71,6 +73,8 @@ def respace(spec: str, timesteps: int, alphas_cumprod: np.ndarray | None = None)
         return _strided(spec, _counts(spec, spec[len("ddim") :])[0], timesteps)
     if isinstance(spec, str) and spec.startswith("logsnr"):
         return _even_in_log_snr(spec, _counts(spec, spec[len("logsnr") :])[0], alphas_cumprod)
+    if isinstance(spec, str) and spec.startswith("from"):
+        return _from(spec, timesteps)
     counts = _counts(spec, spec)
     if counts == [1]:
         return (timesteps - 1,)
@@ -106,6 +110,20 @@ def _sections(spec: str, counts: list[int], timesteps: int) -> tuple[int, ...]:
             position += stride
         start += length
     return tuple(kept)
+
+
+def _from(spec: str, timesteps: int) -> tuple[int, ...]:
+    start, _, text = spec[len("from") :].partition(":")
+    counts = _counts(spec, text)
+    if not (start.isascii() and start.isdigit()) or len(counts) > 1:
+        raise InputError(f"bad respacing {spec!r}; write {RESPACINGS}, with counts of at least 1")
+    first = int(start)
+    if counts[0] > timesteps - first:
+        raise InputError(
+            f"respacing {spec!r} asks for {counts[0]} steps of the {max(timesteps - first, 0)} timesteps from {first} "
+            f"on; write {RESPACINGS}, with no more steps than timesteps"
+        )
+    return tuple(first + step for step in respace(str(counts[0]), timesteps - first))
 
 
 def _strided(spec: str, count: int, timesteps: int) -> tuple[int, ...]:

@@ -21,6 +21,11 @@ def test_published_step_lists():
     assert respace("1000", 1000) == tuple(range(1000))
 
 
+def test_steps_that_begin_later():
+    assert respace("from20:50", 1000) == tuple(20 + step for step in respace("50", 980))
+    assert respace("from990:10", 1000) == tuple(range(990, 1000)) and respace("from25:1", 1000) == (999,)
+
+
 def test_one_step_starts_from_noise():
     assert respace("1", 1000) == (999,)
 
@@ -38,6 +43,11 @@ def test_steps_ascend_without_repetition(timesteps):
     "spec",
     [
         "",
+        "from25",
+        "from25:2,3",
+        "from:25",
+        "from990:11",
+        "from1000:1",
         "0",
         "-3",
         "2.5",

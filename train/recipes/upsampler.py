@@ -18,6 +18,7 @@ from dalle2_jax.layers.pixels import resize, to_float, to_uint8
 from train.config.recipe import Batch, BatchSpec, Parameters, check_share
 from train.recipes.augment import degraded_crop
 from train.recipes.diffusion import DiffusionRecipe, DiffusionTask
+from train.recipes.masks import random_known, without_known
 
 DEGRADATIONS = ("blur", "bsr")
 
@@ -28,7 +29,8 @@ class UpsamplerRecipe(DiffusionRecipe):
 
     The low-resolution image is made worse, so that the decoder's flaws are not new to the upsampler. degradation:
     "blur" (kernel 3, `blur_sigma`, with `blur_probability`; the paper's first upsampler always blurs) or "bsr" (blur,
-    noise, resizing and JPEG on the host, `dalle2_jax.data.degrade`; the paper's second).
+    noise, resizing and JPEG on the host, `dalle2_jax.data.degrade`; the paper's second). mask_full: as in
+    `DecoderRecipe`; the small image is always whole.
     """
 
     kind: ClassVar[str] = "upsampler"
@@ -39,6 +41,7 @@ class UpsamplerRecipe(DiffusionRecipe):
         "degradation",
         "blur_sigma",
         "blur_probability",
+        "mask_full",
     )
 
     module: Upsampler
@@ -47,6 +50,7 @@ class UpsamplerRecipe(DiffusionRecipe):
     blur_sigma: float = 0.6
     blur_probability: float = 1.0
     degradation: str = "blur"
+    mask_full: float = 0.25
     process: Process = Process(schedule="cosine", prediction="epsilon", variance="fixed_small", clip=1.0)
     sampling: Sampling = Sampling(sampler="ddim", steps="fast27")
 
@@ -63,6 +67,7 @@ class UpsamplerRecipe(DiffusionRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("upsampler.blur_probability", self.blur_probability)
+        check_share("upsampler.mask_full", self.mask_full)
         if self.module.last is not None:
             raise InputError(
                 "an upsampler with a network of its own for the last step (upsampler.module.last) is sampled and not "
@@ -111,7 +116,11 @@ class UpsamplerTask(DiffusionTask):
         crop = int(self.recipe.low_size * self.recipe.crop_fraction)
         factor = self.recipe.factor
         images, low = jnp.zeros((1, crop * factor, crop * factor, 3)), jnp.zeros((1, crop, crop, 3))
-        return self.module.init(key, images, jnp.zeros(1, jnp.int32), low)["params"]
+        inputs = key, images, jnp.zeros(1, jnp.int32), low
+        if not self.module.inpainting:
+            return self.module.init(*inputs)["params"]
+        params = self.module.init(*inputs, known=jnp.zeros((*images.shape[:3], 4)))["params"]
+        return without_known(params, self.module.unet)
 
     def _pair(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         images = resize(to_float(batch["image"]), self.recipe.size)
@@ -120,7 +129,8 @@ class UpsamplerTask(DiffusionTask):
     def denoising(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters, training: bool):
         """On crops, blurred as often as in training, also when it validates; BSR's pairs come with training batches
         alone, and what validates them are small images as they are."""
-        keys = dict(zip(("crop", "blur", "loss", "dropout"), jax.random.split(key, 4), strict=True))
+        names = ("crop", "blur", "loss", "dropout", *(("known",) if self.module.inpainting else ()))
+        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
         if training and self.recipe.degradation == "bsr":
             images, low = to_float(batch["image"]), to_float(batch["low_resolution"])
         else:
@@ -129,15 +139,21 @@ class UpsamplerTask(DiffusionTask):
                 blurred = jax.random.uniform(keys["blur"], (low.shape[0], 1, 1, 1)) < self.recipe.blur_probability
                 low = jnp.where(blurred, gaussian_blur(low, self.recipe.blur_sigma), low)
             images, low = random_crop(keys["crop"], images, low, int(self.recipe.size * self.recipe.crop_fraction))
-        rngs = {"dropout": keys["dropout"]} if training else None
+        options = {"deterministic": not training, "rngs": {"dropout": keys["dropout"]} if training else None}
+        if self.module.inpainting:
+            options["known"] = random_known(keys["known"], images, self.recipe.mask_full).channels()
 
         def denoiser(x_t: jax.Array, timesteps: jax.Array) -> jax.Array:
-            return self.module.apply({"params": params}, x_t, timesteps, low, deterministic=not training, rngs=rngs)
+            return self.module.apply({"params": params}, x_t, timesteps, low, **options)
 
         return denoiser, images, keys["loss"]
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
-        """Upsamples real small images."""
-        _, low = self._pair(batch)
+        """Upsamples real small images; paints the large ones in where it can."""
+        images, low = self._pair(batch)
         settings = self.recipe.process, self.recipe.preview_sampling
-        return to_uint8(sample_upsampler(key, self.module, params, *settings, low, self.recipe.size))
+        known = None
+        if self.module.inpainting:
+            known_key, key = jax.random.split(key)
+            known = random_known(known_key, images, self.recipe.mask_full)
+        return to_uint8(sample_upsampler(key, self.module, params, *settings, low, self.recipe.size, known=known))

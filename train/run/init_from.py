@@ -14,6 +14,7 @@ from dalle2_jax.layers.stacking import stack_layers, unstack_layers
 from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
 from train.config.recipe import Recipe, Task
 from train.config.system import System
+from train.recipes.masks import with_known_channels
 from train.run.record import stage_record
 from train.run.resume import first_difference
 
@@ -35,6 +36,9 @@ ADAPTED = (
     "dtype",
     "param_dtype",
 )
+# Whether a network sees what is known of an image: one that does not can start one that does.
+INPAINTING = "inpainting"
+FIRST_KERNEL = "unet/conv_in/kernel"
 # What a network's numbers mean.
 PROCESS = ("schedule", "timesteps", "prediction", "zero_terminal_snr")
 
@@ -68,7 +72,8 @@ def initial_parameters(name: str, task: Task, tokenizer: AnyTokenizer | None, lo
     """The averaged parameters of the stage that the recipe's `init_from` names, fitted to this task.
 
     Tables of token embeddings follow the tokens: a token that both tokenizers have keeps its row, a new one gets a
-    fresh row. The optimizer and the average start afresh in any case.
+    fresh row. A network that is to see what is known of an image, started from one that does not, starts with weights
+    of zero for that, and so gives what the other gives. The optimizer and the average start afresh in any case.
 
     Raises:
         InputError: if the other stage is missing or damaged, of another kind, differs in a parameter's shape, or has a
@@ -83,6 +88,8 @@ def initial_parameters(name: str, task: Task, tokenizer: AnyTokenizer | None, lo
     shapes = jax.eval_shape(task.init, jax.random.key(recipe.seed))
     ours = _by_path(shapes)
     theirs = _laid_out(other.params, ours)
+    if getattr(recipe.module, INPAINTING, False) and not getattr(other.module, INPAINTING):
+        theirs[FIRST_KERNEL] = with_known_channels(theirs[FIRST_KERNEL], recipe.module.unet.patch)
     for path in [*ours, *theirs]:
         if (path in ours) != (path in theirs):
             where = "this one" if path in ours else "that one"
@@ -132,6 +139,12 @@ def check_start(name: str, recipe: Recipe) -> StageRecord:
         raise InputError(
             f"{name}.init_from names {recipe.init_from}, which is of kind {record.kind} and not {recipe.kind}"
         )
+    there, here = (one.module["fields"].get(INPAINTING, False) for one in (record, ours))
+    if there and not here:
+        raise InputError(
+            f"{name} cannot start from {recipe.init_from}: that network sees what is known of an image and this one "
+            f"would not; set {name}.module.inpainting=true"
+        )
     difference = first_difference(_network(record.module), _network(ours.module), "module")
     for field in PROCESS if difference is None else ():
         there, here = ((one.process or {}).get("fields", {}).get(field) for one in (record, ours))
@@ -147,9 +160,9 @@ def check_start(name: str, recipe: Recipe) -> StageRecord:
 
 
 def _network(module: Any) -> Any:
-    """A module's record without the fields of `ADAPTED`, at any depth."""
+    """A module's record without the fields of `ADAPTED` and `INPAINTING`, at any depth."""
     if isinstance(module, dict):
-        return {key: _network(value) for key, value in module.items() if key not in ADAPTED}
+        return {key: _network(value) for key, value in module.items() if key not in (*ADAPTED, INPAINTING)}
     return module
 
 
