@@ -13,10 +13,12 @@ from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.data.dataset import Data
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.layers.unet import UNet
-from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.prior import AutoregressivePrior, AutoregressiveSampling, DiffusionPrior
 from train.config.optimizer import Optimizer
 from train.config.system import System
+from train.recipes.autoregressive_prior import AutoregressivePriorRecipe
 from train.recipes.clip import ClipRecipe
 from train.recipes.decoder import DecoderRecipe
 from train.recipes.prior import PriorRecipe
@@ -62,6 +64,28 @@ def system() -> System:
             learning_rate=6e-4, warmup_steps=200, schedule="cosine", weight_decay=0.02, ema_decay=0.995
         ),
         validate_every=250,
+        preview_every=0,
+    )
+    # The paper's other prior, trained by its name alone: python -m train configs/emoji.py autoregressive_prior.
+    autoregressive_prior = AutoregressivePriorRecipe(
+        module=AutoregressivePrior(
+            transformer=Transformer(width=192, depth=4, heads=4, is_causal=True, scan_layers=False),
+            embedding_size=EMBEDDING,
+            components=48,
+            buckets=32,
+            similarity_buckets=16,
+            context_length=CONTEXT,
+            vocabulary_size=VOCABULARY,
+            text_components=True,
+        ),
+        sampling=AutoregressiveSampling(candidates=2),
+        steps=600,
+        batch_size=64,
+        codec_examples=6400,
+        optimizer=Optimizer(
+            learning_rate=6e-4, warmup_steps=100, schedule="cosine", weight_decay=0.02, ema_decay=0.995
+        ),
+        validate_every=150,
         preview_every=0,
     )
     decoder = DecoderRecipe(
@@ -115,11 +139,18 @@ def system() -> System:
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.995),
     )
-    stages = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler}
+    stages = {
+        "clip": clip,
+        "prior": prior,
+        "decoder": decoder,
+        "upsampler": upsampler,
+        "autoregressive_prior": autoregressive_prior,
+    }
     return System(
         name="emoji",
         data=Data(name="emoji", image_size=64),
         vocabulary_size=VOCABULARY,
         context_length=CONTEXT,
         stages=stages,
+        optional=("autoregressive_prior",),
     )

@@ -20,7 +20,7 @@ from dalle2_jax.data.dataset import Data
 from train.config.system import System
 
 # What 271 emoji bore: with more steps the prior and the decoder got worse on held-out ones.
-STEPS = {"clip": 250, "prior": 120, "decoder": 900, "upsampler": 300}
+STEPS = {"clip": 250, "prior": 120, "decoder": 900, "upsampler": 300, "autoregressive_prior": 120}
 
 
 def system(folder: str) -> System:

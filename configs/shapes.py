@@ -10,10 +10,12 @@ from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.data.dataset import Data
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.layers.transformer import Transformer
 from dalle2_jax.layers.unet import UNet
-from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.prior import AutoregressivePrior, AutoregressiveSampling, DiffusionPrior
 from train.config.optimizer import Optimizer
 from train.config.system import System
+from train.recipes.autoregressive_prior import AutoregressivePriorRecipe
 from train.recipes.clip import ClipRecipe
 from train.recipes.decoder import DecoderRecipe
 from train.recipes.prior import PriorRecipe
@@ -58,6 +60,28 @@ def system() -> System:
         checkpoint_every=200,
         batch_size=64,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.99),
+        preview_every=0,
+    )
+    # The paper's other prior, trained by its name alone: python -m train configs/shapes.py autoregressive_prior. Fewer
+    # buckets than the paper's 1,024, of which 13,000 images would leave a dozen each.
+    autoregressive_prior = AutoregressivePriorRecipe(
+        module=AutoregressivePrior(
+            transformer=Transformer(width=128, depth=2, heads=4, is_causal=True, scan_layers=False),
+            embedding_size=EMBEDDING,
+            components=20,
+            buckets=64,
+            similarity_buckets=16,
+            context_length=CONTEXT,
+            vocabulary_size=VOCABULARY,
+            text_components=True,
+        ),
+        sampling=AutoregressiveSampling(candidates=2),
+        steps=450,
+        checkpoint_every=150,
+        batch_size=64,
+        codec_examples=12_800,
+        optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.99),
+        validate_every=150,
         preview_every=0,
     )
     decoder = DecoderRecipe(
@@ -117,11 +141,18 @@ def system() -> System:
         batch_size=32,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99),
     )
-    stages = {"clip": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler}
+    stages = {
+        "clip": clip,
+        "prior": prior,
+        "decoder": decoder,
+        "upsampler": upsampler,
+        "autoregressive_prior": autoregressive_prior,
+    }
     return System(
         name="shapes",
         data=Data(name="captioned_shapes", config="one_object"),
         vocabulary_size=VOCABULARY,
         context_length=CONTEXT,
         stages=stages,
+        optional=("autoregressive_prior",),
     )

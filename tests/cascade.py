@@ -45,6 +45,15 @@ def tiny_system(data_dir: Path | str) -> System:
         module=prior.module.clone(embedding_size=EMBEDDING, **TRANSFORMER),
         sampling=dataclasses.replace(prior.sampling, steps="3"),
     )
+    autoregressive = full.stages["autoregressive_prior"]
+    transformer = autoregressive.module.transformer.clone(**TRANSFORMER)
+    autoregressive = _short(
+        autoregressive,
+        module=autoregressive.module.clone(
+            transformer=transformer, embedding_size=EMBEDDING, components=4, buckets=8, similarity_buckets=4
+        ),
+        codec_examples=64,
+    )
     unet = decoder.module.unet.clone(image_size=DECODER_SIZE, attention_resolutions=(), **UNET)
     decoder = _short(
         decoder,
@@ -61,7 +70,13 @@ def tiny_system(data_dir: Path | str) -> System:
         full,
         name="tiny",
         data=dataclasses.replace(full.data, data_dir=str(data_dir), counts=COUNTS),
-        stages={"clip": clip, "prior": prior, "decoder": decoder, "upsampler": upsampler},
+        stages={
+            "clip": clip,
+            "prior": prior,
+            "decoder": decoder,
+            "upsampler": upsampler,
+            "autoregressive_prior": autoregressive,
+        },
     )
 
 
@@ -89,7 +104,7 @@ def train(system: System, run_dir: Path, names: Sequence[str] | None = None, **s
     lines: list[str] = []
     mesh, options = make_mesh(devices=jax.devices()[:1]), LoopOptions(programs=_made_once, **settings)
     result = cascade.train_stages(
-        system, names or list(system.stages), run_dir, mesh, command=COMMAND, options=options, log=lines.append
+        system, names or system.usual_stages, run_dir, mesh, command=COMMAND, options=options, log=lines.append
     )
     return result, lines
 

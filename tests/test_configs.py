@@ -35,7 +35,7 @@ def count(tree: Any) -> int:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_a_config_is_a_whole_cascade(name):
-    stages = system(name).stages
+    stages = {stage: system(name).stages[stage] for stage in system(name).usual_stages}
     assert list(stages)[:3] == ["clip", "prior", "decoder"]
     kinds = [recipe.kind for recipe in stages.values()]
     assert kinds == ["clip", "prior", "decoder"] + ["upsampler"] * (len(stages) - 3)
@@ -65,6 +65,20 @@ def test_the_paper_has_the_sizes_of_table_3():
     assert count(parameters["upsampler_1024"]) == pytest.approx(267.1e6, **near)
 
 
+def test_the_other_prior_of_the_paper_has_two_billion_parameters():
+    """Table 3 says one: its two transformers, 24 layers of 12 w^2 + 13 w each, are two already."""
+    found = next(stage.params for stage in plan(system("paper")) if stage.name == "autoregressive_prior")
+    layers = {width: 24 * (12 * width**2 + 13 * width) for width in (1664, 2048)}
+    assert count(found["transformer"]) == layers[1664]
+    assert count(found["text"]["transformer"]) == layers[2048]
+    rest = 49_408 * 2048 + 2 * 256 * 2048 + 2 * 2048  # the caption encoder's tokens, positions, padding, norm
+    rest += 2048 * 1664 + 1664 + 1024 * 1664 + 1664 + 2 * 1664 + 2 * 1024 * 1664  # projections, nulls, codes
+    rest += (256 + 1 + 319) * 1664 + 2 * 1664 + 1664 * 1024 + 1024  # positions, norm and logits
+    assert count({name: tree for name, tree in found.items() if name != "codec"}) == sum(layers.values()) + rest
+    assert count(found) == pytest.approx(2.1e9, rel=0.03)
+    assert found["codec"]["components"].shape == (319, 1024) and found["codec"]["edges"].shape == (319, 1025)
+
+
 def test_the_paper_has_the_training_of_table_3():
     found = {}
     for name, recipe in system("paper").stages.items():
@@ -75,7 +89,8 @@ def test_the_paper_has_the_training_of_table_3():
     assert found["decoder"] == (2048, 800_000, 1.2e-4, 0, 0.9, 0.999, 1e-8, 0.9999)
     assert found["upsampler"] == (1024, 1_000_000, 1.2e-4, 0, 0.9, 0.999, 1e-8, 0.9999)
     assert found["upsampler_1024"] == (512, 1_000_000, 1e-4, 0, 0.9, 0.999, 1e-8, 0.9999)
-    stages = list(system("paper").stages.values())[1:]
+    assert found["autoregressive_prior"] == (4096, 1_000_000, 1.6e-4, 4e-2, 0.9, 0.91, 1e-10, 0.999)
+    stages = [system("paper").stages[name] for name in system("paper").usual_stages[1:]]
     assert [stage.process.schedule for stage in stages] == ["cosine", "cosine", "cosine", "linear"]
     assert {stage.process.timesteps for stage in stages} == {1000}
     visited = [len(respace(stage.sampling.steps, 1000)) for stage in stages]

@@ -42,6 +42,7 @@ TRAINING = {
     ("paper", "decoder"): (1 + 2 * (3 * 7 + 1 + 1), 3 * 7 + 1 + 1),  # CLIP's image half, and the caption encoder
     ("paper", "upsampler"): (0, 0),
     ("paper", "upsampler_1024"): (0, 0),
+    ("paper", "autoregressive_prior"): (2 + 2 * 2, 2),  # CLIP's halves, the caption encoder and the codes' transformer
 }
 # In the program that samples: a guided network sees both captions in one batch.
 SAMPLING = {
@@ -58,13 +59,14 @@ SAMPLING = {
     ("paper", "decoder"): 3 * 7 + 1 + 1,
     ("paper", "upsampler"): 0,
     ("paper", "upsampler_1024"): 0,
+    ("paper", "autoregressive_prior"): 1,  # the caption encoder: from a cache there is a query at a time
 }
 # Products of two float32 arrays that are meant to be: small ones, or bound by their weights, where digits count.
 FLOAT32 = "|".join(
     (
         r"time(_\d)?/dot_general",  # the time embedding and what conditions are added to it
         r"conv_out/",  # a U-Net's last layer, of few channels
-        r"DiffusionPrior\)*/out/",  # the prior's answer
+        r"(Diffusion|Autoregressive)Prior[^/]*\)*/out/",  # the prior's answer
         r"(image|text)_projection/dot_general",  # into CLIP's space
         # the similarities of CLIP's loss, whole and in chunks
         r"jvp\(\)\)?/dot_general|^checkpoint/(rematted_computation/)?dot_general",
@@ -73,7 +75,10 @@ FLOAT32 = "|".join(
     )
 )
 # The paper's, since they are the largest; shapes' for lengths that are odd.
-QUICK = [("shapes_large", "clip"), *(("paper", stage) for stage in ("clip", "prior", "decoder", "upsampler"))]
+QUICK = [
+    ("shapes_large", "clip"),
+    *(("paper", stage) for stage in ("clip", "prior", "decoder", "upsampler", "autoregressive_prior")),
+]
 
 
 def cases(quick: list[tuple[str, str]]) -> list[Any]:

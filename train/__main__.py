@@ -141,7 +141,8 @@ def _run(options: argparse.Namespace) -> int:
         system = with_start(system, options.init_from, only_first(print))
     named = bool(words) and (not describing or "=" not in words[0])
     stage = words[0] if named else "all"
-    names = list(system.stages) if stage == "all" else [find_stage(stage, system)]
+    usual = list(system.stages) if describing else system.usual_stages
+    names = usual if stage == "all" else [find_stage(stage, system)]
     system = apply_overrides(system, words[named:])
     sizes = {} if options.mesh is None else mesh_sizes(options.mesh)
     if describing:
@@ -211,7 +212,7 @@ def with_start(system: Any, run: Path, log: Callable[[str], None] = print) -> An
     found = [name for name in system.stages if has_record(run / name)]
     if not found:
         raise InputError(f"--init-from {run} has none of the stages {', '.join(system.stages)}; name a run's folder")
-    for name in system.stages:
+    for name in system.usual_stages:
         if name not in found:
             log(f"{run} has no stage {name}: it starts from nothing")
     for name in found:

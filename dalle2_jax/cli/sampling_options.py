@@ -27,6 +27,10 @@ OPTIONS: dict[str, tuple[str, Callable[[str], Any], str, str, str]] = {
     "--threshold": ("threshold", str, "a name", "decoder", "of predicted images: none, static, dynamic"),
     "--percentile": ("percentile", float, "a share of 1", "decoder", "of the dynamic threshold"),
     "--candidates": ("candidates", int, "a number", "prior", "embeddings of which the best is kept"),
+    "--temperature": ("temperature", float, "a number", "prior", "an autoregressive prior's; 0: the likeliest codes"),
+    "--top-k": ("top_k", int, "a number", "prior", "an autoregressive prior's: only so many of the likeliest codes"),
+    "--top-p": ("top_p", float, "a share of 1", "prior", "an autoregressive prior's: only codes of that probability"),
+    "--top-similarity": ("top_similarity", float, "a share of 1", "prior", "of z_i . z_t, from whose top it is drawn"),
 }
 
 
@@ -62,3 +66,8 @@ def read_sampling(options: argparse.Namespace, default: str | None = None) -> di
             except ValueError:
                 raise InputError(f"{option} takes {takes}, not {value!r}") from None
     return changes
+
+
+def add_prior_argument(parser: argparse.ArgumentParser) -> None:
+    """Which prior, in a run that has several."""
+    parser.add_argument("--prior", metavar="STAGE", help="which of the run's priors (default: the stage named prior)")

@@ -1,16 +1,21 @@
 """The diffusion prior (Sec. 2.2): a causal transformer that predicts the un-noised CLIP image embedding."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.diffusion.process import Process
+from dalle2_jax.diffusion.sampling import Sampling
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import timestep_embedding, unit_norm
 from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
+from dalle2_jax.prior.diffusion_sampling import denoise_embeddings
 
 
 class DiffusionPrior(nn.Module):
@@ -57,6 +62,29 @@ class DiffusionPrior(nn.Module):
     remat: Remat = False
     dtype: str = "float32"
     param_dtype: str = "float32"
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the caption is given as tokens, rather than as CLIP's text states."""
+        return self.vocabulary_size is not None
+
+    @property
+    def needs_empty_caption(self) -> bool:
+        """Whether the empty caption stands for a withheld one, since no null caption was learned."""
+        return not self.learned_null
+
+    @nn.nowrap
+    def sample_embeddings(
+        self,
+        params: Any,
+        keys: jax.Array,
+        captions: EncodedCaptions,
+        sampling: Sampling,
+        process: Process | None = None,
+        empty: EncodedCaptions | None = None,
+    ) -> jax.Array:
+        """One image embedding a caption, `[b, z]`; see `Prior`."""
+        return denoise_embeddings(self, params, keys, captions, sampling, process, empty)
 
     @property
     def scale(self) -> float:

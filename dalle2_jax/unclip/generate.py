@@ -42,14 +42,22 @@ class Generated:
     def images(self) -> np.ndarray:
         return self.upsampled[-1] if self.upsampled else self.decoded
 
+    def rows(self, rows: Sequence[int] | np.ndarray) -> Generated:
+        """Some of the images, in that order."""
+        rows = np.asarray(rows)
+        parts = (self.text_embeddings, self.image_embeddings, self.decoded, self.upsampled)
+        captions = tuple(self.captions[row] for row in rows) if self.captions else ()
+        return Generated(captions, *jax.tree.map(lambda value: value[rows], parts))
+
 
 class Options(TypedDict, total=False):
     """What `generate` takes beside the key and the captions.
 
     guidance_scale: the decoder's. prior, decoder, upsampler: fields of a stage's Sampling to change, such as
     `{"steps": 25}`. tile: upsample in tiles of that side, to save memory. caption_to_decoder: False lets only the image
-    embedding speak. image_embeddings: `[b, z]`, instead of the prior's. batch_size: images at once. strict: a caption
-    that is too long is an error rather than a warning (without `warn`, not even that).
+    embedding speak. embedding_to_decoder: False lets only the caption speak. image_embeddings: `[b, z]`, instead of
+    the prior's. x_T: `[b, h, w, 3]`, the noise that the decoder starts from, instead of the keys'. batch_size: images
+    at once. strict: a caption that is too long is an error rather than a warning (without `warn`, not even that).
     """
 
     guidance_scale: float | None
@@ -58,7 +66,9 @@ class Options(TypedDict, total=False):
     upsampler: dict[str, Any] | None
     tile: int | None
     caption_to_decoder: bool
+    embedding_to_decoder: bool
     image_embeddings: jax.Array | None
+    x_T: jax.Array | None
     batch_size: int
     strict: bool
     warn: bool
@@ -75,14 +85,16 @@ def generate(
     upsampler: dict[str, Any] | None = None,
     tile: int | None = None,
     caption_to_decoder: bool = True,
+    embedding_to_decoder: bool = True,
     image_embeddings: jax.Array | None = None,
+    x_T: jax.Array | None = None,
     batch_size: int = 64,
     strict: bool = False,
     warn: bool = True,
 ) -> Generated:
     """Images of captions; see `DALLE2.generate` and `Options`. captions: None: of the image embeddings alone."""
     captions = [captions] if isinstance(captions, str) else captions
-    _check(model, captions, image_embeddings, batch_size)
+    _check(model, captions, image_embeddings, batch_size, embedding_to_decoder)
     if captions is None:
         tokens, mask = (np.repeat(row, len(image_embeddings), axis=0) for row in model.tokenizer.empty())
     else:
@@ -92,32 +104,47 @@ def generate(
         raise InputError(
             f"{len(image_embeddings)} image embeddings were given for {len(tokens)} captions; give one a caption"
         )
+    _check_noise(model, x_T, len(tokens))
     decoder = dict(decoder or {})
     if guidance_scale is not None:
         decoder["guidance_scale"] = float(guidance_scale)
-    settings = Settings(prior or {}, decoder, upsampler or {}, caption_to_decoder and captions is not None, tile)
+    keep = caption_to_decoder and captions is not None, embedding_to_decoder
+    settings = Settings(prior or {}, decoder, upsampler or {}, *keep, tile)
     model.check_sampling(prior=settings.prior, decoder=settings.decoder, upsampler=settings.upsampler)
     if tile is not None and not model.upsamplers:
         raise InputError("this run has no upsampler that could work in tiles; leave tile out")
     for stage in model.upsamplers:
         check_tile(stage, tile)
-    parts = generate_in_batches(model, keys, tokens, mask, image_embeddings, settings, batch_size)
+    parts = generate_in_batches(model, keys, tokens, mask, image_embeddings, settings, batch_size, x_T)
     return Generated(tuple(captions or ()), *parts)
 
 
-def _check(model: DALLE2, captions: Sequence[str] | None, image_embeddings: Any, batch_size: int) -> None:
+def _check(
+    model: DALLE2, captions: Sequence[str] | None, image_embeddings: Any, batch_size: int, keep_embedding: bool
+) -> None:
     """Raises InputError if a stage is missing that is needed, or embeddings are given that nobody reads."""
     if captions is not None and not captions:
         raise InputError("there is no caption; give at least one")
     if captions is None and image_embeddings is None:
         raise InputError("there are neither captions nor image embeddings; give one of them")
     model.require("decoder")
-    if model.decoder.module.reads_image:
+    if not keep_embedding and image_embeddings is not None:
+        raise InputError("image embeddings were given and are withheld from the decoder; leave one of the two out")
+    if model.decoder.module.reads_image and keep_embedding:
         model.require(*(("clip", "prior") if image_embeddings is None else ("clip",)))
     elif image_embeddings is not None:
         raise InputError("this run's decoder reads captions alone; leave image_embeddings out")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
+
+
+def _check_noise(model: DALLE2, x_T: Any, count: int) -> None:
+    size = model.decoder.record.image_size
+    if x_T is not None and np.shape(x_T) != (count, size, size, 3):
+        raise InputError(
+            f"x_T has the shape {list(np.shape(x_T))}; the decoder starts {count} images from noise of the shape "
+            f"{[count, size, size, 3]}"
+        )
 
 
 @dataclass(frozen=True)
@@ -128,6 +155,7 @@ class Settings:
     decoder: dict[str, Any] = field(default_factory=dict)
     upsampler: dict[str, Any] = field(default_factory=dict)
     keep_caption: bool = True
+    keep_embedding: bool = True
     tile: int | None = None
 
 
@@ -139,10 +167,11 @@ def generate_in_batches(
     image_embeddings: jax.Array | None,
     settings: Settings,
     batch_size: int,
+    x_T: jax.Array | None = None,
 ) -> tuple[Any, ...]:
     """The fields of `Generated` but for the captions, of captions as tokens `[b, n]` and their mask.
 
-    keys: one a caption `[b]`. image_embeddings: in place of the prior's.
+    keys: one a caption `[b]`. image_embeddings: in place of the prior's. x_T: in place of the decoder's noise.
     """
     count, devices = len(keys), jax.local_device_count()
     # A stage's key of a caption does not depend on the batch.
@@ -155,8 +184,9 @@ def generate_in_batches(
     for start in range(0, count, size):
         rows = np.resize(np.arange(start, min(start + size, count)), size)
         embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[rows]
+        noise = None if x_T is None else jnp.asarray(x_T)[rows]
         captions = encode_tokens(model.clip, tokens[rows], mask[rows])
-        part = _generate_batch(model, stage_keys[rows], captions, embeddings, settings)
+        part = _generate_batch(model, stage_keys[rows], captions, embeddings, settings, noise)
         kept = min(size, count - start)
         parts.append(jax.tree.map(lambda value, kept=kept: np.asarray(value[:kept]), part))
     return jax.tree.map(lambda *values: np.concatenate(values), *parts)
@@ -168,9 +198,10 @@ def _generate_batch(
     captions: EncodedCaptions,
     image_embeddings: jax.Array | None,
     settings: Settings,
+    x_T: jax.Array | None = None,
 ) -> tuple[Any, ...]:
-    if image_embeddings is None and model.decoder.module.reads_image:
-        empty = None if model.prior.module.learned_null else model.empty_caption
+    if image_embeddings is None and model.decoder.module.reads_image and settings.keep_embedding:
+        empty = model.empty_caption if model.prior.module.needs_empty_caption else None
         own = shard_batch(keys[:, 0])
         image_embeddings = sample_image_embeddings(model.prior, captions, own, empty, **settings.prior)()
     embeddings = None if image_embeddings is None else shard_batch(image_embeddings)
@@ -182,6 +213,7 @@ def _generate_batch(
         embeddings,
         keep_caption=settings.keep_caption,
         empty=empty,
+        x_T=None if x_T is None else shard_batch(x_T),
         **settings.decoder,
     )()
     decoded, upsampled = to_uint8(images), []

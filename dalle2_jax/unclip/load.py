@@ -6,7 +6,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run
+from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run, StageFolder
 from dalle2_jax.checkpoint.run import KINDS, first_of_kind, of_kind
 from dalle2_jax.errors import InputError, StageMismatch
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
@@ -24,7 +24,14 @@ class Stages:
     tokenizer: AnyTokenizer
 
 
-def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, shard: bool | None = None) -> Stages:
+def load_run(
+    path: str | Path,
+    *,
+    ema: bool = True,
+    dtype: str | None = None,
+    shard: bool | None = None,
+    prior: str | None = None,
+) -> Stages:
     """Reads the finished or latest checkpoints of a run; see `DALLE2.load`."""
     if dtype not in (None, "float32", "bfloat16"):
         raise InputError(f"dtype is {dtype!r}; it must be float32 or bfloat16")
@@ -33,18 +40,35 @@ def load_run(path: str | Path, *, ema: bool = True, dtype: str | None = None, sh
         raise CheckpointError(f"there is no run at {path}; train one with `python -m train configs/shapes.py all`")
     run = Run(path)
     # On the devices at once, so that the host holds one stage at a time.
-    stages = [put_stage_on_devices(folder.load(ema), dtype, shard) for folder in run if folder.kind in KINDS]
+    folders = _with_one_prior(run, prior)
+    stages = [put_stage_on_devices(folder.load(ema), dtype, shard) for folder in folders]
     for name, kind in KINDS.items():
         found = of_kind(stages, name)
         if kind.only and len(found) > 1:
             names = ", ".join(stage.name for stage in found)
             raise CheckpointError(f"{path} has more than one {name} stage: {names}; a run has one of them")
-    clip, prior, decoder = (first_of_kind(stages, kind) for kind in ("clip", "prior", "decoder"))
+    clip, chosen, decoder = (first_of_kind(stages, kind) for kind in ("clip", "prior", "decoder"))
     upsamplers = of_kind(stages, "upsampler")
     _check_sizes(path, decoder, upsamplers)
     if clip is not None:
-        _warn_of_another_clip(path, clip, prior, decoder)
-    return Stages(clip, prior, decoder, upsamplers, tokenizer_from_json(run.caption_reader.record.tokenizer))
+        _warn_of_another_clip(path, clip, chosen, decoder)
+    return Stages(clip, chosen, decoder, upsamplers, tokenizer_from_json(run.caption_reader.record.tokenizer))
+
+
+def _with_one_prior(run: Run, name: str | None) -> list[StageFolder]:
+    """The stages that work in a run, of its priors the named one alone: by default the one named prior, or the only."""
+    folders = [folder for folder in run if folder.kind in KINDS]
+    priors = {folder.name: folder for folder in of_kind(folders, "prior")}
+    if name is None and len(priors) > 1:
+        name = "prior" if "prior" in priors else None
+        if name is None:
+            raise InputError(
+                f"{run.path} has the priors {', '.join(priors)}; say which by prior={next(iter(priors))!r}"
+            )
+    if name is not None and name not in priors:
+        there = f"its priors are: {', '.join(priors)}" if priors else "it has none"
+        raise InputError(f"{run.path} has no prior {name!r}; {there}")
+    return [folder for folder in folders if folder.kind != "prior" or name in (None, folder.name)]
 
 
 def _check_sizes(path: Path, decoder: LoadedStage | None, upsamplers: tuple[LoadedStage, ...]) -> None:

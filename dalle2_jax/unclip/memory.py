@@ -21,7 +21,7 @@ from dalle2_jax.checkpoint.run import KINDS, first_of_kind, require
 from dalle2_jax.clip import CLIP, encode_captions
 from dalle2_jax.decoder import Decoder
 from dalle2_jax.layers.precision import cast, with_dtype
-from dalle2_jax.prior import DiffusionPrior
+from dalle2_jax.prior import Prior
 from dalle2_jax.tokenizer import tokenizer_from_json
 from dalle2_jax.unclip import sample
 from dalle2_jax.unclip.sample import Call
@@ -63,7 +63,7 @@ def _reads_clip(stage: LoadedStage) -> bool:
     """Whether a stage is given CLIP's embeddings, or a decoder its text states."""
     if isinstance(stage.module, Decoder):
         return stage.module.reads_image or stage.module.text_width is not None
-    return isinstance(stage.module, DiffusionPrior)
+    return isinstance(stage.module, Prior)
 
 
 def _planned(folder: StageFolder, dtype: str | None) -> LoadedStage:
@@ -86,8 +86,8 @@ def call_for_one_image(stage: LoadedStage, key: Any, captions: EncodedCaptions) 
     module, empty = stage.module, captions
     if isinstance(module, CLIP):
         return sample.encode_captions(stage, captions.tokens, captions.mask)
-    if isinstance(module, DiffusionPrior):
-        return sample.sample_image_embeddings(stage, captions, key, None if module.learned_null else empty)
+    if isinstance(module, Prior):
+        return sample.sample_image_embeddings(stage, captions, key, empty if module.needs_empty_caption else None)
     if isinstance(module, Decoder):
         embedding = captions.embedding if module.reads_image else None
         return sample.decode(stage, captions, key, embedding, empty=empty if module.needs_empty_caption else None)

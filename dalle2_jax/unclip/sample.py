@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.clip import encode_captions as encode_captions_by
-from dalle2_jax.decoder import caption_for, invert_decoder, sample_decoder, sample_upsampler
+from dalle2_jax.decoder import Known, caption_for, invert_decoder, sample_decoder, sample_upsampler
+from dalle2_jax.diffusion import REPAINT, REPLACEMENT, Resampling
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pixels import resize, to_float
 from dalle2_jax.prior import sample_prior
@@ -59,9 +60,9 @@ def _sample_prior(keys, params, captions, empty, sampling, *, module, process):
     return sample_prior(keys, module, params, process, sampling, captions, empty)
 
 
-@partial(jax.jit, static_argnames=("module", "process"))
-def _decode(keys, params, embedding, caption, x_T, sampling, *, module, process):
-    return sample_decoder(keys, module, params, process, sampling, embedding, caption, x_T)
+@partial(jax.jit, static_argnames=("module", "process", "resampling"))
+def _decode(keys, params, embedding, caption, x_T, known, sampling, *, module, process, resampling):
+    return sample_decoder(keys, module, params, process, sampling, embedding, caption, x_T, known, resampling)
 
 
 @partial(jax.jit, static_argnames=("module", "process", "refinements"))
@@ -70,9 +71,10 @@ def _invert(params, images, embedding, caption, sampling, *, module, process, re
     return invert_decoder(module, params, process, sampling, images, embedding, caption, refinements)
 
 
-@partial(jax.jit, static_argnames=("module", "process", "size", "tile"))
-def _upsample(keys, params, low_resolution, caption, sampling, *, module, process, size, tile):
-    return sample_upsampler(keys, module, params, process, sampling, low_resolution, size, tile, caption)
+@partial(jax.jit, static_argnames=("module", "process", "size", "tile", "resampling"))
+def _upsample(keys, params, low_resolution, caption, known, sampling, *, module, process, size, tile, resampling):
+    settings = process, sampling, low_resolution, size, tile, caption, known, resampling
+    return sample_upsampler(keys, module, params, *settings)
 
 
 def _static(stage: LoadedStage) -> dict[str, Any]:
@@ -116,21 +118,26 @@ def decode(
     keep_caption: bool = True,
     empty: EncodedCaptions | None = None,
     x_T: jax.Array | None = None,
+    known: Known | None = None,
+    resampling: Resampling = REPAINT,
     **changes: Any,
 ) -> Call[jax.Array]:
     """The decoder's images, float32 `[b, h, w, 3]` in [-1, 1].
 
     Args:
         keys: one a caption `[b]`.
-        image_embeddings: `[b, z]`; None for a decoder that reads captions alone.
+        image_embeddings: `[b, z]`; None withholds them, or is for a decoder that reads captions alone.
         keep_caption: False lets only the embedding speak.
         empty: as in `sample_image_embeddings`.
         x_T: the noise to start from, such as `invert`'s; None: from the keys.
+        known: images at the decoder's size that are kept where they are known, while the rest is painted.
+        resampling: how, by a decoder that does not see what is known.
         changes: fields of the stage's Sampling.
     """
     sampling = sampling_of(decoder, changes).turned()
     caption = caption_for(decoder.module, captions, jnp.full(len(captions), keep_caption), empty)
-    return Call(_decode, (keys, decoder.params, image_embeddings, caption, x_T, sampling), _static(decoder))
+    arguments = (keys, decoder.params, image_embeddings, caption, x_T, known, sampling)
+    return Call(_decode, arguments, {**_static(decoder), "resampling": resampling})
 
 
 def invert(
@@ -158,6 +165,8 @@ def upsample(
     *,
     captions: EncodedCaptions | None = None,
     tile: int | None = None,
+    known: Known | None = None,
+    resampling: Resampling = REPLACEMENT,
     **changes: Any,
 ) -> Call[jax.Array]:
     """Images `[b, h, w, 3]` in [-1, 1] at the upsampler's own size, in the same range.
@@ -166,6 +175,7 @@ def upsample(
         keys: one an image `[b]`.
         captions: for an upsampler that reads them (GLIDE's); others leave them aside.
         tile: the side of the tiles it is done in, to save memory; None: whole.
+        known, resampling: as in `decode`, at the upsampler's size.
         changes: fields of the stage's Sampling.
 
     Raises:
@@ -182,5 +192,5 @@ def upsample(
             )
         caption = captions.tokens, captions.mask
     sampling = sampling_of(upsampler, changes).turned()
-    static = {**_static(upsampler), "size": upsampler.record.image_size, "tile": tile}
-    return Call(_upsample, (keys, upsampler.params, images, caption, sampling), static)
+    static = {**_static(upsampler), "size": upsampler.record.image_size, "tile": tile, "resampling": resampling}
+    return Call(_upsample, (keys, upsampler.params, images, caption, known, sampling), static)

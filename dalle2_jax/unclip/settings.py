@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from dalle2_jax.checkpoint import LoadedStage
-from dalle2_jax.diffusion import Process, Sampling
+from dalle2_jax.diffusion import Process
 from dalle2_jax.errors import InputError, nearest
 
 _NOT_GUIDED = "an upsampler, which is not guided"
@@ -17,18 +17,18 @@ UNUSED = {
         "guidance_interval": _NOT_GUIDED,
     },
 }
-# Fields of Sampling that one sampler alone reads.
-SAMPLER_OF = {"variance": "ddpm", "eta": "ddim", "clamped_epsilon": "ddim"}
 
 
-def process_of(stage: LoadedStage) -> Process:
-    """The process a stage was trained with, and what was measured of the network then."""
+def process_of(stage: LoadedStage) -> Process | None:
+    """The process a stage was trained with, and what was measured of the network then; None where it has none."""
+    if stage.record.process is None:
+        return None
     error = stage.record.measured.get("x0_error")
     return dataclasses.replace(stage.record.rebuilt("process"), x0_error=None if error is None else tuple(error))
 
 
-def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
-    """The stage's own sampling settings with some changed.
+def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Any:
+    """The stage's own sampling settings with some changed: a `Sampling`, or what another prior is sampled by.
 
     Raises:
         InputError: for a field that there is not, or a change that would have no effect.
@@ -41,25 +41,29 @@ def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Sampling:
                 f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {nearest(name, known)}"
             )
     sampling = dataclasses.replace(own, **changes)
-    unused = {
-        name: f"the sampler {sampling.sampler}; take {sampler}"
-        for name, sampler in SAMPLER_OF.items()
-        if sampling.sampler != sampler
-    }
-    if sampling.threshold != "dynamic":
-        unused["percentile"] = "this threshold; take threshold dynamic"
-    for name, reason in {**unused, **UNUSED.get(stage.kind, {})}.items():
+    for name, reason in {**sampling.without_effect(), **UNUSED.get(stage.kind, {})}.items():
         if getattr(sampling, name) != getattr(own, name):
             raise InputError(f"{name} has no effect with {reason}")
     return sampling
 
 
+def check_sampling(stage: LoadedStage, changes: dict[str, Any]) -> None:
+    """Raises InputError for changes that the stage's settings or its process cannot have."""
+    sampling, process = sampling_of(stage, changes), process_of(stage)
+    if process is not None:
+        sampling.process(process)
+
+
 def evaluations_of(stage: LoadedStage, changes: dict[str, Any]) -> int:
-    """How many times the stage's network is asked for one image, under these changed settings."""
-    sampling = sampling_of(stage, changes)
+    """How many times the stage's network is asked for one image, under these changed settings.
+
+    Of a prior without a process once a code, of which `components` says the number.
+    """
+    sampling, process = sampling_of(stage, changes), process_of(stage)
     guided = 2 if sampling.is_guided and "guidance_scale" not in UNUSED.get(stage.kind, {}) else 1
     samples = 1 if "candidates" in UNUSED.get(stage.kind, {}) else sampling.candidates
-    return sampling.process(process_of(stage)).steps * guided * samples
+    steps = stage.module.components if process is None else sampling.process(process).steps
+    return steps * guided * samples
 
 
 def check_tile(stage: LoadedStage, tile: int | None) -> None:

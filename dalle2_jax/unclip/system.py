@@ -31,7 +31,7 @@ from dalle2_jax.unclip.generate import Generated, Options, generate
 from dalle2_jax.unclip.load import Stages, load_run
 from dalle2_jax.unclip.placement import shard_batch
 from dalle2_jax.unclip.sample import decode, encode_images, invert, sample_image_embeddings, upsample
-from dalle2_jax.unclip.settings import evaluations_of, process_of, sampling_of
+from dalle2_jax.unclip.settings import check_sampling, evaluations_of
 
 StageName = Literal["prior", "decoder", "upsampler"]
 
@@ -53,14 +53,16 @@ class DALLE2(Stages):
         ema: bool = True,
         dtype: Literal["float32", "bfloat16"] | None = None,
         shard: bool | None = None,
+        prior: str | None = None,
     ) -> DALLE2:
         """Reads the finished or latest checkpoints of `run`; needs no config file and no training code.
 
         ema: read the averaged parameters (the default) rather than the raw ones. dtype: weights and arithmetic in
         "bfloat16" or "float32"; None: as the run says. shard: share each network's weights out among this process's
-        devices; None: on accelerators. Raises CheckpointError where the run or one of its stages is missing or damaged.
+        devices; None: on accelerators. prior: the name of the stage that is to be the prior, in a run that has several;
+        None: the one named prior. Raises CheckpointError where the run or one of its stages is missing or damaged.
         """
-        return cls(**vars(load_run(run, ema=ema, dtype=dtype, shard=shard)))
+        return cls(**vars(load_run(run, ema=ema, dtype=dtype, shard=shard, prior=prior)))
 
     def __repr__(self) -> str:
         return f"DALLE2({', '.join(f'{stage.name}: {stage.kind}' for stage in self.stages)})"
@@ -140,7 +142,7 @@ class DALLE2(Stages):
         """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, candidates, ...)."""
         self.require("clip", "prior")
         encoded = self._encode(captions, strict)
-        empty = None if self.prior.module.learned_null else self.empty_caption
+        empty = self.empty_caption if self.prior.module.needs_empty_caption else None
         keys = shard_batch(keys_for(keys, len(encoded)))
         return sample_image_embeddings(self.prior, encoded, keys, empty, **changes)()
 
@@ -226,7 +228,7 @@ class DALLE2(Stages):
             if fields and not stages:
                 raise InputError(f"this run has no {name} whose {', '.join(fields)} could be changed")
             for stage in stages:
-                sampling_of(stage, fields).process(process_of(stage))
+                check_sampling(stage, fields)
 
     def evaluations(self, stage: StageName, changes: dict[str, Any]) -> int:
         """How many times the stage's network is asked for one image, under these fields of its Sampling."""

@@ -10,6 +10,7 @@ import pytest
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.prior import sample_prior
+from dalle2_jax.prior.diffusion_sampling import denoise_embeddings
 
 SIZE = 6
 PROCESS = Process(schedule="cosine", prediction="x0", variance="fixed_small", clip=None)
@@ -18,7 +19,7 @@ PROCESS = Process(schedule="cosine", prediction="x0", variance="fixed_small", cl
 class Prior:
     """A prior by formula: its answer is what it was given, so that a sample shows which inputs it came from."""
 
-    embedding_size, vocabulary_size = SIZE, 12
+    embedding_size, reads_tokens = SIZE, True
 
     def __init__(self, keep_noise=0.0):
         self.keep_noise, self.calls = keep_noise, []
@@ -27,6 +28,9 @@ class Prior:
         self.calls.append({"x_t": x_t, "text": text, "text_mask": text_mask, "keep_text": keep_text})
         message = jnp.where(keep_text[:, None], text_embedding, variables["params"]["null"][None])
         return 2.0 * message + self.keep_noise * x_t
+
+    def sample_embeddings(self, *arguments):
+        return denoise_embeddings(self, *arguments)
 
     def unscale_embedding(self, embedding):
         return embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)

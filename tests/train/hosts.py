@@ -91,7 +91,7 @@ def train(place: Path, run: str, steps: int = 20, mesh: dict[str, int] | None = 
             system = system.with_stage(name, dataclasses.replace(recipe, steps=steps, checkpoint_every=10))
     system = dataclasses.replace(system, smallest_split=1)
     mesh, options = make_mesh(**(mesh or {}), devices=devices), LoopOptions(**settings)
-    names, place = list(system.stages), place / "runs" / run
+    names, place = system.usual_stages, place / "runs" / run
     return cascade.train_stages(system, names, place, mesh, command=tiny.COMMAND, options=options)
 
 

@@ -135,8 +135,8 @@ class Clip:
 class Network:
     """A network that notes what it is given; its output depends on its parameter and on every condition."""
 
-    embedding_size, vocabulary_size, text, text_width, residual, learned_null = 4, 8, object(), None, False, True
-    needs_empty_caption, last = False, None
+    embedding_size, text, text_width, residual = 4, object(), None, False
+    needs_empty_caption, reads_tokens, last = False, True, None
     unet = SimpleNamespace(image_size=2)
 
     def __init__(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.errors import InputError
@@ -129,6 +130,16 @@ class Task(ABC):
     @abstractmethod
     def init(self, key: jax.Array) -> Parameters:
         """The parameters at step 0."""
+
+    def fit(
+        self, batches: Iterator[Batch], frozen: Parameters, mesh: Mesh, log: Callable[[str], None]
+    ) -> dict[str, Any]:
+        """Parameters that are computed from the training data before the first step, by their top-level names.
+
+        They stand in place of what `init` gives for them. batches: endless, on the devices. Called in every process,
+        and has to give the same in each.
+        """
+        return {}
 
     def init_extra(self) -> Any:
         """What is kept from step to step beside the parameters, a pytree; None: nothing."""

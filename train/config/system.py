@@ -23,6 +23,7 @@ class System:
     """One cascade: its data, tokenizer, stages in training order.
 
     vocabulary_size, context_length: of the tokenizer; None where no stage reads captions.
+    optional: names of stages that `all` leaves out; they are trained by name.
     sharding, smallest_split: how parameters are split over a mesh (`dalle2_jax.sharding.partition`).
     given: folders of finished stages, by the names that they have here, which are taken as they are (see
     `train.run.given`). A stage that is given and also one of `stages` is the given one until it is trained.
@@ -34,6 +35,7 @@ class System:
     vocabulary_size: int | None = None
     context_length: int | None = None
     given: dict[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     sharding: Rules = DEFAULT_RULES
     smallest_split: int = SMALLEST_SPLIT
 
@@ -42,7 +44,15 @@ class System:
         """Whether any of its stages does, so that it has a tokenizer."""
         return any(recipe.reads_captions for recipe in self.stages.values())
 
+    @property
+    def usual_stages(self) -> list[str]:
+        """The names of the stages that `all` trains."""
+        return [name for name in self.stages if name not in self.optional]
+
     def __post_init__(self) -> None:
+        for name in self.optional:
+            if name not in self.stages:
+                raise InputError(f"{self.name} has no stage {name!r}, which is among its optional ones")
         if not self.reads_captions:
             return
         for name in ("vocabulary_size", "context_length"):

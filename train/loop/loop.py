@@ -185,7 +185,7 @@ class _Stage:
                 if restored:
                     iterator.set_state(restored.iterator)
             self._write_record(record, first, self.clock.before, False)  # not before all that can be refused
-            state = restored.state if restored else create_state(self.task, self.abstract, initial)
+            state = restored.state if restored else self._first_state(batches, initial)
             with MetricsWriter(self.directory, first, enabled=jax.process_index() == 0) as metrics:
                 if restored:
                     # What was due at this step, and the stop or the kill came before it.
@@ -203,6 +203,19 @@ class _Stage:
                 close()
         self.writer.wait()
         return self._end(record, step)
+
+    def _first_state(self, batches: Callable[[], BatchIterator], initial: Any) -> Any:
+        """The state at step 0; what is fitted to the data is only where there are no parameters to start from."""
+        if initial is not None or type(self.task).fit is Task.fit:
+            return create_state(self.task, self.abstract, initial)
+        iterator = batches()  # another one than training's, which begins at its own beginning
+        try:
+            fitted = self.task.fit(map(self._on_devices, iterator), self.frozen, self.mesh, self.log)
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
+        return create_state(self.task, self.abstract, fitted=fitted)
 
     def _steps(
         self,

@@ -71,7 +71,7 @@ class PriorTask(DiffusionTask):
     def _conditions(self, captions: EncodedCaptions, keep: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
         """The condition with the captions that are not kept left out: by the network, or made the empty caption."""
         condition = caption_condition(self.module, captions)
-        if self.module.learned_null:
+        if not self.module.needs_empty_caption:
             return {**condition, "keep_text": keep}
         empty = caption_condition(self.module, self.clip.empty_caption(frozen["clip"]))
         return keep_or_empty(keep, condition, jax.lax.stop_gradient(empty))

@@ -66,10 +66,11 @@ def shardings_of(abstract: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, abstract)
 
 
-def create_state(task: Task, abstract: State, initial: Any = None) -> State:
+def create_state(task: Task, abstract: State, initial: Any = None, fitted: dict[str, Any] | None = None) -> State:
     """The state at step 0, made where it belongs: no device ever holds more than its part.
 
-    initial: parameters (a tree of arrays) that stand in place of the random ones, in their average too.
+    initial: parameters (a tree of arrays) that stand in place of the random ones, in their average too. fitted: those
+    that were computed from the data (`Task.fit`), by their top-level names.
     """
     init_key, step_key = jax.random.split(jax.random.key(task.recipe.seed))
     shardings = shardings_of(abstract)
@@ -77,10 +78,9 @@ def create_state(task: Task, abstract: State, initial: Any = None) -> State:
         plain = task.with_module(without_remat(task.module))
         params = by_leaf(plain.init, init_key, shardings["params"])
     else:
-        shapes = abstract["params"]
-        params = put_on_devices(
-            jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), initial, shapes), shardings["params"]
-        )
+        params = _like(initial, abstract["params"])
+    if fitted:
+        params = {**params, **_like(fitted, {name: abstract["params"][name] for name in fitted})}
     complete = jax.jit(
         lambda params, key: fresh_state(task, params, key),
         out_shardings=shardings,
@@ -88,3 +88,10 @@ def create_state(task: Task, abstract: State, initial: Any = None) -> State:
         compiler_options=initial_options(shardings["step"].mesh.abstract_mesh.abstract_device.platform),
     )
     return complete(params, step_key)
+
+
+def _like(values: Any, specs: Any) -> Any:
+    """Arrays in the dtype and on the devices of a tree of ShapeDtypeStructs."""
+    return put_on_devices(
+        jax.tree.map(lambda value, spec: np.asarray(value, spec.dtype), values, specs), shardings_of(specs)
+    )
