@@ -350,7 +350,7 @@ def test_describe(run, tiny, capsys):
     assert cli.main(["describe", run]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{run}: 4 stages\n") and max(len(line) for line in text.splitlines()[1:]) < 130
-    for name in tiny.system.stages:
+    for name in tiny.system.usual_stages:
         assert f"{name} ({name}): finished, {STEPS} of {STEPS} steps" in text
     assert "DiffusionPrior(embedding_size=8, width=16," in text and "8 px to 16 px" in text
     assert "captioned_shapes" in text and "step 4 (" in text and "jax " in text

@@ -29,7 +29,8 @@ PACKAGE = (
         "dalle2_jax.checkpoint",
     ),
     ("dalle2_jax.unclip", "dalle2_jax.weights"),
-    ("dalle2_jax.manipulate", "dalle2_jax.evaluation"),
+    ("dalle2_jax.manipulate",),
+    ("dalle2_jax.evaluation",),
     ("dalle2_jax.playground",),
     ("dalle2_jax.cli",),
 )

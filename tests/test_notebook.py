@@ -4,9 +4,11 @@ import ast
 import json
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NAMES = ("quickstart", "latent")
 
 
 def cells_of_notebook(path: Path) -> list[tuple[str, str]]:
@@ -29,29 +31,44 @@ def cells_of_script(path: Path) -> list[tuple[str, str]]:
     return cells
 
 
-def test_the_two_are_one():
-    script = cells_of_script(NOTEBOOKS / "quickstart.py")
-    assert len(script) > 10 and script == cells_of_notebook(NOTEBOOKS / "quickstart.ipynb")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_two_are_one(name):
+    script = cells_of_script(NOTEBOOKS / f"{name}.py")
+    assert len(script) > 10 and script == cells_of_notebook(NOTEBOOKS / f"{name}.ipynb")
 
 
-def test_no_output_is_committed():
-    for cell in json.loads((NOTEBOOKS / "quickstart.ipynb").read_text(encoding="utf-8"))["cells"]:
+@pytest.mark.parametrize("name", NAMES)
+def test_no_output_is_committed(name):
+    for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-def test_it_runs(tiny, monkeypatch, capsys):
-    monkeypatch.setenv("DALLE2_RUN", str(tiny.run_dir))
+def run_notebook(name: str) -> list[object]:
+    """Runs the cells from top to bottom; what Jupyter would show of them."""
     space: dict[str, object] = {}
     shown = []
-    for kind, source in cells_of_notebook(NOTEBOOKS / "quickstart.ipynb"):
+    for kind, source in cells_of_notebook(NOTEBOOKS / f"{name}.ipynb"):
         if kind != "code":
             continue
         tree = ast.parse(source)
         last = tree.body[-1]
-        if isinstance(last, ast.Expr):  # what Jupyter shows of a cell
-            tree.body.pop()
-        exec(compile(tree, "quickstart", "exec"), space)
         if isinstance(last, ast.Expr):
-            shown.append(eval(compile(ast.Expression(last.value), "quickstart", "eval"), space))
-    assert sum(isinstance(value, Image.Image) for value in shown) == 5
+            tree.body.pop()
+        exec(compile(tree, name, "exec"), space)
+        if isinstance(last, ast.Expr):
+            shown.append(eval(compile(ast.Expression(last.value), name, "eval"), space))
+    return shown
+
+
+def test_quickstart_runs(tiny, monkeypatch, capsys):
+    monkeypatch.setenv("DALLE2_RUN", str(tiny.run_dir))
+    assert sum(isinstance(value, Image.Image) for value in run_notebook("quickstart")) == 5
     assert f"{tiny.run_dir}: captioned_shapes, 16 px" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_latent_runs(tiny, monkeypatch):
+    """Slow: what its cells call is tested with the functions themselves."""
+    monkeypatch.setenv("DALLE2_RUN", str(tiny.run_dir))
+    monkeypatch.setenv("DALLE2_STEPS", "3")
+    assert sum(isinstance(value, Image.Image) for value in run_notebook("latent")) == 11

@@ -10,15 +10,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli import clip, convert, curves, data, describe, evaluate, generate, sweep, upsample, vary
+from dalle2_jax.cli import (
+    ablate,
+    clip,
+    convert,
+    curves,
+    data,
+    describe,
+    edit,
+    evaluate,
+    generate,
+    inpaint,
+    interpolate,
+    outpaint,
+    probe,
+    reconstruct,
+    sweep,
+    upsample,
+    vary,
+)
 from dalle2_jax.errors import InputError, sentence_for_user
 
 COMMANDS = {
     "generate": generate,
     "vary": vary,
+    "reconstruct": reconstruct,
+    "interpolate": interpolate,
+    "edit": edit,
+    "probe": probe,
+    "inpaint": inpaint,
+    "outpaint": outpaint,
     "upsample": upsample,
     "clip": clip,
     "evaluate": evaluate,
+    "ablate": ablate,
     "sweep": sweep,
     "describe": describe,
     "curves": curves,

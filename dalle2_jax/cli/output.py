@@ -80,28 +80,18 @@ class Output:
 
     def __init__(self, options: argparse.Namespace, captions: Sequence[str], seeds: Sequence[int], fact: str):
         """captions: what each image is of, in sheets and files' names. fact: how a PNG's text calls that."""
-        self.captions, self.seeds, self.stages, self.grid = captions, seeds, options.stages, options.grid
+        self.captions, self.seeds, self.stages, self.grid = captions, list(seeds), options.stages, options.grid
         self.fact = fact
         self.shown: list[Any] = []
         self.columns = options.count if options.count > 1 else 8
-        out = Path(options.out or ("samples.png" if options.grid else "samples"))
-        single = out.suffix.lower() == ".png"
-        if options.grid and not single:
-            raise InputError(f"--grid makes one sheet, and --out {out} is no PNG; name one, such as sheet.png")
-        if single and not options.grid and len(captions) > 1:
-            raise InputError(
-                f"--out {out} is one file but {len(captions)} images are to be sampled; name a folder, or add --grid"
-            )
-        if out.exists() and (out.is_dir() if single else not out.is_dir()):
-            raise InputError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
-        self.path = out
-        self.paths = [out]
-        if not single:
-            numbers = [index // options.count for index in range(len(captions))]
-            self.paths = [
-                out / f"{number:03d}_{slug(caption)}_{seed}.png"
-                for number, caption, seed in zip(numbers, captions, seeds, strict=True)
-            ]
+        self.path = checked_out(options, len(captions))
+        self.count = options.count
+
+    def path_of(self, index: int) -> Path:
+        """The file of one image."""
+        if self.path.suffix.lower() == ".png":
+            return self.path
+        return self.path / f"{index // self.count:03d}_{slug(self.captions[index])}_{self.seeds[index]}.png"
 
     def write(self, part: slice, generated: Any) -> None:
         from dalle2_jax.images.files import save_png
@@ -109,7 +99,7 @@ class Output:
         if self.grid:
             self.shown.extend(generated.images[: part.stop - part.start])
             return
-        for row, path in enumerate(self.paths[part]):
+        for row, path in enumerate(map(self.path_of, range(part.start, part.stop))):
             facts = {self.fact: self.captions[part][row], "seed": str(self.seeds[part][row])}
             facts["software"] = f"dalle2_jax {__version__}"
             save_png(path, generated.images[row], facts)
@@ -129,6 +119,19 @@ class Output:
         facts = {f"{self.fact}s": "\n".join(dict.fromkeys(self.captions[:done])), "seed": str(self.seeds[0])}
         save_png(self.path, sheet, {**facts, "software": f"dalle2_jax {__version__}"})
         print(self.path, flush=True)
+
+
+def checked_out(options: argparse.Namespace, count: int) -> Path:
+    """Where `count` images go by `--out` and `--grid`: a PNG or a folder; InputError for what does not fit."""
+    out = Path(options.out or ("samples.png" if options.grid else "samples"))
+    single = out.suffix.lower() == ".png"
+    if options.grid and not single:
+        raise InputError(f"--grid makes one sheet, and --out {out} is no PNG; name one, such as sheet.png")
+    if single and not options.grid and count > 1:
+        raise InputError(f"--out {out} is one file but {count} images are to be sampled; name a folder, or add --grid")
+    if out.exists() and (out.is_dir() if single else not out.is_dir()):
+        raise InputError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
+    return out
 
 
 class Progress:
