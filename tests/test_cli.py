@@ -153,7 +153,7 @@ def test_a_stage_is_sampled_as_the_options_say(run, tmp_path, monkeypatch):
     monkeypatch.setattr(DALLE2, "generate", recording)
     out = tmp_path / "a.png"
     options = ["--sampler", "dpmpp_2m", "--sampler", "prior=ddpm", "--steps", "4", "--steps", "upsampler=3"]
-    options += ["--guidance-scale", "2", "--guidance-interval", "0.1,0.9", "--candidates", "1", "--tile", "12"]
+    options += ["--guidance-scale", "2", "--guidance-interval", "0.1,0.9", "--candidates", "prior=1", "--tile", "12"]
     options += ["--threshold", "dynamic", "--variance", "prior=analytic"]
     assert cli.main(["generate", run, PROMPT, *options, "--out", str(out)]) == 0
     assert seen["decoder"] == {

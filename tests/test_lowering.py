@@ -67,6 +67,7 @@ FLOAT32 = "|".join(
         r"time(_\d)?/dot_general",  # the time embedding and what conditions are added to it
         r"conv_out/",  # a U-Net's last layer, of few channels
         r"(Diffusion|Autoregressive)Prior[^/]*\)*/out/",  # the prior's answer
+        r"AutoregressivePrior\.(encode|decode)",  # embeddings to codes and back
         r"(image|text)_projection/dot_general",  # into CLIP's space
         # the similarities of CLIP's loss, whole and in chunks
         r"jvp\(\)\)?/dot_general|^checkpoint/(rematted_computation/)?dot_general",

@@ -23,7 +23,7 @@ def given_noise(monkeypatch):
 
         monkeypatch.setattr(sampler, "normal", normal)
         monkeypatch.setattr(sampler, "fold_in", lambda key, i: i)
-        for module in ("prior.sample", "decoder.sample"):
+        for module in ("prior.diffusion_sampling", "decoder.sample"):
             monkeypatch.setattr(f"dalle2_jax.{module}.normal", normal)
 
     return start

@@ -136,7 +136,7 @@ class Network:
     """A network that notes what it is given; its output depends on its parameter and on every condition."""
 
     embedding_size, text, text_width, residual = 4, object(), None, False
-    needs_empty_caption, reads_tokens, last = False, True, None
+    needs_empty_caption, reads_tokens, last, inpainting = False, True, None, False
     unet = SimpleNamespace(image_size=2)
 
     def __init__(self):

@@ -50,9 +50,6 @@ class System:
         return [name for name in self.stages if name not in self.optional]
 
     def __post_init__(self) -> None:
-        for name in self.optional:
-            if name not in self.stages:
-                raise InputError(f"{self.name} has no stage {name!r}, which is among its optional ones")
         if not self.reads_captions:
             return
         for name in ("vocabulary_size", "context_length"):
