@@ -16,7 +16,7 @@ from dalle2_jax.layers.caption_encoder import CaptionEncoder
 from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 from dalle2_jax.prior.autoregressive_sampling import AutoregressiveSampling, sample_codes
-from dalle2_jax.prior.codec import Codec
+from dalle2_jax.prior.codec import Codec, check_codes
 from dalle2_jax.prior.pca import PCA
 
 
@@ -162,10 +162,10 @@ class AutoregressivePrior(nn.Module):
           float32 `[b, components, buckets]`.
 
         Raises:
-          InputError: if a shape does not fit the fields, or `text` is tokens where states are due or the reverse.
+          InputError: if a shape does not fit the fields, a code is out of range, or `text` is tokens where states are
+            due or the reverse.
         """
-        if codes.shape[1:] != (self.components,):
-            raise InputError(f"the prior has {self.components} codes an embedding, not {list(codes.shape[1:])}")
+        check_codes(codes, self.components, self.buckets)
         x, mask, hints = self._prefix(similarity, text_embedding, text, text_mask, keep_text, deterministic)
         prefix = x.shape[1]
         x = jnp.concatenate([x, self._embed(codes[:, :-1], 1, hints)], axis=1)

@@ -47,7 +47,8 @@ class Codec:
 
     def decode(self, codes: jax.Array, normalised: bool = True) -> jax.Array:
         """The embeddings `[b, z]` of codes int32 `[b, k]`; normalised: of unit norm, which the dropped components and
-        the rounding would shorten."""
+        the rounding would shorten. Raises InputError for codes that there are not."""
+        check_codes(codes, *self.centroids.shape)
         coefficients = jax.vmap(lambda centroids, codes: centroids[codes], (0, 1), 1)(self.centroids, codes)
         embeddings = self.pca.restore(coefficients)
         return unit_norm(embeddings) if normalised else embeddings
@@ -63,6 +64,17 @@ class Codec:
         return jnp.searchsorted(
             self.similarity_edges, similarities(image_embeddings, text_embeddings), side="right"
         ).astype(jnp.int32)
+
+
+def check_codes(codes: jax.Array, components: int, buckets: int) -> None:
+    """Raises InputError unless codes are int `[b, components]`, and where their values are known, in 0..buckets - 1."""
+    if codes.ndim != 2 or codes.shape[1] != components or not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise InputError(f"codes must be integers [b, {components}], not {codes.dtype} {list(codes.shape)}")
+    if isinstance(codes, jax.core.Tracer) or not codes.size:
+        return
+    values = np.asarray(codes)
+    if values.min() < 0 or values.max() >= buckets:
+        raise InputError(f"the codes go from {values.min()} to {values.max()}; they must lie in 0 to {buckets - 1}")
 
 
 def similarities(image_embeddings: jax.Array, text_embeddings: jax.Array) -> jax.Array:

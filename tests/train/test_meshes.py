@@ -19,7 +19,7 @@ from train.step.step import make_step
 
 STEPS, BATCH, BOUND = 20, 16, 1e-5
 SPLIT_FROM = 256  # elements of a parameter, so that the small ones do not cost a file a device
-STAGES = ("clip", "prior", "decoder", "upsampler")
+STAGES = ("clip", "prior", "decoder", "upsampler", "autoregressive_prior")
 MESHES = {"one device": {}, "data": {"data": 8}, "fsdp": {"fsdp": 8}, "all three": {"data": 2, "fsdp": 2, "tensor": 2}}
 # Every mesh hands over to every other one once; a short one leaves out copies of the whole model.
 SHORT = ("one device", "fsdp", "one device", "all three", "fsdp", "all three", "one device")
@@ -64,7 +64,14 @@ class Trained:
         return batch
 
     def start(self, mesh: str) -> Any:
-        return create_state(self.task, self.place(mesh)[0])
+        return create_state(self.task, self.place(mesh)[0], fitted=self.fitted)
+
+    @functools.cached_property
+    def fitted(self) -> dict[str, Any]:
+        """What is computed from the data before the first step: on one device, so that all meshes have the same."""
+        _, _, split, frozen = self.place("one device")
+        batches = (jax.device_put(self.batch(number), split) for number in range(STEPS))
+        return self.task.fit(batches, frozen, mesh_of("one device"), lambda line: None)
 
     def steps(self, mesh: str, state: Any, first: int, last: int) -> tuple[Any, list[float]]:
         """The state after the steps `first` to `last`, and their losses."""
@@ -106,7 +113,13 @@ def alone(request, trained) -> list[float]:
 
 # Compiling a step for eight devices takes long: the other ways to split each stage are with the slow tests.
 # (U-Nets themselves are not split over `tensor`.)
-SOON = {"clip": ("all three",), "prior": ("all three",), "decoder": ("fsdp",), "upsampler": ()}
+SOON = {
+    "clip": ("all three",),
+    "prior": ("all three",),
+    "decoder": ("fsdp",),
+    "upsampler": (),
+    "autoregressive_prior": ("all three",),
+}
 LOSSES = [
     pytest.param(stage, mesh, marks=[] if mesh in SOON[stage] else [pytest.mark.slow])
     for stage in STAGES
