@@ -76,12 +76,12 @@ def system() -> System:
             text_components=True,
         ),
         sampling=AutoregressiveSampling(candidates=2),
-        steps=450,
-        checkpoint_every=150,
+        steps=600,
+        checkpoint_every=200,
         batch_size=64,
         codec_examples=12_800,
         optimizer=Optimizer(learning_rate=1e-3, warmup_steps=100, schedule="cosine", ema_decay=0.99),
-        validate_every=150,
+        validate_every=300,
         preview_every=0,
     )
     decoder = DecoderRecipe(
