@@ -83,7 +83,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @functools.cache
 def _uses_tiny(file: Path) -> bool:
-    return re.search(r"def \w+\([^)]*\btiny\b", file.read_text(encoding="utf-8")) is not None
+    """Whether a file's tests ask for `tiny`, or a fixture of their folder does."""
+    shared = file.parent / "conftest.py"
+    files = [file, *([shared] if shared != Path(__file__) and shared.exists() else [])]
+    return any(re.search(r"def \w+\([^)]*\btiny\b", one.read_text(encoding="utf-8")) for one in files)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ def test_changes_of_one_attribute(what, count):
     assert judge_changes(blank, after[some], what) == {"changed": 0.0, "kept": 0.0, "both": 0.0, **number}
 
 
+@pytest.mark.slow
 def test_a_run_is_measured(tiny, tmp_path, monkeypatch, capsys):
     """Four steps of training: the figures mean nothing, but all of them are there."""
     monkeypatch.setattr(manipulations, "BATCH", 8)

@@ -228,6 +228,7 @@ def test_on_the_command_line(tiny, files, tmp_path, capsys):
         assert message in message_shown and message_shown.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_glides_inpainting_networks(tmp_path, monkeypatch, capsys):
     folders.small_glide(monkeypatch)
     folder = folders.glide_folder(tmp_path / "files", inpainting=True)
