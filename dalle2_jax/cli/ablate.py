@@ -37,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(f"{name} has no prior, of which an ablation could say anything; train one")
         model = DALLE2.load(name, prior=folders[0].name)
         model.require("clip", "decoder")
-        priors = {folder.name: put_stage_on_devices(folder.load()) for folder in folders}
+        others = {folder.name: put_stage_on_devices(folder.load()) for folder in folders[1:]}
+        priors = {model.prior.name: model.prior, **others}
         own = model.recorded("data")
         if data is not None and (own.name, own.config, own.folder) != (data.name, data.config, data.folder):
             raise InputError(

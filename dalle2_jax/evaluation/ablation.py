@@ -48,12 +48,12 @@ def ablate_priors(
     the oracle's "all" and its parts; for a prior "to_true_image" and "to_text", mean cosines.
     """
     splits = [data.test_split, *([data.unseen_split] if has_split(data, data.unseen_split) else [])]
+    examples_of = {split: evaluation_examples(data, split, count) for split in splits}
     judged_by_oracle = data.name == "captioned_shapes" and data.config in (None, "one_object")
     found: dict[str, dict[str, Figures]] = {}
     for way in (*priors, TEXT_EMBEDDING, CAPTION_ALONE):
         working = dataclasses.replace(model, prior=priors.get(way, model.prior))
-        for number, split in enumerate(splits):
-            examples = evaluation_examples(data, split, count)
+        for number, (split, examples) in enumerate(examples_of.items()):
             captions = examples.captions
             log(f"{way}: {len(captions)} captions of the {split} split")
             key = jax.random.fold_in(jax.random.key(seed), number)

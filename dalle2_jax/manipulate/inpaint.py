@@ -22,7 +22,7 @@ from dalle2_jax.images.sheet import caption_grid
 from dalle2_jax.layers.pixels import to_float, to_uint8
 from dalle2_jax.manipulate.canvas import any_in_cells, extended, square_canvas
 from dalle2_jax.unclip.embed import embed_images, encode_tokens
-from dalle2_jax.unclip.placement import shard_batch
+from dalle2_jax.unclip.placement import device_batches, shard_batch
 from dalle2_jax.unclip.sample import decode, upsample
 from dalle2_jax.unclip.settings import check_tile
 
@@ -239,16 +239,12 @@ def _in_batches(
     batch_size: int,
 ) -> tuple[np.ndarray, ...]:
     """Each stage's images, uint8 `[b, h, h, 3]`, from whole batches as in `unclip.generate`."""
-    count, devices = len(keys), jax.local_device_count()
     stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(plan.model.upsamplers)))(keys)
-    size = min(batch_size, count)
-    size = size if size < devices else -(-size // devices) * devices
     parts = []
-    for start in range(0, count, size):
-        rows = np.resize(np.arange(start, min(start + size, count)), size)
+    for rows, kept in device_batches(len(keys), batch_size):
         embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[rows]
         part = _paint(plan, stage_keys[rows], rows, originals[rows], painted[rows], embeddings)
-        parts.append([np.asarray(images[: count - start]) for images in part])
+        parts.append([np.asarray(images[:kept]) for images in part])
     return tuple(np.concatenate(images) for images in zip(*parts, strict=True))
 
 
@@ -275,7 +271,7 @@ def _paint(
         shard_batch(keys[:, 1]),
         None if embeddings is None else shard_batch(embeddings),
         keep_caption=plan.captions is not None,
-        empty=model.empty_caption if model.decoder.module.needs_empty_caption else None,
+        empty=model.empty_for(model.decoder),
         known=shard_batch(_known(originals, painted, model.decoder.record.image_size)),
         resampling=plan.resampling[0],
         **changes["decoder"],

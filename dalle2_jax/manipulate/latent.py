@@ -135,7 +135,7 @@ def encode(
             pixels,
             own,
             keep_caption=captions is not None,
-            empty=model.empty_caption if model.decoder.module.needs_empty_caption else None,
+            empty=model.empty_for(model.decoder),
             refinements=refinements,
             steps=steps,
         )

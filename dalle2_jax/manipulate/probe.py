@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -15,13 +15,12 @@ from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.manipulate.latent import Latent, decode_latent, read_squares, require_latent, same_key
 from dalle2_jax.manipulate.series import Series
 from dalle2_jax.prior.pca import PCA, fit_pca
-from dalle2_jax.unclip.embed import embed_images
+from dalle2_jax.unclip.embed import batches_of, embed_images
 
 if TYPE_CHECKING:
     from dalle2_jax.unclip import DALLE2
 
 DIMENSIONS = (20, 30, 40, 80, 120, 160, 200, 320)
-_BATCH = 128
 
 
 def pca_of_run(
@@ -43,16 +42,11 @@ def pca_of_run(
         data = model.recorded("data")
         source = open_source(data, data.train_split)
         index = np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int))
-        number, batches = len(index), (source.examples(part)[0] for part in _parts(index))
+        number, batches = len(index), (source.examples(part)[0] for part in batches_of(index))
     else:
-        number, batches = len(images), _parts(images)
+        number, batches = len(images), batches_of(images)
     components = min(model.clip.module.embedding_size, max(number - 1, 1)) if components is None else components
     return fit_pca((np.asarray(embed_images(model.clip, batch)) for batch in batches), components)
-
-
-def _parts(many: Any) -> Iterator[Any]:
-    for start in range(0, len(many), _BATCH):
-        yield many[start : start + _BATCH]
 
 
 def probe(

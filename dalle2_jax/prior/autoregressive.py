@@ -17,6 +17,7 @@ from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
 from dalle2_jax.prior.autoregressive_sampling import AutoregressiveSampling, sample_codes
 from dalle2_jax.prior.codec import Codec, check_codes
+from dalle2_jax.prior.condition import check_caption
 from dalle2_jax.prior.pca import PCA
 
 
@@ -284,15 +285,9 @@ class AutoregressivePrior(nn.Module):
 
     def _check(self, text_embedding: jax.Array, text: jax.Array, text_mask: jax.Array) -> None:
         check_mesh_axes(text)
-        size = self.text_embedding_size or self.embedding_size
-        if text_embedding.shape[-1] != size:
-            raise InputError(f"the prior needs text embeddings of size {size}, got {text_embedding.shape[-1]}")
         rank, kind, wanted = (2, jnp.integer, "int32 tokens [b, n]")
         if not self.reads_tokens:
             rank, kind, wanted = (3, jnp.floating, "CLIP's text states [b, n, d]")
         if text.ndim != rank or not jnp.issubdtype(text.dtype, kind):
             raise InputError(f"this prior reads {wanted}, not {text.dtype} {list(text.shape)}")
-        if text.shape[1] > self.context_length:
-            raise InputError(f"captions of {text.shape[1]} tokens are longer than the context of {self.context_length}")
-        if text_mask.shape != text.shape[:2]:
-            raise InputError(f"the text mask {list(text_mask.shape)} must be [b, n] {list(text.shape[:2])}")
+        check_caption(self, text_embedding, text, text_mask)

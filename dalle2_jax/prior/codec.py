@@ -107,8 +107,7 @@ class CodecFit:
         images, texts = np.asarray(image_embeddings, np.float32), np.asarray(text_embeddings, np.float32)
         seen = self.moments.count
         self.moments.add(images)
-        cosines = (_unit(images) * _unit(texts)).sum(-1, keepdims=True)
-        rows = np.concatenate([images, cosines], axis=1)
+        rows = np.column_stack([images, similarities(images, texts)])
         room = min(max(len(self._kept) - seen, 0), len(rows))
         self._kept[seen : seen + room] = rows[:room]
         # Vitter's Algorithm R: the n-th example takes a random place of n, if there is one of that number.
@@ -162,7 +161,3 @@ def _centroids(edges: np.ndarray, values: np.ndarray) -> np.ndarray:
     counts = np.bincount(codes, minlength=len(edges) - 1)
     sums = np.bincount(codes, weights=values, minlength=len(edges) - 1)
     return np.where(counts, sums / np.maximum(counts, 1), (edges[1:] + edges[:-1]) / 2)
-
-
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 
 from dalle2_jax.captions import EncodedCaptions
+from dalle2_jax.errors import InputError
 
 
 @runtime_checkable
@@ -39,6 +40,17 @@ class Prior(Protocol):
         the empty caption, for a prior that needs it.
         """
         ...
+
+
+def check_caption(prior: Any, text_embedding: jax.Array, text: jax.Array, text_mask: jax.Array) -> None:
+    """Raises InputError for a caption that does not fit one of our priors' `text_embedding_size`, `context_length`."""
+    size = prior.text_embedding_size or prior.embedding_size
+    if text_embedding.shape[-1] != size:
+        raise InputError(f"the prior needs text embeddings of size {size}, got {text_embedding.shape[-1]}")
+    if text.shape[1] > prior.context_length:
+        raise InputError(f"captions of {text.shape[1]} tokens are longer than the context of {prior.context_length}")
+    if text_mask.shape != text.shape[:2]:
+        raise InputError(f"the text mask {list(text_mask.shape)} must be [batch, length] {list(text.shape[:2])}")
 
 
 def caption_condition(prior: Any, captions: EncodedCaptions) -> dict[str, jax.Array | None]:

@@ -15,6 +15,7 @@ from dalle2_jax.layers.embedding import timestep_embedding, unit_norm
 from dalle2_jax.layers.mesh_axes import check_mesh_axes
 from dalle2_jax.layers.remat import Remat
 from dalle2_jax.layers.transformer import LayerNorm, Transformer
+from dalle2_jax.prior.condition import check_caption
 from dalle2_jax.prior.diffusion_sampling import denoise_embeddings
 
 
@@ -208,13 +209,10 @@ class DiffusionPrior(nn.Module):
     def _check(self, noised_image_embedding, text_embedding, text, text_mask, keep_text):
         check_mesh_axes(text)
         image_size = self.embedding_size
-        text_size = self.text_embedding_size or image_size
         if noised_image_embedding.shape[-1] != image_size:
             raise InputError(
                 f"the prior works on image embeddings of size {image_size}, got {noised_image_embedding.shape[-1]}"
             )
-        if text_embedding.shape[-1] != text_size:
-            raise InputError(f"the prior needs text embeddings of size {text_size}, got {text_embedding.shape[-1]}")
         if self.vocabulary_size is None and text.ndim != 3:
             raise InputError(
                 f"a prior without vocabulary_size needs text states [batch, length, width], got {list(text.shape)}"
@@ -223,9 +221,6 @@ class DiffusionPrior(nn.Module):
             raise InputError(
                 f"a prior with vocabulary_size needs int32 tokens [batch, length], got {text.dtype} {list(text.shape)}"
             )
-        if text.shape[1] > self.context_length:
-            raise InputError(f"captions of {text.shape[1]} tokens are longer than the context of {self.context_length}")
-        if text_mask.shape != text.shape[:2]:
-            raise InputError(f"the text mask {list(text_mask.shape)} must be [batch, length] {list(text.shape[:2])}")
+        check_caption(self, text_embedding, text, text_mask)
         if keep_text is not None and not self.learned_null:
             raise InputError("this prior has learned no null caption: give it the empty caption's text instead")

@@ -21,7 +21,8 @@ from dalle2_jax.unclip.sample import encode_captions, encode_images
 BATCH = 128  # images or captions at once, for the memory's sake
 
 
-def _batches(many: Any) -> Iterator[Any]:
+def batches_of(many: Any) -> Iterator[Any]:
+    """A sequence in parts of `BATCH`."""
     for start in range(0, len(many), BATCH):
         yield many[start : start + BATCH]
 
@@ -49,10 +50,10 @@ def embed_images(clip: LoadedStage, images: Sequence[np.ndarray]) -> jax.Array:
     """CLIP's embeddings `[b, z]` of uint8 images `[h, w, 3]` of any size, by their central squares."""
     size = input_size(clip)
     pixels = np.stack([clip_pixels(np.asarray(image), size) for image in images])
-    return jnp.concatenate([encode_images(clip, shard_batch(jnp.asarray(batch)))() for batch in _batches(pixels)])
+    return jnp.concatenate([encode_images(clip, shard_batch(jnp.asarray(batch)))() for batch in batches_of(pixels)])
 
 
 def embed_captions(clip: LoadedStage, tokenizer: AnyTokenizer, captions: Sequence[str]) -> jax.Array:
     """CLIP's embeddings `[b, z]` of captions, of unit norm."""
-    encoded = [encode_tokens(clip, *tokenizer.encode(batch)) for batch in _batches(captions)]
+    encoded = [encode_tokens(clip, *tokenizer.encode(batch)) for batch in batches_of(captions)]
     return unit_norm(jnp.concatenate([captions.embedding for captions in encoded]))

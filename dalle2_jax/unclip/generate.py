@@ -15,7 +15,7 @@ from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.unclip.embed import encode_tokens
-from dalle2_jax.unclip.placement import shard_batch
+from dalle2_jax.unclip.placement import device_batches, shard_batch
 from dalle2_jax.unclip.sample import decode, sample_image_embeddings, upsample
 from dalle2_jax.unclip.settings import check_tile
 
@@ -173,21 +173,15 @@ def generate_in_batches(
 
     keys: one a caption `[b]`. image_embeddings: in place of the prior's. x_T: in place of the decoder's noise.
     """
-    count, devices = len(keys), jax.local_device_count()
+    count = len(keys)
     # A stage's key of a caption does not depend on the batch.
     stage_keys = jax.vmap(lambda key: jax.random.split(key, 2 + len(model.upsamplers)))(keys)
-    # Whole batches, also of the last few captions and of an odd number of them: one compiled program serves all, and
-    # every device has its part.
-    size = min(batch_size, count)
-    size = size if size < devices else -(-size // devices) * devices
     parts = []
-    for start in range(0, count, size):
-        rows = np.resize(np.arange(start, min(start + size, count)), size)
+    for rows, kept in device_batches(count, batch_size):
         embeddings = None if image_embeddings is None else jnp.asarray(image_embeddings)[rows]
         noise = None if x_T is None else jnp.asarray(x_T)[rows]
         captions = encode_tokens(model.clip, tokens[rows], mask[rows])
         part = _generate_batch(model, stage_keys[rows], captions, embeddings, settings, noise)
-        kept = min(size, count - start)
         parts.append(jax.tree.map(lambda value, kept=kept: np.asarray(value[:kept]), part))
     return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
@@ -201,18 +195,16 @@ def _generate_batch(
     x_T: jax.Array | None = None,
 ) -> tuple[Any, ...]:
     if image_embeddings is None and model.decoder.module.reads_image and settings.keep_embedding:
-        empty = model.empty_caption if model.prior.module.needs_empty_caption else None
-        own = shard_batch(keys[:, 0])
+        own, empty = shard_batch(keys[:, 0]), model.empty_for(model.prior)
         image_embeddings = sample_image_embeddings(model.prior, captions, own, empty, **settings.prior)()
     embeddings = None if image_embeddings is None else shard_batch(image_embeddings)
-    empty = model.empty_caption if model.decoder.module.needs_empty_caption else None
     images = decode(
         model.decoder,
         captions,
         shard_batch(keys[:, 1]),
         embeddings,
         keep_caption=settings.keep_caption,
-        empty=empty,
+        empty=model.empty_for(model.decoder),
         x_T=None if x_T is None else shard_batch(x_T),
         **settings.decoder,
     )()

@@ -1,9 +1,11 @@
 """Where parameters and batches lie: on this process's devices, shared out among them."""
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TypeVar
 
 import jax
+import numpy as np
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.layers.precision import cast, with_dtype
@@ -34,3 +36,16 @@ def shard_batch(batch: Tree) -> Tree:
     if not leaves or leaves[0].shape[0] % batch_parts(mesh):
         return batch
     return jax.device_put(batch, batch_sharding(mesh))
+
+
+def device_batches(count: int, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The rows 0..count-1 in batches of one size, and how many of each are new: the last one is filled up again.
+
+    So one compiled program serves all, also the last few and an odd number of them, and every device has its part.
+    """
+    devices = jax.local_device_count()
+    size = min(batch_size, count)
+    size = size if size < devices else -(-size // devices) * devices
+    for start in range(0, count, size):
+        kept = min(size, count - start)
+        yield np.resize(np.arange(start, start + kept), size), kept

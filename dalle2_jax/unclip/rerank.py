@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dalle2_jax.diffusion.sampler import keys_for
@@ -53,7 +52,7 @@ def generate_best(
     captions = [captions] if isinstance(captions, str) else list(captions)
     keys = jax.vmap(lambda one: jax.random.split(one, candidates))(keys_for(key, len(captions))).reshape(-1)
     repeated = [caption for caption in captions for _ in range(candidates)]
-    generated = model.generate(jnp.asarray(keys), repeated, return_stages=True, **options)
+    generated = model.generate(keys, repeated, return_stages=True, **options)
     rows, scores = [], []
     for number, caption in enumerate(captions):
         start = number * candidates

@@ -142,9 +142,8 @@ class DALLE2(Stages):
         """Image embeddings `[b, z]` from the prior; `changes` are fields of its Sampling (steps, candidates, ...)."""
         self.require("clip", "prior")
         encoded = self._encode(captions, strict)
-        empty = self.empty_caption if self.prior.module.needs_empty_caption else None
         keys = shard_batch(keys_for(keys, len(encoded)))
-        return sample_image_embeddings(self.prior, encoded, keys, empty, **changes)()
+        return sample_image_embeddings(self.prior, encoded, keys, self.empty_for(self.prior), **changes)()
 
     def decode(
         self,
@@ -169,14 +168,14 @@ class DALLE2(Stages):
             keys,
             embeddings,
             keep_caption=captions is not None,
-            empty=self._decoders_empty,
+            empty=self.empty_for(self.decoder),
             x_T=x_T,
             **changes,
         )()
 
-    @property
-    def _decoders_empty(self) -> EncodedCaptions | None:
-        return self.empty_caption if self.decoder.module.needs_empty_caption else None
+    def empty_for(self, stage: LoadedStage) -> EncodedCaptions | None:
+        """The empty caption for a prior or a decoder that has learned no null caption; None for the others."""
+        return self.empty_caption if stage.module.needs_empty_caption else None
 
     def invert(
         self, images: np.ndarray, captions: Sequence[str] | None = None, *, refinements: int = 0, **changes: Any
@@ -194,7 +193,7 @@ class DALLE2(Stages):
             shard_batch(jnp.asarray(images)),
             embeddings,
             keep_caption=captions is not None,
-            empty=self._decoders_empty,
+            empty=self.empty_for(self.decoder),
             refinements=refinements,
             **changes,
         )()

@@ -9,9 +9,10 @@ come back.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -206,16 +207,22 @@ class _Stage:
 
     def _first_state(self, batches: Callable[[], BatchIterator], initial: Any) -> Any:
         """The state at step 0; what is fitted to the data is only where there are no parameters to start from."""
-        if initial is not None or type(self.task).fit is Task.fit:
+        if initial is not None:
             return create_state(self.task, self.abstract, initial)
-        iterator = batches()  # another one than training's, which begins at its own beginning
+        with contextlib.closing(self._opened(batches)) as opened:
+            fitted = self.task.fit(opened, self.frozen, self.mesh, self.log)
+        return create_state(self.task, self.abstract, fitted=fitted)
+
+    def _opened(self, batches: Callable[[], BatchIterator]) -> Iterator[dict[str, jax.Array]]:
+        """Batches on the devices, from an iterator of their own that is opened when the first one is asked for."""
+        iterator = batches()
         try:
-            fitted = self.task.fit(map(self._on_devices, iterator), self.frozen, self.mesh, self.log)
+            while True:
+                yield self._on_devices(next(iterator))
         finally:
             close = getattr(iterator, "close", None)
             if close is not None:
                 close()
-        return create_state(self.task, self.abstract, fitted=fitted)
 
     def _steps(
         self,
