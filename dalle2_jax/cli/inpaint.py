@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dalle2_jax._version import __version__
-from dalle2_jax.cli.output import Output, add_output_arguments, plan, sample_to_files
+from dalle2_jax.cli.output import add_output_arguments, plan, sample_to_files
 from dalle2_jax.cli.sampling_options import read_sampling
 from dalle2_jax.errors import InputError
 
@@ -58,8 +57,6 @@ def paint_to_files(options: argparse.Namespace, paint: Callable[[Any, Any, list[
     if thing is None:
         thing, fact = Path(options.image).stem, "source"
     _, seeds, out = plan(options, [thing], fact)
-    if options.grid:
-        out = _Sheet(options, [thing] * options.count, seeds, fact)
     settings = {**read_sampling(options), "tile": options.tile}
     for name in ("jump_length", "jump_samples"):
         if getattr(options, name) is not None:
@@ -69,29 +66,10 @@ def paint_to_files(options: argparse.Namespace, paint: Callable[[Any, Any, list[
     def sample_batch(keys, rows):
         captions = None if options.prompt is None else [options.prompt] * len(rows)
         painted = paint(model, keys, captions, {**settings, "batch_size": len(rows)})
-        if options.grid:
-            out.given = painted.marked[0]
+        out.given = painted.marked[:1]
         return Generated((), None, None, painted.stages[0], painted.stages[1:])
 
     return sample_to_files(options, out, seeds, sample_batch)
-
-
-class _Sheet(Output):
-    """A sheet with what was given above each image."""
-
-    given: Any = None
-
-    def close(self, done: int) -> None:
-        from dalle2_jax.images.files import save_png
-        from dalle2_jax.images.sheet import caption_grid
-
-        if not done:
-            return
-        groups, captions = [[self.given] * done, self.shown[:done]], list(self.captions[:done])
-        sheet = caption_grid(groups, captions, columns=min(self.columns, 12), labels=("given", "painted"))
-        facts = {self.fact: captions[0], "seed": str(self.seeds[0]), "software": f"dalle2_jax {__version__}"}
-        save_png(self.path, sheet, facts)
-        print(self.path, flush=True)
 
 
 def read_mask(path: Path) -> Any:

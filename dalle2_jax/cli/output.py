@@ -79,11 +79,14 @@ class Output:
     """Where images go: files of a folder, one file, or a sheet that is written in the end."""
 
     def __init__(self, options: argparse.Namespace, captions: Sequence[str], seeds: Sequence[int], fact: str):
-        """captions: what each image is of, in sheets and files' names. fact: how a PNG's text calls that."""
+        """captions: what each image is of, in sheets and files' names. fact: how a PNG's text calls that.
+
+        `given`, once set, has an image for each thing of which there are `--count`: a sheet shows it before them.
+        """
         self.captions, self.seeds, self.stages, self.grid = captions, list(seeds), options.stages, options.grid
         self.fact = fact
         self.shown: list[Any] = []
-        self.columns = options.count if options.count > 1 else 8
+        self.given: Sequence[Any] = ()
         self.path = checked_out(options, len(captions))
         self.count = options.count
 
@@ -115,7 +118,14 @@ class Output:
 
         if not self.grid or not done:
             return
-        sheet = caption_grid([self.shown[:done]], list(self.captions[:done]), columns=min(self.columns, 12))
+        images, captions = [], []
+        for start in range(0, done, self.count):
+            part = slice(start, min(start + self.count, done))
+            given = self.given[start // self.count : start // self.count + 1]
+            images += [*given, *self.shown[part]]
+            captions += [*("given" for _ in given), *self.captions[part]]
+        columns = self.count + bool(len(self.given)) if self.count > 1 else 8
+        sheet = caption_grid([images], captions, columns=min(columns, 12))
         facts = {f"{self.fact}s": "\n".join(dict.fromkeys(self.captions[:done])), "seed": str(self.seeds[0])}
         save_png(self.path, sheet, {**facts, "software": f"dalle2_jax {__version__}"})
         print(self.path, flush=True)

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Encodes, decodes and writes the images."""
     import jax
 
-    from dalle2_jax.cli.images import read_images
+    from dalle2_jax.cli.images import read_images, squares_of
     from dalle2_jax.manipulate import Series, encode, reconstruct
     from dalle2_jax.unclip import DALLE2
 
@@ -41,4 +41,5 @@ def run(options: argparse.Namespace) -> int:
     series = reconstruct(model, jax.random.key(options.seed), latent, **settings, **batch)
     names = tuple(Path(name).stem for name in options.image)
     facts = {"sources": "\n".join(Path(name).name for name in options.image), "steps": latent.steps}
-    return write_series(options, Series(series.images, names, series.columns), facts)
+    given = squares_of(images, model.image_size)
+    return write_series(options, Series(series.images, names, series.columns, given), facts)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dalle2_jax.cli.output import add_output_arguments, plan, sample_to_files
+from dalle2_jax.cli.output import Output, add_output_arguments, plan, sample_to_files
 from dalle2_jax.cli.sampling_options import read_sampling
 from dalle2_jax.cli.series import add_encoding_arguments, latent_sampling
 from dalle2_jax.errors import InputError
@@ -32,19 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Samples the variations."""
-    from dalle2_jax.cli.images import read_images
+    from dalle2_jax.cli.images import read_images, squares_of
     from dalle2_jax.unclip import DALLE2
 
     images = read_images(options.image)
     places, seeds, out = plan(options, [Path(name).stem for name in options.image], "source")
     if options.share is not None:
-        return sample_to_files(options, out, seeds, _of_latents(options, images, places))
+        return sample_to_files(options, out, seeds, _of_latents(options, images, places, out))
     changes = read_sampling(options)
     if changes["prior"]:
         raise InputError("no prior is at work in variations; leave prior= out")
     if options.refinements:
         raise InputError("--refinements is of latents; add --share content, or leave it out")
     model = DALLE2.load(options.run, dtype=options.dtype)
+    out.given = squares_of(images, model.image_size)
 
     def sample_batch(keys, rows):
         chosen = [images[places[row]] for row in rows]
@@ -53,8 +54,11 @@ def run(options: argparse.Namespace) -> int:
     return sample_to_files(options, out, seeds, sample_batch)
 
 
-def _of_latents(options: argparse.Namespace, images: list[Any], places: list[int]) -> Callable[[Any, list[int]], Any]:
+def _of_latents(
+    options: argparse.Namespace, images: list[Any], places: list[int], out: Output
+) -> Callable[[Any, list[int]], Any]:
     """What `sample_to_files` calls: variations of the images' latents."""
+    from dalle2_jax.cli.images import squares_of
     from dalle2_jax.manipulate import embed, encode, vary
     from dalle2_jax.unclip import DALLE2
 
@@ -63,6 +67,7 @@ def _of_latents(options: argparse.Namespace, images: list[Any], places: list[int
     steps, settings = latent_sampling(options, allowed=("eta",))
     eta = settings["decoder"].pop("eta", None)
     model = DALLE2.load(options.run, dtype=options.dtype)
+    out.given = squares_of(images, model.image_size)
     if options.share == "semantics":
         latent = embed(model, images, steps=steps)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import textwrap
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,5 +86,15 @@ def _missing(font: Any, text: str) -> int:
 
 
 def _wrapped(text: str, font: Any, width: int) -> list[str]:
-    """Lines of about `width` pixels, by the mean width of the text's characters."""
-    return textwrap.wrap(text, max(8, int(width * len(text) / max(font.getlength(text), 1.0))))
+    """Lines of at most `width` pixels, broken after spaces, hyphens and underscores, and within a longer word."""
+    lines, line = [], ""
+    for piece in re.findall(r"[^ _-]*[ _-]+|[^ _-]+", " ".join(text.split())):
+        if line and font.getlength((line + piece).rstrip()) > width:
+            lines.append(line.rstrip())
+            line = ""
+        line += piece
+        while len(line) > 1 and font.getlength(line.rstrip()) > width:
+            fitting = max(1, sum(font.getlength(line[: end + 1]) <= width for end in range(len(line))))
+            lines.append(line[:fitting])
+            line = line[fitting:]
+    return [*lines, line.rstrip()] if line.strip() else lines

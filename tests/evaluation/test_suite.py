@@ -129,9 +129,13 @@ def test_captions_of_any_alphabet_are_written():
     wider = np.asarray(caption_grid(red(2, 8), ["красный круг", "红色的圆圈在白色背景上" * 3]))
     # What is long without spaces is broken, not written across its neighbour's caption.
     assert wider.shape[0] > np.asarray(caption_grid(red(2, 8), ["a circle", "a circle"])).shape[0]
-    assert grid._wrapped("a red circle " * 9, plain, 96) and all(
-        plain.getlength(line) < 130 for line in grid._wrapped("a red circle " * 9, plain, 96)
-    )
+    text = "a red circle on a gray background " * 3
+    assert " ".join(grid._wrapped(text, plain, 96)) == text.strip()
+    assert grid._wrapped("02_a_small_red_circle", plain, 70) == ["02_a_small_", "red_circle"]
+    for long in (text, "x" * 99, "02_a_small_red_triangle_on_gray"):
+        lines = grid._wrapped(long, plain, 96)
+        assert len(lines) > 1 and all(plain.getlength(line) <= 96 for line in lines)
+    assert grid._wrapped(" \n", plain, 96) == []
 
 
 def test_a_sheet_of_images():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import DALLE2, cli
+from dalle2_jax.cli.images import read_images, squares_of
 from dalle2_jax.manipulate.series import Series
 from tests.cascade import FINAL_SIZE
 
@@ -91,12 +92,20 @@ def test_an_interpolation_has_the_reconstructions_at_its_ends(run, photos, tmp_p
 
 def test_variations_of_the_latent(run, photos, tmp_path, capsys):
     plain = str(photos / "plain.png")
-    shared = {}
+    given, shown = squares_of(read_images([plain]), FINAL_SIZE)[0], {}
     for share in ("content", "semantics"):
-        out = tmp_path / share
-        assert cli.main(["vary", run, plain, *FAST, "--share", share, "--count", "2", "--out", str(out)]) == 0
-        shared[share] = [pixels_of(path) for path in written(capsys)]
-    assert len({image.tobytes() for images in shared.values() for image in images}) == 4
+        out = str(tmp_path / f"{share}.png")
+        assert cli.main(["vary", run, plain, *FAST, "--share", share, "--count", "2", "--grid", "--out", out]) == 0
+        first, *shown[share] = cells_of(written(capsys)[0], 3)
+        np.testing.assert_array_equal(first, given)
+    assert len({image.tobytes() for images in shown.values() for image in images}) == 4
+
+
+def cells_of(path, columns: int) -> list[np.ndarray]:
+    """The images of a sheet's first row, at the size at which they were sampled."""
+    sheet, zoom = pixels_of(path), 96 // FINAL_SIZE
+    lefts = (6 + column * (96 + 6) for column in range(columns))
+    return [sheet[6 + zoom // 2 : 6 + 96 : zoom, left + zoom // 2 : left + 96 : zoom] for left in lefts]
 
 
 @pytest.fixture

@@ -214,7 +214,7 @@ def test_on_the_command_line(tiny, files, tmp_path, capsys):
     more = ["--grid", "--factor", "1.5", "--place", "0,0", "--out", str(tmp_path / "sheet.png")]
     assert cli.main(["outpaint", run, files["photo"], *FEW_STEPS, *more]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size[0] > 96 and sheet.size[1] > 2 * 96
+        assert sheet.size[0] > 2 * 96 and sheet.size[1] > 96  # what was given beside what was painted
     for arguments, message in (
         (["inpaint", run, files["photo"], files["small"]], "the mask is 60 x 47 pixels and the image 60 x 48"),
         (["inpaint", run, files["photo"], files["empty"]], "the mask paints nothing"),

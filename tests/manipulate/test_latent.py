@@ -68,6 +68,9 @@ def test_the_series_has_its_labels_and_sheet(model, latent):
         left = 6 + row * (FINAL_SIZE + 6)
         inside = pixels[1:-1, left + 1 : left + FINAL_SIZE - 1]
         np.testing.assert_array_equal(inside, series.images[row, 1:-1, 1:-1])
+    given = np.broadcast_to(np.uint8([7, 99, 7]), (2, 40, 40, 3))
+    beside = dataclasses.replace(series, given=given).sheet(cell=FINAL_SIZE)
+    assert (np.asarray(beside) == [7, 99, 7]).all(-1).sum() == 2 * FINAL_SIZE**2
     with pytest.raises(InputError, match="1 labels were given for 2 images"):
         Series(series.images, ("one",), 2)
 
