@@ -1,7 +1,15 @@
 """Diffusion as arithmetic over a function: schedules, the process, losses, samplers, guidance. It sees no network."""
 
 from dalle2_jax.diffusion.guidance import classifier_free_guidance
-from dalle2_jax.diffusion.inpainting import REPAINT, REPLACEMENT, Resampling, repaint, sample_repaint, with_known_x_0
+from dalle2_jax.diffusion.inpainting import (
+    REPAINT,
+    REPAINT_SAMPLERS,
+    REPLACEMENT,
+    Resampling,
+    repaint,
+    sample_repaint,
+    with_known_x_0,
+)
 from dalle2_jax.diffusion.inversion import ddim_inverse_step, ddim_invert
 from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, variational_bound, x0_error
 from dalle2_jax.diffusion.process import Prediction, Process, dynamic_threshold
@@ -19,6 +27,7 @@ from dalle2_jax.diffusion.timesteps import (
 
 __all__ = [
     "REPAINT",
+    "REPAINT_SAMPLERS",
     "REPLACEMENT",
     "SAMPLERS",
     "LossHistory",

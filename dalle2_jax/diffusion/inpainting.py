@@ -70,6 +70,7 @@ class Resampling:
 
 REPAINT = Resampling()
 REPLACEMENT = Resampling(jump_samples=1)
+REPAINT_SAMPLERS = ("ddpm", "ddim")  # those of which a step does not look back to earlier ones
 
 
 def repaint(
@@ -129,7 +130,7 @@ def sample_repaint(
         InputError: for a sampler that looks back to earlier steps.
     """
     steps = {"ddpm": ddpm_step, "ddim": functools.partial(ddim_step, eta=sampling.eta)}
-    if sampling.sampler not in steps:
+    if sampling.sampler not in REPAINT_SAMPLERS:
         raise InputError(
             f"the sampler {sampling.sampler} cannot go back in its chain, which painting with a network does that was "
             "not trained for it; take ddim or ddpm"

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.decoder import Known
-from dalle2_jax.diffusion import REPAINT, REPLACEMENT, Resampling
+from dalle2_jax.diffusion import REPAINT, REPAINT_SAMPLERS, REPLACEMENT, Resampling
 from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
 from dalle2_jax.images.resize import resize
@@ -24,7 +25,7 @@ from dalle2_jax.manipulate.canvas import any_in_cells, extended, square_canvas
 from dalle2_jax.unclip.embed import embed_images, encode_tokens
 from dalle2_jax.unclip.placement import device_batches, shard_batch
 from dalle2_jax.unclip.sample import decode, upsample
-from dalle2_jax.unclip.settings import check_tile
+from dalle2_jax.unclip.settings import check_tile, sampling_of
 
 if TYPE_CHECKING:
     from dalle2_jax.unclip import DALLE2
@@ -99,7 +100,8 @@ def inpaint(
         images: uint8 `[h, w, 3]` each, of any size from the decoder's on.
         masks: one an image, `[h, w]` of its size, bool, or uint8 from 128 on: where to paint.
         captions: one an image, or one for all; None: see above.
-        guidance_scale: the decoder's. prior, decoder, upsampler: fields of a stage's Sampling to change.
+        guidance_scale: the decoder's. prior, decoder, upsampler: fields of a stage's Sampling to change; a stage whose
+            own sampler cannot be resampled (dpmpp_2m) is sampled by DDIM.
         image_embeddings: `[b, z]`, in place of those above.
         jump_length, jump_samples, upsampler_jump_samples: RePaint's (`diffusion.Resampling`), for stages that do not
             see what is known; an upsampler follows the small image and is not resampled by default.
@@ -274,16 +276,23 @@ def _paint(
         empty=model.empty_for(model.decoder),
         known=shard_batch(_known(originals, painted, model.decoder.record.image_size)),
         resampling=plan.resampling[0],
-        **changes["decoder"],
+        **_for_painting(model.decoder, changes["decoder"]),
     )()
     stages = [to_uint8(images)]
     for index, stage in enumerate(model.upsamplers):
         known = _known(originals, painted, stage.record.image_size)
         own, images, known = shard_batch((keys[:, 2 + index], images, known))
-        more = {"known": known, "resampling": plan.resampling[1], **changes["upsampler"]}
+        more = {"known": known, "resampling": plan.resampling[1], **_for_painting(stage, changes["upsampler"])}
         images = upsample(stage, own, images, captions=captions, tile=plan.tile, **more)()
         stages.append(to_uint8(images))
     return stages
+
+
+def _for_painting(stage: LoadedStage, changes: dict[str, Any]) -> dict[str, Any]:
+    """Changes of a stage's settings, and DDIM where its own sampler cannot go back in its chain, as RePaint does."""
+    if stage.module.inpainting or sampling_of(stage, changes).sampler in REPAINT_SAMPLERS or "sampler" in changes:
+        return changes
+    return {**changes, "sampler": "ddim"}
 
 
 def _known(originals: np.ndarray, painted: np.ndarray, size: int) -> Known:

@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import DALLE2, cli
+from dalle2_jax.checkpoint.rebuild import to_json
+from dalle2_jax.diffusion import Sampling
 from dalle2_jax.images.resize import resize
 from dalle2_jax.manipulate.canvas import any_in_cells, extended, square_canvas
 from dalle2_jax.manipulate.inpaint import inpaint, outpaint
@@ -101,6 +103,16 @@ def test_without_a_caption_the_images_own_embedding_speaks(model):
     assert np.abs(found.images.astype(int) - given.images).max() <= 2 and found.captions == ()
     other = inpaint(model, KEY, [PHOTO], [HOLE], image_embeddings=-own, **WITHOUT_PRIOR, **JUMPS)
     assert np.abs(other.stages[0].astype(int) - given.stages[0]).max() > 2
+
+
+def test_a_decoder_whose_own_sampler_cannot_go_back_is_sampled_by_ddim(model):
+    own = Sampling(sampler="dpmpp_2m", steps="3", guidance_scale=1.0)
+    record = dataclasses.replace(model.decoder.record, sampling=to_json(own))
+    other = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, record=record))
+    upsampler, how = FEW["upsampler"], {"sampler": "ddim", "steps": "3", "guidance_scale": 1.0}
+    expected = inpaint(model, KEY, [PHOTO], [HOLE], decoder=how, upsampler=upsampler, **JUMPS)
+    found = inpaint(other, KEY, [PHOTO], [HOLE], upsampler=upsampler, **JUMPS)
+    np.testing.assert_array_equal(found.images, expected.images)
 
 
 def test_outpainting_keeps_all_of_the_image(model):
