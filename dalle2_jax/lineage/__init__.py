@@ -1,0 +1,1 @@
+"""The systems that led to DALL-E 2."""
