@@ -229,6 +229,7 @@ def test_refused_on_the_command_line(run, tmp_path, capsys, options, sentence):
 # The ablation
 
 
+@pytest.mark.slow
 def test_the_ablation_of_a_run(run, capsys):
     assert cli.main(["ablate", str(run), "--count", "6"]) == 0
     report = json.loads((run / "ablation.json").read_text())["ways"]

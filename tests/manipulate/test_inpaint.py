@@ -216,6 +216,7 @@ def test_masks_of_any_mode(files):
 FEW_STEPS = ["--steps", "3", "--steps", "upsampler=2", "--jump-length", "1", "--jump-samples", "2"]
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tiny, files, tmp_path, capsys):
     run, out = str(tiny.run_dir), tmp_path / "out.png"
     assert cli.main(["inpaint", run, files["photo"], files["layer"], *FEW_STEPS, "--out", str(out)]) == 0

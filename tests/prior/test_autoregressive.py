@@ -239,6 +239,7 @@ def test_the_similarity_is_drawn_from_the_upper_buckets(share, least):
     assert (np.abs(counts[least:] - expected) < 5 * np.sqrt(expected)).all()
 
 
+@pytest.mark.slow
 def test_other_settings_compile_nothing_and_each_key_is_its_own(by_tokens, captions):
     module, params = by_tokens
     draw = jax.jit(lambda keys, captions, sampling: sample_prior(keys, module, params, None, sampling, captions))

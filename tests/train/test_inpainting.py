@@ -104,7 +104,7 @@ def network(name, module):
     return jax.jit(lambda params, known=None: module.apply({"params": params}, x_t, t, **inputs, known=known))
 
 
-@pytest.mark.parametrize("name", ["decoder", "upsampler"])
+@pytest.mark.parametrize("name", ["decoder", pytest.param("upsampler", marks=pytest.mark.slow)])
 def test_a_start_from_a_network_without_gives_what_that_one_gives(tiny, name):
     recipe = painting(tiny, name, init_from=str(tiny.run_dir / name))
     clip, other = load_stage(tiny.run_dir / "clip"), load_stage(tiny.run_dir / name)
@@ -131,6 +131,7 @@ def clip_tokenizer(tiny):
     return Tokenizer.from_json(read_record(tiny.run_dir / "clip").tokenizer)
 
 
+@pytest.mark.slow
 def test_training_one_and_not_back(tiny, tmp_path):
     """It learns to look at what is known; and a network that does not look cannot start from it."""
     recipe = painting(tiny, "upsampler", init_from=str(tiny.run_dir / "upsampler"), mask_full=0.5)
