@@ -5,7 +5,7 @@ Text in, kernels out; only the standard library is needed. The text is what `Com
 How things are counted:
 
 FLOPs   products, convolutions and cuDNN's attention; a multiply-add is two. Attention is two products forward and five
-        backward, one of which is the forward's first computed again (train/step/flops.py leaves that one out). What a
+        backward, one of which is the forward's first computed again (layers/flops.py leaves that one out). What a
         causal mask hides counts.
 bytes   each kernel reads its operands once and writes its results once. Of an operand that it only slices, the slices
         count; a dynamic-update-slice into an operand is done in place and writes the update alone. What a kernel finds

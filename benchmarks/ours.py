@@ -27,6 +27,7 @@ from dalle2_jax.clip import CLIP, TextTransformer, VisionTransformer
 from dalle2_jax.decoder import Decoder, Upsampler
 from dalle2_jax.diffusion import Process, Sampling
 from dalle2_jax.layers.fields import count_parameters
+from dalle2_jax.layers.flops import count_flops
 from dalle2_jax.layers.kernels.layout import row_major
 from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.layers.precision import with_dtype
@@ -43,7 +44,6 @@ from train.recipes.decoder import DecoderRecipe, DecoderTask
 from train.recipes.embeddings import FrozenClip
 from train.recipes.prior import PriorRecipe, PriorTask
 from train.recipes.upsampler import UpsamplerRecipe
-from train.step.flops import count_flops
 from train.step.state import abstract_state, create_state
 from train.step.step import make_step
 

@@ -35,8 +35,8 @@ from benchmarks.hlo import Kernel
 from benchmarks.ours import Case, make_batch, make_inputs, make_task, plain_step
 from benchmarks.worker import MEASURES
 from dalle2_jax.layers.fields import count_parameters
+from dalle2_jax.layers.flops import count_flops
 from dalle2_jax.sharding import batch_sharding, check_batch, mesh_sizes, replicate
-from train.step.flops import count_flops
 from train.step.nvidia import CHIPS
 from train.step.peaks import PEAKS
 from train.step.state import abstract_state

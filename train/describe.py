@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.fields import count_parameters
+from dalle2_jax.layers.flops import count_flops
 from dalle2_jax.sharding import batch_parts, check_batch, make_mesh, partition
 from train.config.recipe import Recipe, Task
 from train.config.system import System
 from train.loop.clock import duration
 from train.run.given import planned_given
 from train.run.plan import plan_stage
-from train.step.flops import count_flops
 from train.step.lower import trace_step
 from train.step.memory import device_bytes, kept_bytes
 from train.step.state import abstract_state

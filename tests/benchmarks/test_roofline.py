@@ -6,8 +6,8 @@ import jax
 import pytest
 
 from benchmarks import hlo, roofline
+from dalle2_jax.layers.flops import count_flops
 from dalle2_jax.sharding import make_mesh
-from train.step.flops import count_flops
 
 CONVOLUTION = """
 ENTRY %main (x: bf16[2,8,8,4], k: bf16[6,3,3,4], g: bf16[2,4,4,6]) -> bf16[2,4,4,6] {{

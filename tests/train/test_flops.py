@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import pytest
 
 from configs import shapes
+from dalle2_jax.layers.fields import without_remat
+from dalle2_jax.layers.flops import count_flops
 from dalle2_jax.sharding import make_mesh
 from tests.train.toy import ToyNet, toy_task
-from train.step.flops import count_flops, model_flops, without_remat
+from train.step.flops import model_flops
 from train.step.state import abstract_state
 from train.step.step import make_step
 
