@@ -228,16 +228,22 @@ def _set_aside(damaged: dict[str, str]) -> None:
 def _load_parts(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
-    found = ocp.checkpointables_metadata(path.resolve()).metadata
     for name, tree in abstract.items():
-        if name not in found:
-            raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
-        difference = _first_difference(_shapes(found[name]), _shapes(tree))
+        difference = _first_difference(_shapes(_metadata(path, name)), _shapes(tree))
         if difference:
             raise CheckpointError(
                 f"the checkpoint {path} does not hold the state that was asked for: {name}/{difference}"
             )
     return ocp.load_checkpointables(path.resolve(), abstract)
+
+
+def _metadata(path: Path, name: str) -> Any:
+    """What a part holds, as a tree of shapes and dtypes; CheckpointError where there is no such part."""
+    from orbax.checkpoint import v1 as ocp
+
+    if not (path / name).is_dir():
+        raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
+    return ocp.metadata(path.resolve(), name).metadata  # of all parts it would take several times as long
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -263,16 +269,11 @@ def load_shapes(stage_dir: str | Path, name: str = "ema") -> Any:
     Raises:
         CheckpointError: if there is no finished checkpoint, or it lacks the part.
     """
-    from orbax.checkpoint import v1 as ocp
-
     steps = checkpoint_steps(stage_dir)
     if not steps:
         raise CheckpointError(f"{stage_dir} holds no finished checkpoint")
-    path = checkpoint_path(stage_dir, steps[-1])
-    found = ocp.checkpointables_metadata(path.resolve()).metadata
-    if name not in found:
-        raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found[name])
+    found = _metadata(checkpoint_path(stage_dir, steps[-1]), name)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found)
 
 
 def load_part(stage_dir: str | Path, name: str) -> tuple[Any, int]:
@@ -299,11 +300,8 @@ def load_part(stage_dir: str | Path, name: str) -> tuple[Any, int]:
             continue
         for sentence in damaged:
             logger.warning("%s; using step %d instead", sentence, step)
-        found = ocp.checkpointables_metadata(path.resolve()).metadata
-        if name not in found:
-            raise CheckpointError(f"the checkpoint {path} holds no {name!r}")
-        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), found[name])
-        return _load_parts(path, {name: abstract})[name], step
+        abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), _metadata(path, name))
+        return ocp.load_checkpointables(path.resolve(), {name: abstract})[name], step
     raise CheckpointError(
         f"{'; '.join(damaged)}; no checkpoint is left to fall back to: delete {stage_dir} to train the stage anew"
     )
