@@ -14,7 +14,7 @@ from dalle2_jax.errors import InputError
 from dalle2_jax.layers import CaptionEncoder, Transformer
 from dalle2_jax.prior import AutoregressivePrior, AutoregressiveSampling, CodecFit, caption_condition, sample_prior
 from dalle2_jax.prior.autoregressive import stored
-from dalle2_jax.prior.autoregressive_sampling import draw_similarity, guided_log_probabilities, restrict, sample_codes
+from dalle2_jax.prior.autoregressive_sampling import draw_similarity, sample_codes
 
 BATCH, CONTEXT, SIZE, CODES, BUCKETS = 3, 6, 8, 5, 7
 FIELDS = {
@@ -178,26 +178,6 @@ def test_with_the_cache_is_without(built, captions, codes):
     assert cached._cache_size() == 1
 
 
-def test_restricted_to_the_most_probable():
-    logits = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32) * 2
-    for top_k, top_p, temperature in ((None, 1.0, 1.0), (3, 1.0, 1.0), (None, 0.6, 1.0), (4, 0.7, 0.5), (1, 0.1, 2.0)):
-        sampling = AutoregressiveSampling(top_k=top_k, top_p=top_p, temperature=temperature)
-        found = np.asarray(restrict(jnp.asarray(logits), sampling.turned()))
-        for row, result in zip(logits.astype(np.float64) / temperature, found, strict=True):
-            probabilities = np.exp(row) / np.exp(row).sum()
-            kept, total = [], 0.0
-            for place in np.argsort(-probabilities):
-                if len(kept) == (top_k or 9) or (total >= top_p and kept):
-                    break
-                kept.append(place)
-                total += probabilities[place]
-            np.testing.assert_array_equal(np.flatnonzero(np.isfinite(result)), np.sort(kept))
-            np.testing.assert_allclose(result[kept], np.log(probabilities[kept]), rtol=1e-4, atol=1e-5)
-    coldest = restrict(jnp.asarray(logits), AutoregressiveSampling(temperature=0.0))
-    np.testing.assert_array_equal(np.isfinite(coldest).sum(1), 1)
-    np.testing.assert_array_equal(np.argmax(coldest, axis=1), logits.argmax(1))
-
-
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
 def test_codes_are_sampled_as_often_as_they_are_probable(guidance_scale, captions):
     """All nine sequences of two codes of three, counted, against the products of their probabilities."""
@@ -220,13 +200,6 @@ def test_codes_are_sampled_as_often_as_they_are_probable(guidance_scale, caption
     seen = np.bincount(np.asarray(found[:, 0] * 3 + found[:, 1]), minlength=9) / count
     assert (np.abs(seen - expected) < 4.5 * np.sqrt(expected * (1 - expected) / count) + 1e-4).all()
     assert expected.max() < 0.9, "the case tells something"
-
-
-def test_guidance_of_one_is_the_conditional():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5)), jnp.float32)
-    np.testing.assert_array_equal(guided_log_probabilities(logits[:2], None), logits[:2])
-    guided = guided_log_probabilities(logits, jnp.float32(1.0))
-    np.testing.assert_allclose(guided, jax.nn.log_softmax(logits[:2]), atol=1e-6)
 
 
 @pytest.mark.parametrize(("share", "least"), [(0.5, 8), (0.25, 12), (1.0, 0)])
