@@ -58,6 +58,28 @@ def dot_product_attention(
     )
 
 
+def attention_weights(
+    query: jax.Array,
+    key: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    key_lengths: jax.Array | None = None,
+    is_causal: bool = False,
+) -> jax.Array:
+    """The softmax of `dot_product_attention`, to be looked at: float32 `[b, heads, queries, keys]`, each row's sum 1.
+
+    Arguments as there.
+    """
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
+    seen = jnp.ones((1, 1, 1, 1), bool) if mask is None else mask
+    if key_lengths is not None:
+        seen = seen & (jnp.arange(key.shape[1])[None] < key_lengths[:, None])[:, None, None]
+    if is_causal:
+        seen = seen & jnp.tril(jnp.ones(logits.shape[-2:], bool))[None, None]
+    return nn.softmax(jnp.where(seen, logits, jnp.finfo(jnp.float32).min / 2))
+
+
 def pack(x: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Moves the real tokens of each row to its front, in their order, so that a length says which they are.
 
@@ -134,7 +156,8 @@ class MultiHeadAttention(nn.Module):
     """Self-attention with one fused projection for queries, keys and values.
 
     The kernel of `qkv` is `[width, heads, 3, head_dim]`, so that heads can be split among devices. Kernels start as in
-    CLIP's code: normal, with a standard deviation of width^-1/2, times `out_scale` for the output projection.
+    CLIP's code: normal, with a standard deviation of width^-1/2, times `out_scale` for the output projection. With
+    `mutable=["intermediates"]` the weights are stored as "weights".
 
     Fields:
       heads: number of heads; must divide the width.
@@ -195,6 +218,9 @@ class MultiHeadAttention(nn.Module):
         if cache is not None:
             key, value = cache = cache.write(key, value, place)
             is_causal = False
+        if self.is_mutable_collection("intermediates"):
+            weights = attention_weights(query, key, mask=mask, key_lengths=lengths, is_causal=is_causal)
+            self.sow("intermediates", "weights", weights)
         y = dot_product_attention(query, key, value, mask=mask, key_lengths=lengths, is_causal=is_causal)
         y = y.reshape(batch, -1, width)
         init = nn.initializers.normal(scale * self.out_scale)

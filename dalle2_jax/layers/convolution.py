@@ -107,6 +107,7 @@ def depth_to_space(x: jax.Array, patch: int) -> jax.Array:
 Conv = functools.partial(nn.Conv, conv_general_dilated=convolve)
 
 RESAMPLING = {None: lambda x: x, "up": upsample, "down": downsample}
+PADDINGS = {"both": 1, "after": ((0, 1), (0, 1))}
 
 
 class ResBlock(nn.Module):
@@ -164,26 +165,31 @@ class ResBlock(nn.Module):
 class Resample(nn.Module):
     """ADM's plain change of size: a 3x3 convolution of stride two down, or pixels repeated and a 3x3 convolution up.
 
-    The padding is one pixel on every side, as in PyTorch, which is not what "SAME" means at stride two.
+    Fields:
+        padding: at stride two: "both", one pixel on every side, as in PyTorch; "after", one below and one to the right,
+            which is what "SAME" means there.
     """
 
     channels: int
     direction: str
     dtype: str = "float32"
     param_dtype: str = "float32"
+    padding: str = "both"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, height, width, c] to [batch, height', width', channels]."""
         if self.direction not in ("up", "down"):
             raise InputError(f'Resample.direction must be "up" or "down", not {self.direction!r}.')
+        if self.padding not in PADDINGS:
+            raise InputError(f"Resample.padding must be {' or '.join(PADDINGS)}, not {self.padding!r}")
         if self.direction == "up":
             x = upsample(x)
         return Conv(
             self.channels,
             (3, 3),
             strides=1 if self.direction == "up" else 2,
-            padding=1,
+            padding=1 if self.direction == "up" else PADDINGS[self.padding],
             dtype=jnp.dtype(self.dtype),
             param_dtype=jnp.dtype(self.param_dtype),
             name="conv",

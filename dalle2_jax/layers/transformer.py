@@ -1,7 +1,7 @@
 """The pre-norm transformer that CLIP, the prior and the decoder's caption encoder share."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from dalle2_jax.layers.remat import Remat, rematerialised
 ACTIVATIONS = {
     "gelu": gelu,
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+    "relu": nn.relu,
 }
 
 
@@ -73,6 +74,16 @@ class LayerNorm(nn.Module):
         return x * scale.reshape(shape) + bias.reshape(shape)
 
 
+class LayerMasks(NamedTuple):
+    """What each layer of a stack may see where they differ: a few masks, and which of them each layer has; a pytree.
+
+    masks: bool `[kinds, n, n]`, True where the query (row) sees the key (column). kinds: int32 `[depth]`.
+    """
+
+    masks: jax.Array
+    kinds: jax.Array
+
+
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + MLP(norm(x)). Fields are those of `Transformer`, which stacks it;
     with `last_only` all positions are attended to and the last real one alone goes on."""
@@ -97,14 +108,20 @@ class Block(nn.Module):
         lengths: jax.Array | None,
         cache: LayerCache | None = None,
         place: jax.Array | None = None,
+        masks: jax.Array | None = None,
+        kind: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Maps `x` `[batch, tokens, width]` to the same shape, or to one token. The others are as the attention's."""
+        """Maps `x` `[batch, tokens, width]` to the same shape, or to one token. The others are as the attention's, and
+        `masks` bool `[kinds, tokens, keys]` of which `kind`, int32, is this layer's."""
         width = x.shape[-1]
         hidden = round(width * self.mlp_ratio)
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         norm = functools.partial(LayerNorm, epsilon=self.epsilon, param_dtype=self.param_dtype)
         drop = functools.partial(nn.Dropout, rate=self.dropout, deterministic=self.deterministic)
         init = nn.initializers.normal
+        if masks is not None:
+            own = jax.lax.dynamic_index_in_dim(masks, kind, keepdims=False)[None, None]
+            mask = own if mask is None else mask & own
 
         y = norm(name="attention_norm")(x).astype(self.dtype)
         y = MultiHeadAttention(
@@ -142,7 +159,7 @@ class Transformer(nn.Module):
       last_only: whether only the last position's state is wanted, so that the last layer computes no other one: a
         stack of twelve layers then takes a fourteenth less work, one of 24 half of that.
       mlp_ratio: hidden size of the MLP over the width.
-      activation: "gelu" (exact) or "quick_gelu" (OpenAI's CLIP).
+      activation: "gelu" (exact), "quick_gelu" (OpenAI's CLIP) or "relu".
       epsilon: of the layer norms.
       dropout: rate on the output of both branches.
       scan_layers: whether one layer is compiled and run over the stacked parameters of all. False, and each one is
@@ -174,6 +191,7 @@ class Transformer(nn.Module):
         mask: jax.Array | None = None,
         deterministic: bool = True,
         cache: Cache | None = None,
+        layer_masks: LayerMasks | None = None,
     ) -> jax.Array | tuple[jax.Array, Cache]:
         """Runs the stack.
 
@@ -183,6 +201,8 @@ class Transformer(nn.Module):
             With `last_only` the last one has to be real. With a cache of m places, bool `[batch, m]` of those.
           deterministic: False turns dropout on; it then needs the `dropout` key.
           cache: what the tokens before `x` left (`empty_cache`), for a causal transformer without `last_only`.
+          layer_masks: what each layer may see at most, of n = tokens; with a cache of m places, of n = m. Without
+            `last_only`.
 
         Returns:
           `[batch, tokens, width]` in `dtype`, or `[batch, 1, width]` with `last_only`. With a cache, that and the cache
@@ -190,7 +210,7 @@ class Transformer(nn.Module):
 
         Raises:
           InputError: if `x` is not of `width`, `width` does not divide by `heads`, `activation` is unknown, or there is
-            a cache that the transformer cannot have.
+            a cache, or are masks of layers, that the transformer cannot have.
         """
         check_mesh_axes(x)
         if x.shape[-1] != self.width:
@@ -210,9 +230,11 @@ class Transformer(nn.Module):
             "param_dtype": self.param_dtype,
         }
         x, lengths, full_lengths = x.astype(self.dtype), None, None
+        if layer_masks is not None:
+            self._check_layer_masks(layer_masks, x.shape[1] if cache is None else cache.layers.keys.shape[2])
         if cache is not None:
-            return self._run_cached(x, mask, cache, fields)
-        if mask is not None and traced_for_nvidia():
+            return self._run_cached(x, mask, cache, layer_masks, fields)
+        if mask is not None and layer_masks is None and traced_for_nvidia():
             # A mask costs cuDNN an array of all queries by all keys, lengths nothing. On a TPU the moving about costs a
             # tenth of the memory of the paper's prior.
             (x, lengths, order), mask = pack(x, mask), None
@@ -224,11 +246,15 @@ class Transformer(nn.Module):
         # the last layer, whose backward pass comes at once.
         block_by_itself = rematerialised(Block, self.remat)
         full_layers = self.depth - 1 if self.last_only else self.depth
+        masks, kinds = layer_masks or (None, None)
         if not self.scan_layers:
             for layer in range(full_layers):
-                x, _ = block_by_itself(last_only=False, name=f"block_{layer}", **fields)(x, mask, full_lengths)
+                kind = None if kinds is None else kinds[layer]
+                single = block_by_itself(last_only=False, name=f"block_{layer}", **fields)
+                x, _ = single(x, mask, full_lengths, None, None, masks, kind)
         elif full_layers:
-            x, _ = self._scanned(block, full_layers, fields)(x, mask, full_lengths, None, None)
+            scanned = self._scanned(block, full_layers, fields)
+            x, _ = scanned(x, mask, full_lengths, None, None, masks, kinds)
         if self.last_only:
             x, _ = block(last_only=True, name="last_block", **fields)(x, mask, lengths)
         elif lengths is not None:
@@ -241,12 +267,27 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast, nn.broadcast, 0),
             length=layers,
         )(last_only=False, name="blocks", **fields)
 
+    def _check_layer_masks(self, layer_masks: LayerMasks, tokens: int) -> None:
+        if self.last_only:
+            raise InputError("masks of layers go with a transformer without last_only; leave them out")
+        (_, *sizes), kinds = layer_masks.masks.shape, layer_masks.kinds.shape
+        if sizes != [tokens, tokens] or kinds != (self.depth,):
+            raise InputError(
+                f"the masks of layers are for {sizes} tokens and {list(kinds)} layers; they must be for "
+                f"[{tokens}, {tokens}] and [{self.depth}]"
+            )
+
     def _run_cached(
-        self, x: jax.Array, mask: jax.Array | None, cache: Cache, fields: dict[str, Any]
+        self,
+        x: jax.Array,
+        mask: jax.Array | None,
+        cache: Cache,
+        layer_masks: LayerMasks | None,
+        fields: dict[str, Any],
     ) -> tuple[jax.Array, Cache]:
         """The stack over the tokens behind those in the cache."""
         if not self.is_causal or self.last_only:
@@ -254,14 +295,19 @@ class Transformer(nn.Module):
         seen = cache.seen(x.shape[1])
         if mask is not None:
             seen = seen & mask[:, None, None, :]
+        masks, kinds = layer_masks or (None, None)
+        if masks is not None:
+            masks = jax.lax.dynamic_slice_in_dim(masks, cache.length, x.shape[1], axis=1)
         if self.scan_layers:
-            x, layers = self._scanned(Block, self.depth, fields)(x, seen, None, cache.layers, cache.length)
+            scanned = self._scanned(Block, self.depth, fields)
+            x, layers = scanned(x, seen, None, cache.layers, cache.length, masks, kinds)
         else:
             written = []
             for number in range(self.depth):
                 layer = jax.tree.map(lambda value, number=number: value[number], cache.layers)
                 block = Block(last_only=False, name=f"block_{number}", **fields)
-                x, layer = block(x, seen, None, layer, cache.length)
+                kind = None if kinds is None else kinds[number]
+                x, layer = block(x, seen, None, layer, cache.length, masks, kind)
                 written.append(layer)
             layers = jax.tree.map(lambda *values: jnp.stack(values), *written)
         return x, Cache(layers, cache.length + x.shape[1])

@@ -21,9 +21,12 @@ class AttentionBlock(nn.Module):
     The context is projected to keys and values of its own, placed beside the image's; its tokens ask nothing
     themselves. The output projection starts at zero. Features of `qkv` are laid out [3, heads, head_channels], those of
     `context_kv` [2, heads, head_channels].
+
+    Fields:
+        head_channels: of each head; None: one head of all channels.
     """
 
-    head_channels: int = 64
+    head_channels: int | None = 64
     groups: int = 32
     epsilon: float = 1e-5
     dtype: str = "float32"
@@ -40,25 +43,26 @@ class AttentionBlock(nn.Module):
         """`x` [batch, height, width, c], `context` [batch, m, d]; returns x's shape. The context is seen where
         `context_mask` bool [batch, m] is True, or its first `context_lengths` int32 [batch] tokens are."""
         batch, height, width, channels = x.shape
-        if channels % self.head_channels:
+        head_channels = self.head_channels or channels
+        if channels % head_channels:
             raise InputError(
-                f"{channels} channels do not divide into heads of {self.head_channels}: choose head_channels anew."
+                f"{channels} channels do not divide into heads of {head_channels}: choose head_channels anew."
             )
         dtype, param_dtype = jnp.dtype(self.dtype), jnp.dtype(self.param_dtype)
-        heads, places = channels // self.head_channels, height * width
+        heads, places = channels // head_channels, height * width
 
         def dense(features: int, name: str, **options) -> nn.Dense:
             return nn.Dense(features, dtype=dtype, param_dtype=param_dtype, name=name, **options)
 
         h = GroupNorm(self.groups, self.epsilon, self.param_dtype, name="norm")(x, dtype=self.dtype)
         h = dense(3 * channels, "qkv")(h.reshape(batch, places, channels))
-        h = h.reshape(batch, places, 3, heads, self.head_channels)
+        h = h.reshape(batch, places, 3, heads, head_channels)
         query, key, value = h[:, :, 0], h[:, :, 1], h[:, :, 2]
         mask = lengths = None
         if context is not None:
             tokens = context.shape[1]
             kv = dense(2 * channels, "context_kv")(context.astype(dtype))
-            kv = kv.reshape(batch, tokens, 2, heads, self.head_channels)
+            kv = kv.reshape(batch, tokens, 2, heads, head_channels)
             if context_lengths is None:
                 key = jnp.concatenate([kv[:, :, 0], key], axis=1)
                 value = jnp.concatenate([kv[:, :, 1], value], axis=1)
@@ -84,11 +88,13 @@ class UNet(nn.Module):
         image_size: places the attention: level l attends if image_size // (patch * 2**l) is in
             `attention_resolutions`. The network itself runs on other sizes as well.
         channels: of the first level, and a quarter of the time embedding's width.
-        head_channels: of each attention head.
+        head_channels: of each attention head; None: one head of all channels.
         groups: of every group norm.
         scale_shift: the time embedding enters as scale and shift of a norm (AdaGN), else by addition.
+        time_embedding: the layout of its sinusoids: "glide" or "ddpm" (`timestep_embedding`).
         middle_attention: attention between the two middle blocks.
         resblock_resampling: size changes inside residual blocks (BigGAN), else by plain convolutions.
+        downsampling_padding: of those: "both" sides or "after" (`Resample`).
         patch: squares of patch x patch pixels become channels before the first convolution (space to depth) and pixels
             again after the last, so that level l works at 1/(patch * 2**l) of the size; 1 is the paper's. Wide
             convolutions over few places are what a CPU does best.
@@ -102,12 +108,14 @@ class UNet(nn.Module):
     channel_multipliers: tuple[int, ...] = (1, 2, 3, 4)
     depth: int = 3
     attention_resolutions: tuple[int, ...] = (32, 16, 8)
-    head_channels: int = 64
+    head_channels: int | None = 64
     groups: int = 32
     dropout: float = 0.0
     scale_shift: bool = True
+    time_embedding: str = "glide"
     middle_attention: bool = True
     resblock_resampling: bool = True
+    downsampling_padding: str = "both"
     patch: int = 1
     epsilon: float = 1e-5
     remat: Remat = False
@@ -149,9 +157,17 @@ class UNet(nn.Module):
         def change_size(h: jax.Array, name: str, multiplier: int, direction: str) -> jax.Array:
             if self.resblock_resampling:
                 return res(h, name, multiplier, direction)
-            return Resample(self.channels * multiplier, direction, self.dtype, self.param_dtype, name=name)(h)
+            resample = Resample(
+                self.channels * multiplier,
+                direction,
+                self.dtype,
+                self.param_dtype,
+                padding=self.downsampling_padding,
+                name=name,
+            )
+            return resample(h)
 
-        embedding = timestep_embedding(timesteps, self.channels)
+        embedding = timestep_embedding(timesteps, self.channels, self.time_embedding)
         embedding = nn.Dense(4 * self.channels, param_dtype=param_dtype, name="time_1")(embedding)
         embedding = nn.Dense(4 * self.channels, param_dtype=param_dtype, name="time_2")(nn.silu(embedding))
         if condition is not None:
@@ -234,7 +250,7 @@ class UNet(nn.Module):
                     "choose channels or groups anew."
                 )
             attends = self.attends(level) or (self.middle_attention and level == len(self.channel_multipliers) - 1)
-            if attends and channels % self.head_channels:
+            if attends and channels % (self.head_channels or channels):
                 raise InputError(
                     f"the U-Net's {channels} channels at level {level} do not divide into heads of "
                     f"{self.head_channels}: choose channels or head_channels anew."

@@ -23,8 +23,9 @@ Rules = tuple[tuple[str, str | Tensor | PartitionSpec], ...]
 
 # Of a transformer's block (arXiv 1909.08053, Sec. 3): heads and hidden units are split, and what they give is summed.
 DEFAULT_RULES: Rules = (
-    (r"block(s|_\d+)?/attention/qkv/(kernel|bias)$", Tensor(-3)),
-    (r"block(s|_\d+)?/attention/out/kernel$", Tensor(-2)),
+    (r"block(s|_\d+)?/(attention/qkv|cross_attention/key_value)/(kernel|bias)$", Tensor(-3)),
+    (r"block(s|_\d+)?/cross_attention/query/(kernel|bias)$", Tensor(-2)),
+    (r"block(s|_\d+)?/(cross_)?attention/out/kernel$", Tensor(-2)),
     (r"block(s|_\d+)?/mlp_in/(kernel|bias)$", Tensor(-1)),
     (r"block(s|_\d+)?/mlp_out/kernel$", Tensor(-2)),
     (r".*", "fsdp"),

@@ -10,6 +10,7 @@ import pytest
 from dalle2_jax.layers import attention
 from dalle2_jax.layers.attention import (
     MultiHeadAttention,
+    attention_weights,
     dot_product_attention,
     flash_attention,
     last_of,
@@ -138,6 +139,30 @@ def test_lengths_hide_what_a_mask_hides(dtype):
     mask = jnp.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]], bool)
     by_length = dot_product_attention(query, key, value, key_lengths=jnp.array([3, 7]))
     np.testing.assert_array_equal(by_length, dot_product_attention(query, key, value, mask=mask[:, None, None]))
+
+
+@pytest.mark.parametrize("hidden", ["nothing", "causal", "lengths", "mask", "all"])
+def test_the_weights_are_those_of_the_values(hidden):
+    query, key, value = _random(2, 6, 3, 8), _random(2, 6, 3, 8) + 1, _random(2, 6, 3, 8) - 1
+    given = {
+        "is_causal": hidden in ("causal", "all"),
+        "key_lengths": jnp.array([4, 6]) if hidden in ("lengths", "all") else None,
+        "mask": jnp.asarray(np.arange(6) != 1)[None, None, None] if hidden in ("mask", "all") else None,
+    }
+    weights = attention_weights(query, key, **given)
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights.sum(-1), np.ones((2, 3, 6)), rtol=1e-6)
+    found = np.einsum("bhqk,bkhd->bqhd", weights, value)
+    np.testing.assert_allclose(found, dot_product_attention(query, key, value, **given), atol=1e-5)
+
+
+def test_weights_are_stored_where_they_are_asked_for():
+    module, x = MultiHeadAttention(3, is_causal=True), _random(2, 6, 24)
+    variables = module.init(jax.random.key(0), x)
+    assert set(variables) == {"params"}
+    _, state = module.apply(variables, x, mutable=["intermediates"])
+    stored = state["intermediates"]["weights"][0]
+    assert stored.shape == (2, 3, 6, 6) and (stored[..., ~np.tri(6, dtype=bool)] == 0).all()
 
 
 def test_packing_moves_real_tokens_to_the_front():

@@ -139,6 +139,9 @@ def test_plain_resampling_pads_one_pixel_on_every_side(x):
     layer = Resample(channels=8, direction="down")
     params = _draw(layer, x)
     np.testing.assert_allclose(_apply(layer, params, x), _conv(x, params["conv"])[:, ::2, ::2], atol=1e-4)
+    # "after": the kernel's centre is one to the right and one down.
+    layer = Resample(channels=8, direction="down", padding="after")
+    np.testing.assert_allclose(_apply(layer, params, x), _conv(x, params["conv"])[:, 1::2, 1::2], atol=1e-4)
     layer = Resample(channels=8, direction="up")
     expected = _conv(np.asarray(upsample(x)), params["conv"])
     np.testing.assert_allclose(_apply(layer, params, x), expected, atol=1e-4)
@@ -151,6 +154,7 @@ def test_plain_resampling_pads_one_pixel_on_every_side(x):
         (lambda x: downsample(x[:, :3]), "3x6 cannot be halved"),
         (lambda x: ResBlock(8, 4, resample="sideways").init(jax.random.key(0), x, x[:, 0, 0]), "'sideways'"),
         (lambda x: Resample(8, "sideways").init(jax.random.key(0), x), "'sideways'"),
+        (lambda x: Resample(8, "down", padding="same").init(jax.random.key(0), x), "both or after, not 'same'"),
     ],
 )
 def test_refusals(x, call, words):

@@ -21,6 +21,18 @@ def test_timestep_embedding_is_cosines_then_sines():
     np.testing.assert_allclose(result, expected, atol=1e-4)
 
 
+def test_ddpms_layout_is_sines_then_cosines_down_to_the_last_frequency():
+    """1/10000 itself is among them, as in the paper's code."""
+    frequencies = np.array([1, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3), 1e-4])
+    angles = np.array([0, 7, 999])[:, None] * frequencies
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(timestep_embedding(jnp.array([0, 7, 999]), 8, "ddpm"), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="width of 4 or more, got 2"):
+        timestep_embedding(jnp.array([1]), 2, "ddpm")
+    with pytest.raises(ValueError, match="'adm'; it must be glide or ddpm"):
+        timestep_embedding(jnp.array([1]), 8, "adm")
+
+
 def test_timestep_embedding_is_float32_for_low_precision_timesteps():
     half = timestep_embedding(jnp.array([3.0], jnp.bfloat16), 8)
     np.testing.assert_array_equal(half, timestep_embedding(jnp.array([3]), 8))

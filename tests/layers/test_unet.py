@@ -187,6 +187,19 @@ def test_refusals(inputs, fields, changes, words):
         jax.eval_shape(MODEL.clone(**fields).init, jax.random.key(0), **inputs | changes)
 
 
+def test_one_head_of_all_channels(inputs):
+    """The same parameters; only the attention is split otherwise."""
+    random = np.random.default_rng(3)
+    x = random.normal(size=(1, 2, 2, 8)).astype(np.float32)
+    one, two = (AttentionBlock(head_channels=size, groups=2) for size in (None, 4))
+    params = _draw(jax.eval_shape(one.init, jax.random.key(0), x)["params"])
+    assert jax.eval_shape(two.init, jax.random.key(0), x)["params"] == jax.eval_shape(lambda: params)
+    found = one.apply({"params": params}, x)
+    np.testing.assert_array_equal(found, AttentionBlock(head_channels=8, groups=2).apply({"params": params}, x))
+    assert np.abs(found - two.apply({"params": params}, x)).max() > 1e-3
+    jax.eval_shape(MODEL.clone(head_channels=None).init, jax.random.key(0), **inputs)
+
+
 def test_heads_need_not_divide_where_nothing_attends(inputs):
     model = MODEL.clone(head_channels=3, attention_resolutions=(), middle_attention=False)
     jax.eval_shape(model.init, jax.random.key(0), inputs["x"], inputs["timesteps"])

@@ -72,7 +72,8 @@ class GuidedDiffusion:
 
 
 class Diffusers:
-    """Names of diffusers' UNet2DModel and UNet2DConditionModel with blocks that change size inside (Resnet*Block2D)."""
+    """Names of diffusers' UNet2DModel and UNet2DConditionModel, whose size changes inside blocks (Resnet*Block2D) or by
+    plain convolutions."""
 
     time = ("time_embedding.linear_1", "time_embedding.linear_2")
     conv_in, norm_out, conv_out = "conv_in", "conv_norm_out", "conv_out"
@@ -114,7 +115,10 @@ class Diffusers:
             table.conv(f"{target}/skip", f"{source}.conv_shortcut")
 
     def resample(self, table: Table, target: str, source: str, direction: str) -> None:
-        self.residual(table, target, source, False)
+        if self.unet.resblock_resampling:
+            self.residual(table, target, source, False)
+        else:
+            table.conv(f"{target}/conv", f"{source}.conv")
 
     def attention(self, table: Table, target: str, source: str, context: bool) -> None:
         table.norm(f"{target}/norm", f"{source}.group_norm")
