@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dalle2_jax.data.dataset import Data, open_source
-from dalle2_jax.data.source import Source
+from dalle2_jax.data.source import Captions, Source
 from dalle2_jax.data.sources.scene import Scene
 from dalle2_jax.errors import CaptionTruncated, InputError
 from dalle2_jax.images.resize import shrink
@@ -65,13 +65,16 @@ class _Gather:
         tokenizer: Tokenizer | None,
         image_size: int | None,
         full: float,
+        labels: bool,
         transform: Transform | None,
     ):
         self.source, self.tokenizer, self.image_size, self.full = source, tokenizer, image_size, full
-        self.transform = transform
+        self.labels, self.transform = labels, transform
         if not source.cache:
             return
         self.images = shrink(source.images(), image_size)
+        if labels:
+            self.label = source.labels()
         if tokenizer is None:
             return
         captions = source.captions()
@@ -89,12 +92,12 @@ class _Gather:
     def __call__(self, drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         index, draws, read = drawn["index"], drawn["draws"], {}
         if self.source.cache:
-            image = self.images[index]
+            image, label = self.images[index], self.label[index] if self.labels else None
             if self.tokenizer is not None:
                 caption = self.caption[self.start[index] + self._choose(draws, self.count[index])]
                 read = {"tokens": self.tokens[caption], "mask": self.mask[caption]}
         else:
-            image, captions = self.source.examples(index, self.image_size)
+            image, captions, label = _examples(self.source, index, self.image_size, self.labels)
             if self.tokenizer is not None:
                 chosen = self._choose(draws, np.asarray([len(group) for group in captions]))
                 texts = [group[i] for group, i in zip(captions, chosen, strict=True)]
@@ -106,7 +109,17 @@ class _Gather:
                 for single, seed in zip(image, drawn["seeds"], strict=True)
             ]
             images = {name: np.stack([one[name] for one in made]) for name in made[0]}
+        if self.labels:
+            read["label"] = label
         return {**images, **read, "index": index.astype(np.int32)}
+
+
+def _examples(
+    source: Source, index: np.ndarray, image_size: int | None, labels: bool
+) -> tuple[np.ndarray, Captions, np.ndarray | None]:
+    if labels:
+        return source.labelled_examples(index, image_size)
+    return *source.examples(index, image_size), None
 
 
 class TrainIterator:
@@ -146,17 +159,18 @@ def train_iterator(
     image_size: int | None = None,
     rows: Sequence[int] | None = None,
     source: Source | None = None,
+    labels: bool = False,
     transform: Transform | None = None,
 ) -> TrainIterator:
     """Shuffled batches without end: {"image" uint8, "tokens" int32, "mask" bool, "index" int32}.
 
-    Without a tokenizer there are no tokens and mask.
+    Without a tokenizer there are no tokens and mask; with `labels` there is also "label" int32, each image's class.
     Images larger than `image_size` are made smaller. `transform` turns each image (uint8 [h, w, 3], with a random
     generator that depends on the seed and the image's place alone) into entries of the batch instead of "image".
     `batch_size` is that of all processes together, and `rows` are those of each batch that this one reads (all by
     default): the rows of one batch are the same however many processes share them, and so is the position that
-    `get_state` gives. Raises InputError for a batch larger than the split and for rows that it has not. `source` spares
-    opening the split again.
+    `get_state` gives. Raises InputError for a batch larger than the split, for rows that it has not, and for labels
+    that the data have not. `source` spares opening the split again.
     """
     import grain
 
@@ -165,6 +179,8 @@ def train_iterator(
         raise InputError(f"batch_size is {batch_size}, but {data.name} ({split}) has only {len(source)} images")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be at least 1")
+    if labels:
+        source.check_labels()
     mine = _rows(rows, batch_size)
 
     def draw(number: int, index: np.ndarray) -> dict[str, np.ndarray]:
@@ -172,7 +188,7 @@ def train_iterator(
         seeds = [(seed, number, int(row)) for row in mine]
         return {"index": np.asarray(index)[mine], "draws": draws[mine], "seeds": seeds}
 
-    gather = _Gather(source, tokenizer, image_size, data.caption_probability_full, transform)
+    gather = _Gather(source, tokenizer, image_size, data.caption_probability_full, labels, transform)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     batches = order.batch(batch_size, drop_remainder=True).map_with_index(draw).map(gather)
     threads, ahead = 1, 4  # enough where a batch is one indexing
@@ -200,15 +216,17 @@ def evaluation_batches(
     image_size: int | None = None,
     with_captions: bool = False,
     with_scenes: bool = False,
+    labels: bool = False,
     rows: Sequence[int] | None = None,
     source: Source | None = None,
 ) -> list[dict]:
     """The first `count` examples of a split (all by default) with their full captions, in fixed batches.
 
-    Without a tokenizer there are no tokens and mask. The last batch is smaller where `batch_size` does not divide
-    `count`. `with_captions` adds "captions" (list of str) and `with_scenes` "scenes" (list of `Scene`) to each batch.
+    Without a tokenizer there are no tokens and mask; with `labels` there is also "label" int32. The last batch is
+    smaller where `batch_size` does not divide `count`. `with_captions` adds "captions" (list of str) and `with_scenes`
+    "scenes" (list of `Scene`) to each batch.
     `rows` are those of each batch that are read (all by default), as in `train_iterator`. Raises InputError where the
-    split has fewer examples.
+    split has fewer examples, or no labels.
     """
     source = source or open_source(data, split)
     count = len(source) if count is None else count
@@ -221,9 +239,11 @@ def evaluation_batches(
     mine, batches = _rows(rows, batch_size), []
     for start in range(0, count, batch_size):
         index = start + mine[mine < count - start]
-        image, captions = source.examples(index, image_size)
+        image, captions, label = _examples(source, index, image_size, labels)
         captions = [group[0] for group in captions]
         batch = {"image": image, "index": index.astype(np.int32)}
+        if labels:
+            batch["label"] = label
         if tokenizer is not None:
             batch["tokens"], batch["mask"] = _encode(tokenizer, captions)
         if with_captions:

@@ -11,15 +11,19 @@ from dalle2_jax.images.read import ImageError, read_square
 from dalle2_jax.images.resize import scaled, shrink
 
 AT_ONCE = 32  # undecoded records in memory: photographs are large
+LABEL = "label"
+
+Captions = list[tuple[str, ...]]  # of each example, the full one first
 
 
 class Source:
     """The examples of one split; made by `dalle2_jax.data.open_source`.
 
     `records` is a TFDS data source whose images are left encoded, `image` the image's feature, `caption` the
-    feature that captions come from, and `class_names` its classes where that is a label. With `cache` everything is
-    decoded into memory at first use. `notice` is what to tell people of it. `has_scenes`: the records say what is
-    drawn, as those of captioned_shapes do. `files` names each image's file, where it has one.
+    feature that captions come from, which may be `LABEL`, and `class_names` the classes of that feature; None: there
+    are no labels. With `cache` everything is decoded into memory at first use. `notice` is what to tell people of it.
+    `has_scenes`: the records say what is drawn, as those of captioned_shapes do. `files` names each image's file, where
+    it has one.
     """
 
     def __init__(
@@ -38,7 +42,7 @@ class Source:
     ):
         self.name, self.split, self.image_size, self.cache = name, split, image_size, cache
         self.notice, self.has_scenes, self._files = notice, has_scenes, files
-        self._records, self._image, self._caption, self._class_names = records, image, caption, class_names
+        self._records, self._image, self._caption, self.class_names = records, image, caption, class_names
 
     def __len__(self) -> int:
         return len(self._records)
@@ -55,8 +59,8 @@ class Source:
 
     def _texts(self, record) -> tuple[str, ...]:
         value = record[self._caption]
-        if self._class_names is not None:
-            return (self._class_names[int(value)].replace("_", " "),)
+        if self._caption == LABEL and self.class_names is not None:
+            return (self.class_names[int(value)].replace("_", " "),)
         if isinstance(value, dict):
             value = value["text"]
         texts = [value] if isinstance(value, bytes | str) else list(value)
@@ -67,9 +71,9 @@ class Source:
             raise InputError(f"an example of {self.name} ({self.split}) has no caption")
         return texts
 
-    def _read(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
-        """Images and captions, decoded; each image is made no larger than `at_most` before the next is read."""
-        images, captions, sizes = [], [], set()
+    def _read(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, Captions, np.ndarray]:
+        """Images, captions and labels, decoded; each image is made no larger than `at_most` before the next is read."""
+        images, captions, labels, sizes = [], [], [], set()
         for start in range(0, len(indices), AT_ONCE):
             some = [int(i) for i in indices[start : start + AT_ONCE]]
             for index, record in zip(some, self._fetch(some), strict=True):
@@ -78,14 +82,15 @@ class Source:
                 small = at_most is not None and at_most < image.width
                 images.append(np.asarray(scaled(image, at_most) if small else image))
                 captions.append(self._texts(record))
+                labels.append(-1 if self.class_names is None else int(record[LABEL]))
         if len(sizes) > 1:
             raise InputError(
                 f"the images of {self.name} have several sizes ({min(sizes)} to {max(sizes)} px); set data.image_size"
             )
-        return np.stack(images), captions
+        return np.stack(images), captions, np.asarray(labels, np.int32)
 
     @functools.cached_property
-    def _all(self) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    def _all(self) -> tuple[np.ndarray, Captions, np.ndarray]:
         return self._read(range(len(self)))
 
     def _fetch(self, indices: Sequence[int]):
@@ -97,18 +102,52 @@ class Source:
             return self._all[0] if indices is None else self._all[0][np.asarray(indices, np.int64)]
         return self._read(range(len(self)) if indices is None else indices)[0]
 
-    def captions(self, indices: Sequence[int] | None = None) -> list[tuple[str, ...]]:
+    def captions(self, indices: Sequence[int] | None = None) -> Captions:
         """The captions of each example, the full one first."""
         indices = range(len(self)) if indices is None else indices
         if self.cache:
             return [self._all[1][int(i)] for i in indices]
         return [self._texts(record) for record in self._fetch(indices)]
 
-    def examples(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    def examples(self, indices: Sequence[int], at_most: int | None = None) -> tuple[np.ndarray, Captions]:
         """`images` and `captions` of the same examples, read once; larger images made `at_most` that large."""
         if self.cache:
             return shrink(self.images(indices), at_most), self.captions(indices)
-        return self._read(indices, at_most)
+        return self._read(indices, at_most)[:2]
+
+    def labelled_examples(
+        self, indices: Sequence[int], at_most: int | None = None
+    ) -> tuple[np.ndarray, Captions, np.ndarray]:
+        """`examples` and `labels` of the same examples, read once."""
+        if self.cache:
+            return *self.examples(indices, at_most), self.labels(indices)
+        images, captions, labels = self._read(indices, at_most)
+        return images, captions, self._checked(labels)
+
+    def labels(self, indices: Sequence[int] | None = None) -> np.ndarray:
+        """The classes int32 [len(indices)], of the whole split by default.
+
+        Raises:
+            InputError: for a data set without labels, and where an example has none.
+        """
+        self.check_labels()
+        indices = np.arange(len(self)) if indices is None else np.asarray(indices, np.int64)
+        if self.cache:
+            return self._checked(self._all[2][indices])
+        return self._checked(np.asarray([int(record[LABEL]) for record in self._fetch(indices)], np.int32))
+
+    def check_labels(self) -> None:
+        """Raises InputError for a data set without labels."""
+        if self.class_names is None:
+            raise InputError(
+                f"the data set {self.name} has no labels; TFDS data sets with the feature '{LABEL}' have, such as "
+                "mnist and cifar10"
+            )
+
+    def _checked(self, labels: np.ndarray) -> np.ndarray:
+        if (labels < 0).any():  # as TFDS has it where a test set comes without them
+            raise InputError(f"the split {self.split!r} of {self.name} has images without a label; take another split")
+        return labels
 
     def scenes(self, indices: Sequence[int] | None = None) -> list[Scene]:
         """What is drawn in each image, for data sets that know it; InputError for others."""

@@ -11,7 +11,7 @@ from dalle2_jax.diffusion.inpainting import (
     with_known_x_0,
 )
 from dalle2_jax.diffusion.inversion import ddim_inverse_step, ddim_invert
-from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, variational_bound, x0_error
+from dalle2_jax.diffusion.loss import check_loss, diffusion_loss, estimated_bound, variational_bound, x0_error
 from dalle2_jax.diffusion.process import Prediction, Process, dynamic_threshold
 from dalle2_jax.diffusion.sampler import SAMPLERS, ddim, ddim_step, ddpm, ddpm_step, dpmpp_2m, dpmpp_2m_step, normal
 from dalle2_jax.diffusion.sampling import Sampling, sample
@@ -50,6 +50,7 @@ __all__ = [
     "dpmpp_2m_step",
     "sample_timesteps",
     "dynamic_threshold",
+    "estimated_bound",
     "linear_betas",
     "loss_history",
     "normal",

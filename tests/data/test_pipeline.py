@@ -1,6 +1,5 @@
 """Batches: right images with right captions, exact resumption, the same for any number of processes."""
 
-import io
 import json
 import subprocess
 import sys
@@ -8,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
-from PIL import Image
 
 from dalle2_jax.data import (
     Data,
@@ -23,6 +20,7 @@ from dalle2_jax.data.sources.captioned_shapes import example
 from dalle2_jax.data.sources.scene import draw, full_caption
 from dalle2_jax.images.resize import resize, to_square_rgb
 from dalle2_jax.tokenizer import Tokenizer
+from tests.data import tiny_labels  # noqa: F401 - TFDS knows it once it is imported
 
 COUNTS = (50, 12, 10, 8)
 
@@ -184,30 +182,6 @@ def test_long_captions_warn_once_and_are_cut(data, source):
     iterator.close()
 
 
-class TinyLabels(tfds.core.GeneratorBasedBuilder):
-    """Gray images of two sizes with a label, as another TFDS data set may have them."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None
-
-    def _info(self):
-        label = tfds.features.ClassLabel(names=["dark_gray", "bright"])
-        image = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-        features = tfds.features.FeaturesDict({"image": image, "label": label})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(6):
-            file = io.BytesIO()
-            image = np.full((10 + 2 * (i % 2), 12), 40 + 160 * (i % 2), np.uint8)
-            Image.fromarray(image).save(file, "PNG")
-            file.seek(0)
-            yield i, {"image": file, "label": i % 2}
-
-
 def test_other_tfds_builders_are_read_by_name(tmp_path, tokenizer):
     data = Data(name="tiny_labels", data_dir=str(tmp_path), image_size=8)
     source = open_source(data, "train")
@@ -222,6 +196,37 @@ def test_other_tfds_builders_are_read_by_name(tmp_path, tokenizer):
         open_source(Data(name="tiny_labels", data_dir=str(tmp_path)), "train").images()
     with pytest.raises(ValueError, match="does not record scenes"):
         source.scenes()
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_labels_come_with_their_images(tmp_path, tokenizer, cache):
+    data = Data(name="tiny_labels", data_dir=str(tmp_path), image_size=8, cache=cache)
+    source = open_source(data, "train")
+    assert source.class_names == ("dark_gray", "bright") and source.labels().tolist() == [0, 1] * 3
+    iterator = train_iterator(data, "train", tokenizer, 4, 0, source=source, labels=True)
+    half = train_iterator(data, "train", None, 4, 0, source=source, labels=True, rows=[1, 3])
+    for _ in range(4):
+        batch, part = next(iterator), next(half)
+        assert batch["label"].dtype == np.int32 and batch["label"].shape == (4,)
+        np.testing.assert_array_equal(batch["label"], batch["image"][:, 0, 0, 0] == 200)
+        np.testing.assert_array_equal(batch["label"], batch["index"] % 2)
+        np.testing.assert_array_equal(part["label"], batch["label"][[1, 3]])
+        assert "tokens" in batch and "tokens" not in part
+    for each in (iterator, half):
+        each.close()
+    assert "label" not in next(train_iterator(data, "train", tokenizer, 4, 0, source=source))
+    held_out = evaluation_batches(data, "train", None, 4, labels=True, rows=None, source=source)
+    assert [batch["label"].tolist() for batch in held_out] == [[0, 1, 0, 1], [0, 1]]
+    assert all(batch["label"].dtype == np.int32 for batch in held_out)
+    with pytest.raises(ValueError, match="the split 'unlabelled' of tiny_labels has images without a label; take ano"):
+        evaluation_batches(data, "unlabelled", None, 4, labels=True)
+
+
+def test_data_without_labels_have_none_to_give(data, source):
+    assert source.class_names is None
+    for ask in (train_iterator, evaluation_batches):
+        with pytest.raises(ValueError, match="the data set captioned_shapes has no labels; TFDS data sets with the"):
+            ask(data, "train", None, 4, 0 if ask is train_iterator else 8, labels=True, source=source)
 
 
 def test_images_become_square_rgb():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dalle2_jax.diffusion import Process, check_loss, diffusion_loss, variational_bound
+from dalle2_jax.diffusion import Process, check_loss, diffusion_loss, estimated_bound, variational_bound
 from dalle2_jax.diffusion.loss import discretized_gaussian_log_likelihood, gaussian_kl
 
 
@@ -172,6 +172,32 @@ def test_the_vlb_loss_estimates_the_bound(gaussian_denoiser):
     np.testing.assert_allclose(loss.mean(), (bound["total"] - bound["prior"]).mean(), rtol=0.02)
 
 
+def test_the_estimated_bound_has_the_mean_of_the_whole():
+    """Over many keys, for images and a denoiser of which all terms count; and where there is one step."""
+    process = Process(schedule="linear", timesteps=40, variance="fixed_large")
+    images = _images(0, (3, 2, 2, 1)) * jnp.asarray([1.0, 0.3, 0.0], jnp.float32).reshape(3, 1, 1, 1)
+
+    def denoiser(x_t, t):
+        return 0.7 * x_t + 0.1 * jnp.sin(t.astype(jnp.float32)).reshape(3, 1, 1, 1)
+
+    def many(function, count):
+        found = jax.jit(jax.vmap(function))(jax.random.split(jax.random.key(count), count))
+        return float(found.mean()), float(found.std()), float(found.std()) / count**0.5
+
+    for chain, evaluations in ((process, 3), (process.respaced("1"), 2)):
+
+        def whole(key, chain=chain):
+            return variational_bound(key, denoiser, images, chain)["total"].mean()
+
+        def estimate(key, chain=chain, evaluations=evaluations):
+            return estimated_bound(key, denoiser, images, chain, evaluations)
+
+        mean, _, uncertain = many(whole, 1000)
+        found, spread, about = many(estimate, 4000)
+        assert abs(found - mean) < 4 * math.hypot(uncertain, about)
+        assert spread < 0.4 * mean, "a batch of three says something already"
+
+
 def test_hybrid_is_simple_plus_a_thousandth_of_vlb_and_trains_only_the_variance_by_it():
     process = Process()
     x_0, noise, i = _images(2), jax.random.normal(jax.random.key(3), (4, 4, 4, 3)), jnp.asarray([0, 3, 500, 999])
@@ -259,6 +285,8 @@ def test_refusals():
         check_loss(Process(prediction="x0"), "vlb", "min_snr")
     with pytest.raises(ValueError, match="sampling starts there; set weighting=min_snr_plus_one"):
         check_loss(Process(prediction="v", zero_terminal_snr=True), "simple", "min_snr")
+    with pytest.raises(ValueError, match="by 0 evaluations; it must be 1 or more"):
+        estimated_bound(jax.random.key(0), lambda x, t: x, x_0, Process(variance="fixed_small"), 0)
     with pytest.raises(ValueError, match="set weighting=min_snr or uniform"):
         check_loss(Process(), "hybrid", "min_snr_plus_one")
 

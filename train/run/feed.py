@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import StageFolder
 from dalle2_jax.data import all_captions, evaluation_batches, open_source, train_iterator
+from dalle2_jax.data.source import Source
 from dalle2_jax.errors import InputError
 from dalle2_jax.sharding import batch_parts, batch_sharding, own_rows, processes
 from dalle2_jax.tokenizer import AnyTokenizer, Tokenizer, tokenizer_from_json
@@ -49,6 +50,8 @@ class Feed:
                 f"{name}.batch_size is {recipe.batch_size} and the split {split!r} of {source.name} has "
                 f"{len(source)} images; set {name}.batch_size={1 << len(source).bit_length() - 1} or less"
             )
+        if recipe.classes is not None:
+            check_classes(name, recipe.classes, source)
         if recipe.output_size is not None and self.system.data.image_size is None:
             check_image_size(name, recipe, source.images([0]).shape[1])
 
@@ -90,6 +93,7 @@ class Feed:
             recipe.batch_size,
             recipe.seed,
             image_size=spec.image_size,
+            labels=spec.labels,
             transform=spec.transform,
             rows=own_rows(batch_sharding(mesh), recipe.batch_size),
             source=self.source(split),
@@ -111,6 +115,21 @@ class Feed:
             count * size,
             image_size=spec.image_size,
             with_captions=True,
+            labels=spec.labels,
             rows=own_rows(batch_sharding(mesh), size),
             source=source,
+        )
+
+
+def check_classes(name: str, classes: int, source: Source) -> None:
+    """Raises InputError where a stage is conditional on classes that the data do not name, or on fewer of them."""
+    if source.class_names is None:
+        raise InputError(
+            f"{name} is conditional on classes and the data set {source.name} has no labels; take one with the TFDS "
+            "feature 'label', such as mnist or cifar10, or another condition"
+        )
+    if len(source.class_names) > classes:
+        raise InputError(
+            f"the data set {source.name} has {len(source.class_names)} classes and {name} is made for {classes}; set "
+            f"{name}.module.num_classes={len(source.class_names)}"
         )

@@ -46,4 +46,6 @@ def abstract_batch(system: System, task: Task, mesh: Mesh | None) -> dict[str, j
     if spec.captions:
         length = system.context_length
         batch |= {"tokens": array((length,), jnp.int32), "mask": array((length,), jnp.bool_)}
+    if spec.labels:
+        batch["label"] = array((), jnp.int32)
     return {**batch, "index": array((), jnp.int32)}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from dalle2_jax.data.source import LABEL
 from dalle2_jax.errors import InputError, nearest
 
-CAPTION_NAMES = ("captions", "caption", "text", "label")
+CAPTION_NAMES = ("captions", "caption", "text", LABEL)
 
 
 def open_builder(name: str, config: str | None, data_dir: str, changes: dict[str, int]):
@@ -25,7 +26,10 @@ def open_builder(name: str, config: str | None, data_dir: str, changes: dict[str
 
 
 def open_records(name: str, builder, split: str):
-    """(TFDS data source with undecoded images, image feature, caption feature, class names or None) of one split."""
+    """(TFDS data source with undecoded images, image feature, caption feature, class names or None) of one split.
+
+    The class names are those of the feature `LABEL`.
+    """
     import tensorflow_datasets as tfds
 
     if not {part.split("[")[0] for part in split.split("+")} <= set(builder.info.splits):
@@ -37,7 +41,8 @@ def open_records(name: str, builder, split: str):
         raise InputError(
             f"the data set {name} needs an image and one of {', '.join(CAPTION_NAMES)}; it has {', '.join(features)}"
         )
-    class_names = features[caption].names if isinstance(features[caption], tfds.features.ClassLabel) else None
+    label = features[LABEL] if LABEL in features else None
+    class_names = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else None
     records = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
     return records, image, caption, class_names
 
