@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dalle2_jax.diffusion.sampler import keys_for, normal
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.convolution import Resample
 
@@ -223,6 +224,31 @@ def autoencoder_loss(outputs: jax.Array, images: jax.Array, kind: str = "mse") -
 def reconstruct(module: nn.Module, params: Any, images: jax.Array) -> jax.Array:
     """Images `[b, h, w, c]` in [-1, 1] through an `Autoencoder`, or through a `VAE` by the mean of its posterior."""
     return module.apply({"params": params}, images, method="reconstruct")
+
+
+def sample_autoencoder(
+    key: jax.Array, module: Autoencoder, params: Any, mean: jax.Array, square: jax.Array, count: int
+) -> jax.Array:
+    """`count` images, float32 `[count, h, w, c]` in [-1, 1], of latents from a normal distribution with the moments of
+    images' latents: an autoencoder has no prior of its own (Ghosh et al. 2020, Sec. 4, "ex-post density estimation").
+
+    Args:
+        key: one key, or one an image `[count]`, with which an image is the same alone and in any batch.
+        mean, square: E[z] `[z]` and E[z z^T] `[z, z]`, as `latent_moments` gives them.
+
+    Raises:
+        InputError: for another number of keys.
+    """
+    values, vectors = jnp.linalg.eigh(square - jnp.outer(mean, mean))
+    root = vectors * jnp.sqrt(jnp.maximum(values, 0.0))[None]
+    latent = mean[None] + normal(keys_for(key, count), (count, module.latent_size)) @ root.T
+    return module.apply({"params": params}, latent, method="decode")
+
+
+def latent_moments(latent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """E[z] `[z]` and E[z z^T] `[z, z]`, float32, of latents `[b, z]`; means of several batches are those of all."""
+    latent = latent.astype(jnp.float32)
+    return latent.mean(0), latent.T @ latent / latent.shape[0]
 
 
 def to_unit(images: jax.Array) -> jax.Array:

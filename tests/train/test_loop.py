@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -90,6 +91,30 @@ def test_progress_line(tmp_path):
     train(tmp_path / "each", toy_recipe(steps=4, checkpoint_every=0))
     single = records(tmp_path / "each")
     np.testing.assert_allclose(each[1]["loss"], (single[2]["loss"] + single[3]["loss"]) / 2, rtol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemarkingTask(ToyTask):
+    def gradient_metrics(self, gradient):
+        return {"hidden_norm": jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient["hidden"])))}
+
+    def remark(self, step, values):
+        assert {"brightness", "loss"} <= set(values) and 0 < values["hidden_norm"] < values["gradient_norm"]
+        return None if step == 1 else f"in the {'first' if step < 4 else 'second'} half"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RemarkingRecipe(ToyRecipe):
+    def build(self, stages):
+        return RemarkingTask(recipe=self)
+
+
+def test_a_remark_is_logged_once(tmp_path):
+    """After the line that it is about, with its step."""
+    _, lines = train(tmp_path, RemarkingRecipe(**vars(toy_recipe(steps=6, checkpoint_every=0))))
+    remarks = [line for line in lines if "half" in line]
+    assert remarks == ["toy 2/6 | in the first half", "toy 4/6 | in the second half"]
+    assert [lines[lines.index(line) - 1].split(" |")[0] for line in remarks] == ["toy 2/6", "toy 4/6"]
 
 
 def speeds(folder: Path) -> list[dict]:

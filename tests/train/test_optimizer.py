@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from train.config.optimizer import Optimizer, by_part, decay_mask, learning_rate_schedule
+from train.config.optimizer import Optimizer, by_part, decay_mask, in_turn, learning_rate_schedule
 from train.step.optimizer import accumulated_gradient, update_ema
 
 
@@ -21,6 +21,31 @@ def test_warm_up_then_cosine_to_zero():
     np.testing.assert_allclose(schedule(10 + 25), 1.0 + np.cos(np.pi / 4), rtol=1e-6)
     np.testing.assert_allclose(schedule(60), 1.0, rtol=1e-6)
     np.testing.assert_allclose([schedule(110), schedule(500)], 0.0, atol=1e-7)
+
+
+def test_warm_up_then_exponential_down_to_a_floor():
+    """As in goodfeli/adversarial: the rate is divided by 1.000004 a step."""
+    settings = {"learning_rate": 0.1, "warmup_steps": 4, "schedule": "exponential"}
+    schedule = learning_rate_schedule(Optimizer(**settings, decay_rate=1 / 1.000004, least_learning_rate=1e-3), 100)
+    steps = np.array([0, 3, 4, 1_000, 500_000, 3_000_000])
+    expected = np.maximum(0.1 * 1.000004 ** -np.maximum(steps - 4.0, 0), 1e-3) * [0.25, 1, 1, 1, 1, 1]
+    np.testing.assert_allclose([schedule(n) for n in steps], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="decay_rate is 1.1; it must be above 0 and at most 1"):
+        Optimizer(decay_rate=1.1)
+    with pytest.raises(ValueError, match="schedule is 'linear'; it must be one of constant, cosine, inverse_sqrt"):
+        Optimizer(schedule="linear")
+
+
+def test_the_rule_of_the_transformer():
+    """d^-0.5 min(step^-0.5, step warmup^-1.5), steps from 1 (Vaswani et al. 2017, Sec. 5.3)."""
+    width, warmup = 512, 4000
+    settings = Optimizer(learning_rate=(width * warmup) ** -0.5, warmup_steps=warmup, schedule="inverse_sqrt")
+    schedule = learning_rate_schedule(settings, 100_000)
+    for step in (1, 2, 3999, 4000, 4001, 16_000, 100_000):
+        expected = width**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        np.testing.assert_allclose(schedule(step - 1), expected, rtol=1e-5)
+    cold = learning_rate_schedule(Optimizer(learning_rate=0.5, warmup_steps=0, schedule="inverse_sqrt"), 10)
+    np.testing.assert_allclose([cold(0), cold(3)], [0.5, 0.25], rtol=1e-6)
 
 
 def test_no_warm_up():
@@ -151,6 +176,42 @@ def test_sgd_with_momentum_by_formula():
     first, second = steps_of(settings.gradient_transformation(10), {"w": jnp.zeros(2)}, gradients)
     np.testing.assert_allclose(first["w"], [-0.1, 0.2], rtol=1e-6)
     np.testing.assert_allclose(second["w"], [-0.1 - 0.1 * (0.5 + 0.5), 0.2 - 0.1 * (1.0 - 1.0)], atol=1e-7)
+
+
+def test_momentum_that_grows():
+    settings = {"name": "sgd", "learning_rate": 0.1, "momentum": 0.5, "warmup_steps": 0, "gradient_clip": 0.0}
+    optimizer = Optimizer(**settings, momentum_final=0.7, momentum_ramp_steps=4).gradient_transformation(10)
+    gradients = np.random.default_rng(0).normal(size=(7, 3))
+    found = steps_of(optimizer, {"w": jnp.zeros(3)}, [{"w": jnp.float32(gradient)} for gradient in gradients])
+    w, velocity = np.zeros(3), np.zeros(3)
+    for momentum, gradient, after in zip((0.5, 0.55, 0.6, 0.65, 0.7, 0.7, 0.7), gradients, found, strict=True):
+        velocity = momentum * velocity + gradient
+        w = w - 0.1 * velocity
+        np.testing.assert_allclose(after["w"], w, atol=1e-6)
+    for wrong, sentence in (
+        ({"momentum_final": 0.7}, "momentum_ramp_steps is 0; with a momentum_final it must be 1 or more"),
+        ({"momentum_final": 0.7, "name": "adam"}, "momentum_final is 0.7 with adam; take sgd"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            Optimizer(**{**settings, **wrong})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"name": "adam"}, {"name": "sgd", "momentum_final": 0.5, "momentum_ramp_steps": 2}]
+)
+def test_out_of_turn_nothing_changes(settings):
+    """Neither parameters nor moments nor the schedule: the rest is as if the other updates had not been."""
+    optimizer = Optimizer(learning_rate=0.1, warmup_steps=3, **settings).gradient_transformation(10)
+    gradients = [{"w": jnp.float32(g)} for g in np.random.default_rng(0).normal(size=(8, 3))]
+    turns = (False, True, True)
+    found = steps_of(in_turn(optimizer, turns), {"w": jnp.ones(3)}, gradients)
+    own = [number for number in range(8) if turns[number % 3]]
+    expected = steps_of(optimizer, {"w": jnp.ones(3)}, [gradients[number] for number in own])
+    np.testing.assert_array_equal(found[0]["w"], 1.0)
+    for number in range(8):
+        last = sum(place <= number for place in own)
+        if last:
+            np.testing.assert_allclose(found[number]["w"], expected[last - 1]["w"], rtol=1e-6)
 
 
 def test_adam_is_adamw_without_decay():

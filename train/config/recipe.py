@@ -72,6 +72,11 @@ class Recipe(ABC):
                 raise InputError(f"{path} is {value}; it must be {least} or more")
 
     @property
+    def classes(self) -> int | None:
+        """How many classes the labels in its batches are of; None: it reads no labels."""
+        return None
+
+    @property
     def output_size(self) -> int | None:
         """The side of the images that the stage learns to make, of which the data must not be smaller; None: any."""
         return None
@@ -92,11 +97,13 @@ class BatchSpec:
 
     image_size: the side of the images it looks at, so that the host need not send larger ones; None: as the data has.
     captions: whether there are "tokens" int32 `[b, n]` and their "mask" bool `[b, n]`.
+    labels: whether there is "label" int32 `[b]`, the class of each image.
     transform: what the host makes of each training image (uint8 `[h, w, 3]`): entries of the batch in place of "image".
     """
 
     image_size: int | None = None
     captions: bool = True
+    labels: bool = False
     transform: Callable[[np.ndarray, np.random.Generator], dict[str, np.ndarray]] | None = None
 
 
@@ -121,7 +128,7 @@ class Task(ABC):
     @property
     def batch_spec(self) -> BatchSpec:
         """What its batches hold."""
-        return BatchSpec(captions=self.recipe.reads_captions)
+        return BatchSpec(captions=self.recipe.reads_captions, labels=self.recipe.classes is not None)
 
     def gradient_transformation(self) -> optax.GradientTransformation:
         """Gradients to changes of the parameters; another one a part of them: `train.config.optimizer.by_part`."""
@@ -134,7 +141,7 @@ class Task(ABC):
     def fit(
         self, batches: Iterator[Batch], frozen: Parameters, mesh: Mesh, log: Callable[[str], None]
     ) -> dict[str, Any]:
-        """Parameters that are computed from the training data before the first step, by their top-level names.
+        """Parameters that are computed from the training data before the first step: a part of the tree of them.
 
         They stand in place of what `init` gives for them. batches: endless, on the devices. Called in every process,
         and has to give the same in each.
@@ -157,6 +164,15 @@ class Task(ABC):
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array | None:
         """uint8 images `[n, h, w, 3]`, one an example of the batch, or None where a stage has nothing to show."""
+        return None
+
+    def gradient_metrics(self, gradient: Parameters) -> dict[str, jax.Array]:
+        """More scalar metrics of a training step, of its gradient before clipping."""
+        return {}
+
+    def remark(self, step: int, values: Mapping[str, float]) -> str | None:
+        """What the user should hear of the means over the logging interval that ends with `step` (of the training
+        step's metrics), one sentence; None: nothing. The loop says each sentence once."""
         return None
 
     def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:

@@ -57,6 +57,8 @@ class System:
                 readers = ", ".join(stage for stage, recipe in self.stages.items() if recipe.reads_captions)
                 raise InputError(f"{self.name} has stages that read captions ({readers}) and no {name}; set it")
         for stage, recipe in self.stages.items():
+            if not recipe.reads_captions:
+                continue  # its tokens and their number, if it has any, are its own
             for path, own, value in module_fields(recipe.module, f"{stage}.module"):
                 if own.name == "vocabulary_size" and value is not None and value < self.vocabulary_size:
                     raise InputError(

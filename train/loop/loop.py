@@ -164,6 +164,7 @@ class _Stage:
         self.clock, self.history = Clock(), History()
         self.progress = Progress(name, self.recipe.steps, log)
         self.busy_seconds: float | None = None
+        self.remarks: set[str] = set()
 
     def train(
         self, batches: Callable[[], BatchIterator], evaluator: Evaluator, record: StageRecord, initial: Any
@@ -290,6 +291,10 @@ class _Stage:
                 metrics.write(step, "speed", speed.numbers())
             self.progress.line(step, values, seconds, speed, self.history.skipped)
             metrics.write(step, "train", {**values, "skipped": self.history.skipped})
+            remark = self.task.remark(step, values)
+            if remark is not None and remark not in self.remarks:
+                self.remarks.add(remark)
+                self.log(f"{self.name} {step}/{self.recipe.steps} | {remark}")
 
     def _on_devices(self, batch: HostBatch) -> dict[str, jax.Array]:
         return put_batch_on_devices(batch, batch_sharding(self.mesh))

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.pixels import resize, to_float, to_uint8
-from dalle2_jax.lineage.autoencoder import Autoencoder, autoencoder_loss, reconstruct
+from dalle2_jax.layers.pixels import to_uint8
+from dalle2_jax.lineage.autoencoder import Autoencoder, autoencoder_loss, latent_moments, reconstruct
 from dalle2_jax.lineage.vae import VAE, active_units, bits_per_dimension, elbo, importance_bound
 from train.config.recipe import Batch, BatchSpec, Parameters, Recipe, Task
+from train.recipes.augment import training_images
 
 BINARISE = (None, "sample", "threshold")
 
@@ -52,16 +53,12 @@ class LatentTask(Task):
     def batch_spec(self) -> BatchSpec:
         return BatchSpec(image_size=self.module.image_size, captions=False)
 
-    def _images(self, batch: Batch, key: jax.Array) -> jax.Array:
+    def _images(self, batch: Batch, key: jax.Array | None = None) -> jax.Array:
         """What is learned: `[b, h, w, c]` in [-1, 1], of 256 levels."""
-        images = resize(to_float(batch["image"]), self.module.image_size)
-        if self.module.channels == 1:
-            images = images.mean(-1, keepdims=True)
-        return to_float(to_uint8(images))
+        return training_images(batch["image"], self.module.image_size, self.module.channels)
 
     def preview(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> jax.Array:
-        made = to_uint8(reconstruct(self.module, params, self._images(batch, key)))
-        return jnp.broadcast_to(made, (*made.shape[:3], 3))
+        return in_colour(reconstruct(self.module, params, self._images(batch, key)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +94,12 @@ class AutoencoderTask(LatentTask):
         shown = self.module.apply(variables, latent, method="decode")
         loss = autoencoder_loss(outputs, images, self.module.loss_kind).mean()
         return {"loss": loss, "psnr": psnr(shown, images)}
+
+    def measure(self, params: Parameters, batch: Batch, key: jax.Array, frozen: Parameters) -> dict[str, jax.Array]:
+        """The moments of the latents, from which images can be sampled (`sample_autoencoder`)."""
+        latent = self.module.apply({"params": params}, self._images(batch, key), method="encode")
+        mean, square = latent_moments(latent)
+        return {"latent_mean": mean, "latent_square": square}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,3 +198,8 @@ def psnr(images: jax.Array, reference: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], over the mean squared error of the whole batch."""
     error = jnp.mean(jnp.square(images - reference))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))
+
+
+def in_colour(images: jax.Array) -> jax.Array:
+    """Images `[b, h, w, 1 or 3]` in [-1, 1] as previews are: uint8 `[b, h, w, 3]`."""
+    return jnp.broadcast_to(to_uint8(images), (*images.shape[:3], 3))

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from dalle2_jax.layers.fields import without_remat
@@ -70,7 +71,7 @@ def create_state(task: Task, abstract: State, initial: Any = None, fitted: dict[
     """The state at step 0, made where it belongs: no device ever holds more than its part.
 
     initial: parameters (a tree of arrays) that stand in place of the random ones, in their average too. fitted: those
-    that were computed from the data (`Task.fit`), by their top-level names.
+    that were computed from the data (`Task.fit`), a part of the tree.
     """
     init_key, step_key = jax.random.split(jax.random.key(task.recipe.seed))
     shardings = shardings_of(abstract)
@@ -80,7 +81,9 @@ def create_state(task: Task, abstract: State, initial: Any = None, fitted: dict[
     else:
         params = _like(initial, abstract["params"])
     if fitted:
-        params = {**params, **_like(fitted, {name: abstract["params"][name] for name in fitted})}
+        specs, found = flatten_dict(abstract["params"]), flatten_dict(fitted)
+        found = _like(found, {path: specs[path] for path in found})
+        params = unflatten_dict({**flatten_dict(params), **found})
     complete = jax.jit(
         lambda params, key: fresh_state(task, params, key),
         out_shardings=shardings,

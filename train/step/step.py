@@ -23,7 +23,8 @@ def make_step(task: Task, mesh: Mesh, abstract: State) -> Callable[[State, Any, 
     """The jitted `step(state, batch, frozen) -> (state, metrics)`; the state is donated.
 
     A loss or gradient that is not finite leaves parameters, optimizer and average as they are; the step is counted as
-    skipped, and `metrics["skipped"]` is 1.
+    skipped, and `metrics["skipped"]` is 1. "learning_rate" is that of `recipe.optimizer` after as many updates as there
+    were, unless the task's own metrics say otherwise.
     """
     recipe, settings = task.recipe, task.recipe.optimizer
     optimizer = task.gradient_transformation()
@@ -56,10 +57,11 @@ def make_step(task: Task, mesh: Mesh, abstract: State) -> Callable[[State, Any, 
         skipped = jnp.where(finite, 0, 1).astype(jnp.int32)
         counters = {"step": state["step"] + 1, "skipped": state["skipped"] + skipped, "key": state["key"]}
         report = {
+            "learning_rate": schedule(updates),
             **metrics,
+            **task.gradient_metrics(gradient),
             "loss": value,
             "gradient_norm": norm,
-            "learning_rate": schedule(updates),
             "skipped": skipped,
         }
         return {**kept, **counters}, report
