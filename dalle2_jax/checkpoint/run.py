@@ -29,7 +29,16 @@ KINDS = {
     "prior": Kind("samples image embeddings of captions"),
     "decoder": Kind("samples images"),
     "upsampler": Kind("upsamples images", only=False),
+    # The systems that led to DALL-E 2, each of which works alone; DALL-E 1 on its dVAE.
+    "gan": Kind("samples images", only=False),
+    "autoencoder": Kind("encodes images as vectors", only=False),
+    "vae": Kind("samples images", only=False),
+    "ddpm": Kind("samples images", only=False),
+    "encoder_decoder": Kind("translates sequences", only=False),
+    "dvae": Kind("encodes images as codes"),
+    "dalle1": Kind("samples the codes of captions", only=False),
 }
+CASCADE = ("clip", "prior", "decoder", "upsampler")  # the kinds of which DALL-E 2 is made
 
 
 class HasKind(Protocol):

@@ -20,6 +20,7 @@ SOURCES = {
     "open_clip": ("CLIP in the layout of open_clip", "MIT (LAION's CLIPs; see the model's card for others)"),
     "kandinsky": ("the prior of Kandinsky 2.1 or 2.2, with its CLIP", "Apache-2.0 (Kandinsky); CLIP: MIT"),
     "glide": ("GLIDE's released base and upsampler, or their inpainting twins", "MIT (OpenAI)"),
+    "openai_dvae": ("the discrete VAE of DALL-E: a folder with encoder.pkl and decoder.pkl", "Modified MIT (OpenAI)"),
 }
 
 
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _conversions(options: argparse.Namespace) -> list[Any]:
     from dalle2_jax.weights.hub import local_folder
-    from dalle2_jax.weights.sources import clip, glide, kandinsky, karlo, karlo_original, open_clip
+    from dalle2_jax.weights.sources import clip, glide, kandinsky, karlo, karlo_original, open_clip, openai_dvae
     from dalle2_jax.weights.tensors import WeightsError
 
     folder = local_folder(options.src)
@@ -76,6 +77,8 @@ def _conversions(options: argparse.Namespace) -> list[Any]:
         return kandinsky.conversions(folder)
     if options.source == "glide":
         return glide.conversions(folder, vocabulary)
+    if options.source == "openai_dvae":
+        return openai_dvae.conversions(folder)
     whole = None
     if options.clip is not None:
         (whole,) = clip.conversions(local_folder(options.clip), unit_norm=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dalle2_jax.checkpoint import CheckpointError, LoadedStage, Run, StageFolder
-from dalle2_jax.checkpoint.run import KINDS, first_of_kind, of_kind
+from dalle2_jax.checkpoint.run import CASCADE, KINDS, first_of_kind, of_kind
 from dalle2_jax.errors import InputError, StageMismatch
 from dalle2_jax.tokenizer import AnyTokenizer, tokenizer_from_json
 from dalle2_jax.unclip.placement import put_stage_on_devices
@@ -42,9 +42,9 @@ def load_run(
     # On the devices at once, so that the host holds one stage at a time.
     folders = _with_one_prior(run, prior)
     stages = [put_stage_on_devices(folder.load(ema), dtype, shard) for folder in folders]
-    for name, kind in KINDS.items():
+    for name in CASCADE:
         found = of_kind(stages, name)
-        if kind.only and len(found) > 1:
+        if KINDS[name].only and len(found) > 1:
             names = ", ".join(stage.name for stage in found)
             raise CheckpointError(f"{path} has more than one {name} stage: {names}; a run has one of them")
     clip, chosen, decoder = (first_of_kind(stages, kind) for kind in ("clip", "prior", "decoder"))
@@ -57,7 +57,7 @@ def load_run(
 
 def _with_one_prior(run: Run, name: str | None) -> list[StageFolder]:
     """The stages that work in a run, of its priors the named one alone: by default the one named prior, or the only."""
-    folders = [folder for folder in run if folder.kind in KINDS]
+    folders = [folder for folder in run if folder.kind in CASCADE]
     priors = {folder.name: folder for folder in of_kind(folders, "prior")}
     if name is None and len(priors) > 1:
         name = "prior" if "prior" in priors else None

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage, Run, StageFolder, load_shapes
-from dalle2_jax.checkpoint.run import KINDS, first_of_kind, require
+from dalle2_jax.checkpoint.run import CASCADE, first_of_kind, require
 from dalle2_jax.clip import CLIP, encode_captions
 from dalle2_jax.decoder import Decoder
 from dalle2_jax.layers.precision import cast, with_dtype
@@ -44,7 +44,7 @@ def memory_of_sampling(run: str | Path, dtype: str | None = None) -> Iterator[Me
         InputError: if prior or decoder work with a CLIP that is not there.
     """
     folders = Run(run)
-    found = [_planned(folder, dtype) for folder in folders if folder.kind in KINDS]
+    found = [_planned(folder, dtype) for folder in folders if folder.kind in CASCADE]
     clip = first_of_kind(found, "clip")
     length = tokenizer_from_json(folders.caption_reader.record.tokenizer).context_length
     if any(_reads_clip(stage) for stage in found):
