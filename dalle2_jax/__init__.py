@@ -1,7 +1,8 @@
 """DALL-E 2 (unCLIP) in JAX and Flax.
 
-The package is lazy: importing it loads no backend, no data library and no checkpoint library. `dalle2_jax.DALLE2` is
-the assembled system; the parts are `dalle2_jax.clip`, `.prior`, `.decoder` and `.diffusion`.
+The package is lazy: importing it loads no backend, no data library and no checkpoint library. `dalle2_jax.load`
+reads a trained run, whichever system it is of; `dalle2_jax.DALLE2` is the assembled cascade; the parts are
+`dalle2_jax.clip`, `.prior`, `.decoder`, `.diffusion` and `.lineage`.
 """
 
 import importlib
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 from dalle2_jax._version import __version__
 
 if TYPE_CHECKING:
+    from dalle2_jax.systems import load
     from dalle2_jax.unclip import DALLE2
 
-_LAZY = {"DALLE2": "dalle2_jax.unclip"}
+_LAZY = {"DALLE2": "dalle2_jax.unclip", "load": "dalle2_jax.systems"}
 
-__all__ = ["DALLE2", "__version__"]
+__all__ = ["DALLE2", "__version__", "load"]
 
 
 def __getattr__(name: str):

@@ -29,7 +29,7 @@ PACKAGE = (
         "dalle2_jax.checkpoint",
     ),
     ("dalle2_jax.unclip", "dalle2_jax.weights"),
-    ("dalle2_jax.manipulate",),
+    ("dalle2_jax.manipulate", "dalle2_jax.systems"),
     ("dalle2_jax.evaluation",),
     ("dalle2_jax.playground",),
     ("dalle2_jax.cli",),
@@ -39,7 +39,7 @@ TRAIN = (
     ("train.recipes", "train.step"),
     ("train.loop",),
     ("train.run",),
-    ("train.describe", "train.__main__"),
+    ("train.describe", "train.interactive", "train.__main__"),
 )
 FLOOR = {part: number for floors in (PACKAGE, TRAIN) for number, floor in enumerate(floors) for part in floor}
 # Of the package, what training may import: its lower floors.
@@ -52,7 +52,7 @@ NETWORK_LIBRARIES = {"jax", "jaxlib", "flax", "numpy", "optax", *sys.stdlib_modu
 BUILDERS = ("dalle2_jax.data.sources.captioned_shapes", "dalle2_jax.data.sources.emoji")
 OUTSIDE = {"train", "configs", "tests", "benchmarks"}  # of the library: only the checkout has them
 HEAVY = ("tensorflow_datasets", "grain", "orbax", "PIL", "tokenizers", "tensorboardX", "tensorflow", "torch")
-NETWORKS = "dalle2_jax, dalle2_jax.clip, dalle2_jax.prior, dalle2_jax.decoder, dalle2_jax.diffusion"
+NETWORKS = "dalle2_jax, dalle2_jax.clip, dalle2_jax.prior, dalle2_jax.decoder, dalle2_jax.diffusion, dalle2_jax.lineage"
 
 
 def sources() -> dict[str, Path]:

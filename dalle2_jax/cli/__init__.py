@@ -13,6 +13,7 @@ from dalle2_jax._version import __version__
 from dalle2_jax.cli import (
     ablate,
     clip,
+    compare,
     convert,
     curves,
     data,
@@ -44,6 +45,7 @@ COMMANDS = {
     "clip": clip,
     "evaluate": evaluate,
     "ablate": ablate,
+    "compare": compare,
     "sweep": sweep,
     "describe": describe,
     "curves": curves,

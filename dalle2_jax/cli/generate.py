@@ -1,9 +1,11 @@
-"""dalle2 generate RUN PROMPT ...: images of captions, one file each or as a sheet."""
+"""dalle2 generate RUN [PROMPT ...]: images, of captions where the run reads them, one file each or as a sheet."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ from dalle2_jax.cli.output import INTERRUPTED, Output, Progress, add_output_argu
 from dalle2_jax.cli.sampling_options import add_prior_argument, read_sampling
 from dalle2_jax.errors import InputError
 
-HELP = "images of captions"
+HELP = "images, of captions where the run reads them"
 USES_JAX = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("run", help="a run's folder, such as runs/demo")
-    parser.add_argument("prompt", nargs="*", help="captions, each in quotes")
+    parser.add_argument("run", help="a run's folder, such as runs/demo, or a stage of one, such as runs/lineage/vae")
+    parser.add_argument("prompt", nargs="*", help="captions, each in quotes; none where the run reads none")
     parser.add_argument("--prompts", metavar="FILE", help="a text file with a caption a line (UTF-8); - is the input")
     parser.add_argument("--strict", action="store_true", help="refuse a prompt that is too long, rather than cut it")
     add_output_arguments(parser, of="caption")
@@ -32,36 +34,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Samples the captions."""
+    """Samples the captions, or without any as many images as `--count` says."""
+    from dalle2_jax.systems import load
     from dalle2_jax.unclip import DALLE2
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else ())]
-    if not prompts:
-        raise InputError("there is nothing to sample; give captions in quotes, or a file of them by --prompts")
     candidates = _candidates(options)
     if candidates is not None:
         options.count = options.keep
-    places, seeds, out = plan(options, prompts, "prompt")
     changes = read_sampling(options)
-    model = DALLE2.load(options.run, dtype=options.dtype, prior=options.prior)
-    model.tokenizer.encode(prompts, strict=options.strict)
+    places, seeds, out = plan(options, prompts or [""], "prompt")
+    model = load(options.run, dtype=options.dtype, prior=options.prior)
+    is_cascade = isinstance(model, DALLE2)
+    if prompts and not model.reads_captions:
+        raise InputError(f"{options.run} reads no captions; leave them out, and say by --count how many images")
+    if not prompts and model.reads_captions:
+        raise InputError("there is nothing to sample; give captions in quotes, or a file of them by --prompts")
+    if prompts:  # one warning for all of them
+        (model.tokenizer.encode if is_cascade else model.encode)(prompts, strict=options.strict)
+    if is_cascade:
+        settings = {**changes, "tile": options.tile, "strict": options.strict}
+    else:
+        settings = stage_settings(options, model)
 
     def sample(keys, captions):
-        return model.generate(
-            keys,
-            captions,
-            **changes,
-            tile=options.tile,
-            batch_size=min(len(captions), options.batch_size),
-            strict=options.strict,
-            warn=False,
-            return_stages=True,
-        )
+        batch = {"batch_size": min(len(keys), options.batch_size)}
+        if is_cascade:
+            return model.generate(keys, captions, **settings, **batch, warn=False, return_stages=True)
+        return Images(model.generate(keys, captions, None if captions else len(keys), **settings, **batch, warn=False))
 
     if candidates is not None:
+        if not prompts:
+            raise InputError("--candidates keeps the images that CLIP finds nearest to a caption, and there is none")
         model.require("clip")
         return best_to_files(options, out, prompts, candidates, model, sample)
-    return sample_to_files(options, out, seeds, lambda keys, rows: sample(keys, [prompts[places[row]] for row in rows]))
+
+    def sample_rows(keys, rows):
+        return sample(keys, [prompts[places[row]] for row in rows] if prompts else None)
+
+    return sample_to_files(options, out, seeds, sample_rows)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of a system of one stage, uint8 `[b, h, w, 3]`, as files are written of a cascade's."""
+
+    images: Any
+    upsampled: tuple[Any, ...] = ()
+
+    def rows(self, rows: Sequence[int]) -> Images:
+        """Some of the images, in that order."""
+        return Images(self.images[list(rows)])
+
+
+def stage_settings(options: argparse.Namespace, model: Any) -> dict[str, Any]:
+    """What the `generate` of a system of one stage takes of the options: its sampling settings.
+
+    Raises:
+        InputError: for options that only a cascade has.
+    """
+    for option, value in (("--tile", options.tile), ("--stages", options.stages), ("--prior", options.prior)):
+        if value:
+            raise InputError(f"{option} is of DALL-E 2's stages, and {options.run} has one stage; leave it out")
+    changes = read_sampling(options, default="decoder")
+    own = changes.pop("decoder")
+    for stage, fields in changes.items():
+        if fields:
+            raise InputError(f"{options.run} has no {stage} whose {', '.join(fields)} could be changed")
+    model.check_sampling(**own)
+    return {**own, "strict": options.strict}
 
 
 def _candidates(options: argparse.Namespace) -> int | None:

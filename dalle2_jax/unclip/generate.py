@@ -119,6 +119,23 @@ def generate(
     return Generated(tuple(captions or ()), *parts)
 
 
+def repeat_captions(captions: Sequence[str] | str | None, count: int | None) -> tuple[list[str] | None, int]:
+    """The captions, each `count` times (None: once), one an image; and the number of images. Of None, `count` alone.
+
+    Raises:
+        InputError: for no caption in the list, or a count below 1.
+    """
+    if count is not None and count < 1:
+        raise InputError(f"count is {count}; it must be 1 or more")
+    if captions is None:
+        return None, count or 1
+    captions = [captions] if isinstance(captions, str) else list(captions)
+    if not captions:
+        raise InputError("there is no caption; give at least one")
+    repeated = [caption for caption in captions for _ in range(count or 1)]
+    return repeated, len(repeated)
+
+
 def _check(
     model: DALLE2, captions: Sequence[str] | None, image_embeddings: Any, batch_size: int, keep_embedding: bool
 ) -> None:

@@ -27,7 +27,7 @@ from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import unit_norm
 from dalle2_jax.unclip.embed import embed_captions, embed_images, empty_caption, encode_tokens, input_size
-from dalle2_jax.unclip.generate import Generated, Options, generate
+from dalle2_jax.unclip.generate import Generated, Options, generate, repeat_captions
 from dalle2_jax.unclip.load import Stages, load_run
 from dalle2_jax.unclip.placement import shard_batch
 from dalle2_jax.unclip.sample import decode, encode_images, invert, sample_image_embeddings, upsample
@@ -71,6 +71,11 @@ class DALLE2(Stages):
     def stages(self) -> tuple[LoadedStage, ...]:
         """Those that there are, in the order in which they work."""
         return tuple(filter(None, (self.clip, self.prior, self.decoder, *self.upsamplers)))
+
+    @property
+    def reads_captions(self) -> bool:
+        """True: what it samples, it samples of captions."""
+        return True
 
     def require(self, *kinds: str) -> None:
         """Raises InputError if there is no "clip", "prior" or "decoder" among the stages that is asked for."""
@@ -240,7 +245,8 @@ class DALLE2(Stages):
     def generate(
         self,
         key: jax.Array,
-        captions: Sequence[str] | str | None,
+        captions: Sequence[str] | str | None = None,
+        count: int | None = None,
         *,
         return_stages: Literal[False] = False,
         **options: Unpack[Options],
@@ -250,21 +256,26 @@ class DALLE2(Stages):
     def generate(
         self,
         key: jax.Array,
-        captions: Sequence[str] | str | None,
+        captions: Sequence[str] | str | None = None,
+        count: int | None = None,
         *,
         return_stages: Literal[True],
         **options: Unpack[Options],
     ) -> Generated: ...
 
-    def generate(self, key, captions, *, return_stages=False, **options):
-        """Images of `captions`, uint8 `[b, h, w, 3]`; captions None: of `image_embeddings` alone.
+    def generate(self, key, captions=None, count=None, *, return_stages=False, **options):
+        """Images of `captions`, uint8 `[b, h, w, 3]`, `count` of each (default 1); captions None: of
+        `image_embeddings` alone, one of each.
 
-        key: one key, from which a caption's key is its place in the batch, or one key a caption `[b]`, with which an
+        key: one key, from which an image's key is its place in the batch, or one key an image `[b]`, with which an
         image comes out the same alone and in any batch. return_stages: return Generated, with each stage's part.
         options: see `dalle2_jax.unclip.generate.Options`.
 
         Raises InputError, before anything is sampled, for captions, keys or settings that do not fit.
         """
+        if captions is None and count is not None:
+            raise InputError("count goes with captions; of image embeddings give one an image, and leave count out")
+        captions, _ = repeat_captions(captions, count)
         generated = generate(self, key, captions, **options)
         return generated if return_stages else generated.images
 

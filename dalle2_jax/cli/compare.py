@@ -1,0 +1,72 @@
+"""dalle2 compare RUN RUN ...: systems of any kind side by side, as one table and one sheet."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dalle2_jax._version import __version__
+from dalle2_jax.errors import InputError
+
+HELP = "systems of any kind side by side: what they sample, what they cost, how long they trained"
+USES_JAX = True
+SHOWN = 8  # images of each system on the sheet
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("run", nargs="+", help="runs, or stages of one: runs/demo runs/lineage/vae")
+    parser.add_argument("--count", type=int, default=240, help="images of each (default 240)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--judge", metavar="RUN", help="whose CLIP's features tell images apart (default: the first run that has one)"
+    )
+    parser.add_argument("--out", default="comparison", help="NAME.json, NAME.md and NAME.png (default: comparison)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Samples, measures, writes the three files, prints the table."""
+    from dalle2_jax.checkpoint.files import write_atomically
+    from dalle2_jax.evaluation.compare import REAL, compare, data_of, format_comparison
+    from dalle2_jax.images.files import save_png
+    from dalle2_jax.images.resize import resize
+    from dalle2_jax.images.sheet import caption_grid
+    from dalle2_jax.systems import load
+    from dalle2_jax.unclip import DALLE2
+
+    names = list(dict.fromkeys(options.run))
+    out = Path(options.out)
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; give the beginning of the files' names, such as {out}/comparison")
+    models = {name: load(name) for name in names}
+    data = data_of(models[names[0]])
+    for name, model in models.items():
+        own = data_of(model)
+        if (own.name, own.config, own.folder) != (data.name, data.config, data.folder):
+            raise InputError(f"{name} was trained on {own.name} and {names[0]} on {data.name}; compare one data set")
+    judged_by = options.judge or _first_clip(names)
+    judge = None if judged_by is None else DALLE2.load(judged_by)
+    if judge is not None:
+        judge.require("clip")
+    settings = {"count": options.count, "seed": options.seed, "judge": judge}
+    found, images = compare(models, data, **settings, log=lambda line: print(line, flush=True))
+    facts = {"count": options.count, "seed": options.seed, "judge": judged_by, "version": __version__}
+    write_atomically(out.with_name(f"{out.name}.json"), json.dumps({**facts, "systems": found}, indent=2) + "\n")
+    table = format_comparison([found])
+    write_atomically(out.with_name(f"{out.name}.md"), table + "\n")
+    size = max(shown.shape[1] for shown in images.values())
+    rows = [resize(images[name][:SHOWN], size) for name in (*names, REAL)]
+    sheet = caption_grid(rows, [""] * len(rows[0]), labels=(*names, REAL))
+    save_png(out.with_name(f"{out.name}.png"), sheet, {"systems": ", ".join(names), "seed": str(options.seed)})
+    print(table)
+    return 0
+
+
+def _first_clip(names: list[str]) -> str | None:
+    """The folder of the first run that has a CLIP."""
+    from dalle2_jax.checkpoint.record import has_record
+    from dalle2_jax.checkpoint.run import Run, of_kind
+
+    folders = [Path(name).parent if has_record(name) else Path(name) for name in names]
+    return next((str(folder) for folder in folders if of_kind(Run(folder), "clip")), None)
