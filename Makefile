@@ -3,7 +3,8 @@
 #                  (RUN=NAME SEED=N: another run, another seed; DEMO="decoder.steps=8000 ...": other fields)
 # make test        set up, run the tests (make test-slow: the long ones, half an hour and 12 GiB)
 # make parity      the comparisons with the peers' own code, run anew: an environment with torch, diffusers, ...
-#                  (CHECKOUTS=DIR: also GLIDE, guided-diffusion and Karlo, from glide-text2im, ... in that folder)
+#                  (CHECKOUTS=DIR: also GLIDE, guided-diffusion, improved-diffusion, Karlo, DALL-E and ru-dalle, from
+#                  glide-text2im, ... in that folder)
 # make benchmark   ours against diffusers and dalle2-pytorch, in turn, on the GPU if there is one: .cache/benchmark.json
 #                  (COMPARE="--cases prior-2,prior-8 --reps 25": python -m benchmarks.compare --help); use a quiet machine
 # make lint        ruff
@@ -42,7 +43,7 @@ test-slow: setup
 # One after the other: in which the peers run has torch and no jax.
 PARITY := .venv-parity
 LIVE := .cache/parity
-MADE := clip prior schedulers karlo open_clip resize
+MADE := clip prior schedulers karlo open_clip resize vae gan encoder_decoder
 MAKE_REFERENCE = PARITY_REFERENCES=$(LIVE) $(PARITY)/bin/python -m tests.parity.torchvision_shim tests.parity.make_
 
 parity: setup $(PARITY)/.ready
@@ -52,6 +53,9 @@ ifdef CHECKOUTS
 	@PYTHONPATH=$(CHECKOUTS)/guided-diffusion:. $(MAKE_REFERENCE)diffusion
 	@$(MAKE_REFERENCE)glide --glide $(CHECKOUTS)/glide-text2im
 	@$(MAKE_REFERENCE)karlo_original --karlo $(CHECKOUTS)/karlo
+	@$(MAKE_REFERENCE)ddpm --improved $(CHECKOUTS)/improved-diffusion
+	@$(MAKE_REFERENCE)dvae --dalle $(CHECKOUTS)/DALL-E
+	@$(MAKE_REFERENCE)dalle1 --rudalle $(CHECKOUTS)/ru-dalle
 endif
 	@$(MAKE_REFERENCE)live $(LIVE) $(if $(CHECKOUTS),$(CHECKOUTS)/glide-text2im)
 	@$(PARITY)/bin/python -m pytest --noconftest -q tests/parity/live_torch.py

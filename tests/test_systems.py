@@ -134,8 +134,8 @@ def test_on_the_command_line(lineage, tmp_path, capsys, monkeypatch):
 def test_systems_side_by_side(lineage, tiny, tmp_path, capsys):
     """A VAE and the cascade: real images are as valid and as sharp as themselves, and farther from noise than 0."""
     out = tmp_path / "both"
-    names = [str(lineage / "vae"), str(tiny.run_dir)]
-    assert cli.main(["compare", *names, "--count", "12", "--out", str(out)]) == 0
+    names = ["VAE", str(tiny.run_dir)]
+    assert cli.main(["compare", f"VAE={lineage / 'vae'}", names[1], "--count", "12", "--out", str(out)]) == 0
     table = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in (*names, "real images")]
     report = json.loads((tmp_path / "both.json").read_text())
@@ -145,8 +145,23 @@ def test_systems_side_by_side(lineage, tiny, tmp_path, capsys):
     assert set(both) - set(vae) == {"captions", "unseen"} and both["gflops"] > vae["gflops"] > 0
     # Of the VAE's multiply-adds: 3 x 8 and 8 x 192 a layer of the decoder.
     assert vae["gflops"] * 1e9 == 2 * (3 * 8 + 8 * SIZE * SIZE * 3)
-    assert vae["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(dalle2_jax.load(names[0]).stage.params))
+    params = dalle2_jax.load(lineage / "vae").stage.params
+    assert vae["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(params))
     with Image.open(tmp_path / "both.png") as sheet:
         assert sheet.text["systems"] == ", ".join(names)
-    assert cli.main(["compare", str(lineage / "vae"), "--out", str(tmp_path)]) == 2
-    assert "is a folder; give the beginning of the files' names" in capsys.readouterr().err
+    # Of several seeds the mean and half the range.
+    for figure, change in (("valid", 0.5), ("sharpness", 0.0)):
+        report["systems"]["VAE"][figure] += change
+    (tmp_path / "other.json").write_text(json.dumps(report))
+    assert cli.main(["compare", "--join", f"{out}.json", str(tmp_path / "other.json")]) == 0
+    row = capsys.readouterr().out.splitlines()[2].split(" | ")
+    assert row[0] == "| VAE" and row[1] == f"{vae['valid'] + 0.25:.2f} ± 0.25"
+    (tmp_path / "none.json").write_text("[]")
+    for arguments, sentence in (
+        ([str(lineage / "vae"), "--out", str(tmp_path)], "is a folder; give the beginning of the files' names"),
+        ([], "there is nothing to compare; name two runs or more"),
+        (["--join", "nowhere.json"], "--join nowhere.json cannot be read: No such file"),
+        (["--join", str(tmp_path / "none.json")], "is no comparison; name a .json that dalle2 compare wrote"),
+    ):
+        assert cli.main(["compare", *arguments]) == 2
+        assert sentence in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""dalle2 compare RUN RUN ...: systems of any kind side by side, as one table and one sheet."""
+"""dalle2 compare RUN RUN ...: systems of any kind side by side, as one table and one sheet.
+
+With --join: one table of several comparisons, such as those of three seeds.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,18 @@ SHOWN = 8  # images of each system on the sheet
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("run", nargs="+", help="runs, or stages of one: runs/demo runs/lineage/vae")
+    parser.add_argument(
+        "run", nargs="*", help="runs, or stages of one, and what the table calls them: runs/demo VAE=runs/lineage/vae"
+    )
     parser.add_argument("--count", type=int, default=240, help="images of each (default 240)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--judge", metavar="RUN", help="whose CLIP's features tell images apart (default: the first run that has one)"
     )
     parser.add_argument("--out", default="comparison", help="NAME.json, NAME.md and NAME.png (default: comparison)")
+    parser.add_argument(
+        "--join", nargs="+", metavar="FILE", help="instead, the means and half ranges over such .json files"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,23 +43,33 @@ def run(options: argparse.Namespace) -> int:
     from dalle2_jax.systems import load
     from dalle2_jax.unclip import DALLE2
 
-    names = list(dict.fromkeys(options.run))
+    if options.join:
+        if options.run:
+            raise InputError(
+                f"--join takes comparisons that are made, and {options.run[0]} is to be sampled; leave one out"
+            )
+        print(format_comparison(_systems_of(options.join)))
+        return 0
+    if not options.run:
+        raise InputError("there is nothing to compare; name two runs or more, such as runs/demo runs/lineage/vae")
+    runs = dict(_named(text) for text in options.run)
+    names = list(runs)
     out = Path(options.out)
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give the beginning of the files' names, such as {out}/comparison")
-    models = {name: load(name) for name in names}
+    models = {name: load(path) for name, path in runs.items()}
     data = data_of(models[names[0]])
     for name, model in models.items():
         own = data_of(model)
         if (own.name, own.config, own.folder) != (data.name, data.config, data.folder):
             raise InputError(f"{name} was trained on {own.name} and {names[0]} on {data.name}; compare one data set")
-    judged_by = options.judge or _first_clip(names)
+    judged_by = options.judge or _first_clip(list(runs.values()))
     judge = None if judged_by is None else DALLE2.load(judged_by)
     if judge is not None:
         judge.require("clip")
     settings = {"count": options.count, "seed": options.seed, "judge": judge}
     found, images = compare(models, data, **settings, log=lambda line: print(line, flush=True))
-    facts = {"count": options.count, "seed": options.seed, "judge": judged_by, "version": __version__}
+    facts = {"runs": runs, "count": options.count, "seed": options.seed, "judge": judged_by, "version": __version__}
     write_atomically(out.with_name(f"{out.name}.json"), json.dumps({**facts, "systems": found}, indent=2) + "\n")
     table = format_comparison([found])
     write_atomically(out.with_name(f"{out.name}.md"), table + "\n")
@@ -61,6 +79,25 @@ def run(options: argparse.Namespace) -> int:
     save_png(out.with_name(f"{out.name}.png"), sheet, {"systems": ", ".join(names), "seed": str(options.seed)})
     print(table)
     return 0
+
+
+def _named(text: str) -> tuple[str, str]:
+    """What the table calls a run, and its folder, of NAME=RUN or RUN."""
+    name, given, path = text.rpartition("=")
+    return (name, path) if given else (path, path)
+
+
+def _systems_of(files: list[str]) -> list[dict[str, dict[str, float]]]:
+    """The figures in files that this command wrote; InputError where one is none."""
+    reports = []
+    for name in files:
+        try:
+            reports.append(json.loads(Path(name).read_text(encoding="utf-8"))["systems"])
+        except OSError as error:
+            raise InputError(f"--join {name} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--join {name} is no comparison; name a .json that dalle2 compare wrote") from error
+    return reports
 
 
 def _first_clip(names: list[str]) -> str | None:

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Samples the captions, or without any as many images as `--count` says."""
-    from dalle2_jax.systems import load
+    from dalle2_jax.systems import SequenceModel, load
     from dalle2_jax.unclip import DALLE2
 
     prompts = [*options.prompt, *(read_prompts(options.prompts) if options.prompts else ())]
@@ -45,6 +45,10 @@ def run(options: argparse.Namespace) -> int:
     changes = read_sampling(options)
     places, seeds, out = plan(options, prompts or [""], "prompt")
     model = load(options.run, dtype=options.dtype, prior=options.prior)
+    if isinstance(model, SequenceModel):
+        for prompt, written in zip(prompts, model.generate(None, prompts or None), strict=True):
+            print(f"{prompt} -> {written}")
+        return 0
     is_cascade = isinstance(model, DALLE2)
     if prompts and not model.reads_captions:
         raise InputError(f"{options.run} reads no captions; leave them out, and say by --count how many images")

@@ -8,5 +8,6 @@ images = model.generate(jax.random.key(0), ["a small red circle on a gray backgr
 
 from dalle2_jax.systems.load import load
 from dalle2_jax.systems.model import ImageModel
+from dalle2_jax.systems.sequences import SequenceModel
 
-__all__ = ["ImageModel", "load"]
+__all__ = ["ImageModel", "SequenceModel", "load"]

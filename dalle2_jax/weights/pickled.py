@@ -35,6 +35,12 @@ CALLED = (
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_tensor_v2",
 )
+
+
+class _Damaged(ValueError):
+    """What is wrong with a file, for the sentence that names it."""
+
+
 # What comes of reading files that are not as they should be.
 _DAMAGE = (
     ValueError,
@@ -136,19 +142,19 @@ def _open_zip(path: Path, modules: Collection[str]) -> _Container:
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
-            raise ValueError("its members are compressed")
+            raise _Damaged("its members are compressed")
         (pickled,) = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
         folder = pickled.removesuffix("data.pkl")
         if members[pickled].file_size > LARGEST_PICKLE:
-            raise ValueError(f"its pickle is larger than {LARGEST_PICKLE} bytes")
+            raise _Damaged(f"its pickle is larger than {LARGEST_PICKLE} bytes")
         order = f"{folder}byteorder"
         if order in members and archive.open(order).read(16).strip() != b"little":
-            raise ValueError("its numbers are not little-endian")
+            raise _Damaged("its numbers are not little-endian")
         reader = _Reader(str(path), modules)
         root = reader.read(io.BytesIO(archive.read(pickled)))
     for storage in reader.storages.values():
         if members[f"{folder}data/{storage.key}"].file_size != storage.size:
-            raise ValueError(f"its storage {storage.key!r} is not of {storage.size} bytes")
+            raise _Damaged(f"its storage {storage.key!r} is not of {storage.size} bytes")
 
     def read(storage: Storage) -> bytes:
         with zipfile.ZipFile(path) as archive:
@@ -162,12 +168,12 @@ def _open_legacy(path: Path, modules: Collection[str]) -> _Container:
     with path.open("rb") as file:
         head = io.BytesIO(file.read(LARGEST_PICKLE))
         if reader.read(head) != LEGACY_MAGIC or reader.read(head) != LEGACY_VERSION:
-            raise ValueError("it does not begin as PyTorch's files do")
+            raise _Damaged("it does not begin as PyTorch's files do")
         if reader.read(head)["little_endian"] is not True:
-            raise ValueError("its numbers are not little-endian")
+            raise _Damaged("its numbers are not little-endian")
         root, keys = reader.read(head), reader.read(head)
         if sorted(_of(str, key) for key in _of(list, keys)) != sorted(reader.storages):
-            raise ValueError("its list of storages is not that of its tensors")
+            raise _Damaged("its list of storages is not that of its tensors")
         # Each as its count of numbers, in eight bytes, and the numbers.
         places, position = {}, head.tell()
         for key in keys:
@@ -175,7 +181,7 @@ def _open_legacy(path: Path, modules: Collection[str]) -> _Container:
             (count,) = struct.unpack("<q", file.read(8))
             places[key], position = position + 8, position + 8 + reader.storages[key].size
             if count != reader.storages[key].count or position > total:
-                raise ValueError(f"its storage {key!r} is not of {reader.storages[key].size} bytes")
+                raise _Damaged(f"its storage {key!r} is not of {reader.storages[key].size} bytes")
 
     def read(storage: Storage) -> bytes:
         with path.open("rb") as file:
@@ -199,13 +205,13 @@ def _tensors_of(root: Any, where: str) -> dict[str, Tensor]:
         own, buffers, children = (module.state[name] for name in ("_parameters", "_buffers", "_modules"))
         parts = {id(part) for part in (module, own, buffers, children)}
         if seen & parts:  # a few bytes could then stand for modules without end
-            raise ValueError(f"the module {prefix!r} is in it twice")
+            raise _Damaged(f"the module {prefix!r} is in it twice")
         seen |= parts
         for name, value in (*own.items(), *buffers.items()):
             if isinstance(value, Tensor):
                 found[f"{prefix}{name}"] = value
             elif value is not None:
-                raise ValueError(f"{prefix + str(name)!r} is no tensor")
+                raise _Damaged(f"{prefix + str(name)!r} is no tensor")
         pending += [(f"{prefix}{name}.", child) for name, child in children.items()]
     return found
 
@@ -275,13 +281,13 @@ class _Reader:
                 case "NEWOBJ":
                     arguments, kind = stack.pop(), _of(Global, stack.pop()).name
                     if kind not in self.modules or arguments != ():
-                        raise ValueError(f"it makes a {kind}")
+                        raise _Damaged(f"it makes a {kind}")
                     stack.append(Object())
                 case "BUILD":
                     state = stack.pop()
                     _of(Object, stack[-1]).state = state
                 case other:
-                    raise ValueError(f"its pickle has the instruction {other}, which a module does not need")
+                    raise _Damaged(f"its pickle has the instruction {other}, which a module does not need")
         raise EOFError("its pickle ends too early")
 
     def _known(self, name: str) -> Global:
@@ -298,11 +304,11 @@ class _Reader:
             return _of(Global, kind)
         location, count, *view = rest
         if tag != "storage" or any(part is not None for part in view):
-            raise ValueError(f"it refers to {tag!r} outside of its pickle")
+            raise _Damaged(f"it refers to {tag!r} outside of its pickle")
         dtype = STORAGES[_of(Global, kind).name]
         storage = Storage(_of(str, key), dtype, _count(count))
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise ValueError(f"its storage {key!r} is of two kinds")
+            raise _Damaged(f"its storage {key!r} is of two kinds")
         return storage
 
     def _call(self, name: str, arguments: tuple[Any, ...]) -> Any:
@@ -317,18 +323,18 @@ class _Reader:
                 return tensor
             case "_rebuild_tensor_v2", (Storage() as storage, offset, tuple() as shape, tuple() as strides, *_):
                 return _tensor(storage, offset, shape, strides)
-        raise ValueError(f"it calls {name} with what it does not take")
+        raise _Damaged(f"it calls {name} with what it does not take")
 
 
 def _tensor(storage: Storage, offset: Any, shape: tuple[Any, ...], strides: tuple[Any, ...]) -> Tensor:
     if len(shape) > MOST_AXES:
-        raise ValueError(f"it has a tensor of {len(shape)} axes")
+        raise _Damaged(f"it has a tensor of {len(shape)} axes")
     shape = tuple(map(_count, shape))
     due = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     if any(size > 1 and stride != one for size, stride, one in zip(shape, strides, due, strict=True)):
-        raise ValueError(f"a tensor of shape {list(shape)} lies in its storage with the strides {list(strides)}")
+        raise _Damaged(f"a tensor of shape {list(shape)} lies in its storage with the strides {list(strides)}")
     if _count(offset) + math.prod(shape) > storage.count:
-        raise ValueError(f"a tensor of shape {list(shape)} is larger than its storage {storage.key!r}")
+        raise _Damaged(f"a tensor of shape {list(shape)} is larger than its storage {storage.key!r}")
     return Tensor(storage, offset, shape)
 
 
@@ -340,5 +346,5 @@ def _of(kind: Any, value: Any) -> Any:
 
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**48:
-        raise ValueError("it has a size that is no size")
+        raise _Damaged("it has a size that is no size")
     return value

@@ -91,7 +91,7 @@ def call(*arguments) -> int:
         (["{config}", "second"], "second needs toy, which is not trained yet; run first: python -m train {config} toy"),
         (["--profile", "{config}", "toy"], "--profile takes steps as FIRST:LAST or their number, not '{config}'"),
         (["describe", "confgs/shapes.py"], "there is no config"),
-        (["{config}", "toy", "toy.optimizer.schedule=linear"], "it must be constant, cosine"),
+        (["{config}", "toy", "toy.optimizer.schedule=linear"], "it must be one of constant, cosine"),
     ],
 )
 def test_bad_input(config, tmp_path, capsys, arguments, sentence):
