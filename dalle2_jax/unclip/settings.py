@@ -11,6 +11,7 @@ _NOT_GUIDED = "an upsampler, which is not guided"
 # Fields of Sampling that a kind of stage does not read, and why.
 UNUSED = {
     "decoder": {"candidates": "the decoder; the prior samples them"},
+    "ddpm": {"candidates": "a DDPM, which samples one image a key"},
     "upsampler": {
         "candidates": "the upsampler; the prior samples them",
         "guidance_scale": _NOT_GUIDED,
