@@ -7,6 +7,8 @@
 #                  glide-text2im, ... in that folder)
 # make benchmark   ours against diffusers and dalle2-pytorch, in turn, on the GPU if there is one: .cache/benchmark.json
 #                  (COMPARE="--cases prior-2,prior-8 --reps 25": python -m benchmarks.compare --help); use a quiet machine
+# make notebooks   execute all of notebooks/ in full on this machine, and keep what they show (an hour on two CPU cores;
+#                  NOTEBOOKS="01_gan 02_autoencoder_vae": only these); those of a run want runs/demo, so make demo first
 # make lint        ruff
 # make clean       remove the virtual environment and the caches (runs/ stays)
 
@@ -21,7 +23,7 @@ CONFIG ?= configs/shapes$(if $(filter cuda tpu,$(subst $(comma), ,$(EXTRAS))),_l
 RUN ?= demo
 SEED ?= 0
 
-.PHONY: demo test test-slow parity benchmark lint setup clean
+.PHONY: demo test test-slow parity benchmark notebooks lint setup clean
 
 demo: setup
 	@echo "training $(CONFIG)"
@@ -66,6 +68,19 @@ $(PARITY)/.ready: tests/parity/requirements.txt
 	@$(PYTHON) -m venv $(PARITY)
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/parity/requirements.txt
+	@touch $@
+
+# Each is executed from its .py, which is what one edits.
+NOTEBOOKS ?= $(basename $(notdir $(sort $(wildcard notebooks/[0-9]*.py))))
+
+notebooks: setup $(VENV)/.notebooks
+	@for name in $(NOTEBOOKS); do \
+	  echo "notebooks/$$name.ipynb"; \
+	  $(BIN)/jupytext --quiet --to ipynb --execute --output notebooks/$$name.ipynb notebooks/$$name.py || exit 1; \
+	done
+
+$(VENV)/.notebooks: pyproject.toml
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[notebooks]"
 	@touch $@
 
 # The peers have pins of their own, so that they live apart.

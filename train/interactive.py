@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ class Training:
         self._batches = feed.training(task, self._mesh)
         self._frozen = jax.device_put(task.frozen)
         fitted = task.fit(map(self._put, feed.training(task, self._mesh)), self._frozen, self._mesh, feed.log)
-        self._state = create_state(task, abstract, fitted=fitted)
+        init_key, _ = jax.random.split(jax.random.key(task.recipe.seed))
+        # By one program, where the training program has one a parameter, so that no device holds all of them.
+        initial = jax.jit(task.init)(init_key)
+        self._state = create_state(task, abstract, initial, fitted)
         self.examples = feed.validation(task, self._mesh)[0]
 
     @property
@@ -132,12 +136,11 @@ def _quick(system: System, name: str) -> System:
     return dataclasses.replace(system.with_stage(name, recipe), data=data)
 
 
-def show(training: Training, metric: str = "loss") -> None:
-    """The curve of a metric and the preview, in place of what this cell showed before."""
+def show(training: Training, metric: str = "loss", preview: bool = True) -> None:
+    """The curve of a metric and the preview, in place of what this cell showed before; outside of Jupyter, nothing."""
     import matplotlib.pyplot as plt
-    from IPython.display import clear_output, display
 
-    images = training.preview()
+    images = training.preview() if preview else None
     figure, axes = plt.subplots(1, 1 if images is None else 2, figsize=(10, 2.6), squeeze=False)
     steps, values = zip(*training.history[metric], strict=True)
     axes[0, 0].plot(steps, values)
@@ -146,6 +149,9 @@ def show(training: Training, metric: str = "loss") -> None:
         axes[0, 1].imshow(np.concatenate(list(images), axis=1))
         axes[0, 1].axis("off")
     figure.tight_layout()
-    clear_output(wait=True)
-    display(figure)
+    if "IPython" in sys.modules:
+        from IPython.display import clear_output, display
+
+        clear_output(wait=True)
+        display(figure)
     plt.close(figure)

@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from PIL import Image
 
 import dalle2_jax
 from dalle2_jax import cli
-from dalle2_jax.checkpoint import CheckpointError, load_stage, read_record
+from dalle2_jax.checkpoint import CheckpointError, load_params, load_stage, read_record
 from dalle2_jax.errors import InputError
 from tests import cascade
 from tests.tiny_lineage import SIZE, STAGES, STEPS, tiny_lineage
 from tests.train import processes
 from tests.train.processes import finish, wait_for
 from tests.train.test_stages import assert_same_ending, records
+from train.interactive import start
 
 CAPTION = "a small red circle on a gray background"
 NEEDS = {"dalle1": ["dvae"]}
@@ -176,3 +178,18 @@ def test_a_killed_stage_goes_on_bit_equal(tmp_path, name):
     code, output = finish(processes.start(tmp_path, CONFIG, name, "killed"))
     assert code == 0 and f"{name} goes on from step" in output
     assert_same_ending(runs / "alone" / name, runs / "killed" / name)
+
+
+def test_a_stage_trained_in_a_notebook_is_what_the_command_trains(tiny, runs):
+    """Of the same seed, on one device: parameters, their average and the metrics of each step."""
+    folder, system = trained(tiny, runs, "gan"), tiny_lineage(tiny.system.data)
+    training = start(system, "gan")
+    reached = [now.step for now in training.steps(every=1)]
+    assert reached == [1, 2, 3, 4]
+    for ema, params in ((True, training.params), (False, training.raw_params)):
+        chex.assert_trees_all_close(params, load_params(folder, ema), rtol=1e-5, atol=1e-6)
+    losses = [entry["loss"] for entry in records(folder) if entry["kind"] == "train"]
+    np.testing.assert_allclose([value for _, value in training.history["loss"]], losses, rtol=1e-5)
+    validated = next(entry for entry in records(folder) if entry["kind"] == "validation")
+    assert training.validate()["loss"] == pytest.approx(validated["loss"], rel=1e-5)
+    assert training.preview(2).shape == (2, SIZE, SIZE, 3) and training.loaded().record.kind == "gan"
