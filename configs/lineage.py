@@ -42,7 +42,7 @@ def system() -> System:
     adam = Optimizer(name="adam", learning_rate=1e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99)
     # As published for MNIST, with a layer less for each player and their sizes for colour; two steps are one of each.
     gan = GANRecipe(
-        module=GAN(MLPGenerator((512, 512)), MaxoutDiscriminator((128, 128)), image_size=SIZE, channels=3),
+        module=GAN(MLPGenerator((256, 256)), MaxoutDiscriminator((64, 64)), image_size=SIZE, channels=3),
         optimizer=Optimizer(
             name="sgd",
             learning_rate=0.05,
@@ -61,7 +61,12 @@ def system() -> System:
     players = Optimizer(name="adam", learning_rate=2e-4, warmup_steps=0, beta1=0.5, gradient_clip=0.0, ema_decay=0.99)
     gan_conv = GANRecipe(
         module=GAN(
-            ConvGenerator(width=32), ConvDiscriminator(width=32), 64, image_size=SIZE, channels=3, noise="normal"
+            ConvGenerator(width=16, groups=8),
+            ConvDiscriminator(width=16, groups=8),
+            64,
+            image_size=SIZE,
+            channels=3,
+            noise="normal",
         ),
         optimizer=players,
         steps=4000,
@@ -69,12 +74,12 @@ def system() -> System:
         preview_every=2000,
     )
     networks = {"encoder": ConvEncoder((32, 64, 128), "silu"), "decoder": ConvDecoder((128, 64, 32), "silu")}
-    latent = {**networks, "latent_size": 32, "image_size": SIZE, "channels": 3}
+    latent = {**networks, "latent_size": 12, "image_size": SIZE, "channels": 3}
     autoencoder = AutoencoderRecipe(
         module=Autoencoder(**latent), optimizer=adam, steps=3000, batch_size=64, preview_every=1500
     )
     vae = VAERecipe(
-        module=VAE(**latent, likelihood="gaussian", sigma="optimal"),
+        module=VAE(**latent, likelihood="gaussian", sigma=0.3),
         optimizer=adam,
         steps=3000,
         batch_size=64,
@@ -86,9 +91,9 @@ def system() -> System:
         channels=64,
         channel_multipliers=(1, 2),
         depth=1,
-        attention_resolutions=(8,),
+        attention_resolutions=(4,),
         head_channels=32,
-        patch=2,
+        patch=4,
         groups=8,
     )
     ddpm = DDPMRecipe(

@@ -31,7 +31,7 @@ def tiny_lineage(data: Data, steps: int = STEPS) -> System:
     transformer = full.stages["dalle1"].module.transformer.clone(width=16, depth=2, heads=2, scan_layers=True)
     text = full.stages["ddpm_captions"].module.text.clone(width=16, depth=1)
     unet = full.stages["ddpm"].module.unet.clone(
-        image_size=SIZE, channels=8, channel_multipliers=(1,), head_channels=8, groups=4, attention_resolutions=(4,)
+        image_size=SIZE, channels=8, channel_multipliers=(1,), head_channels=8, groups=4, patch=2
     )
     changes = {
         "gan": {"generator": MLPGenerator((8,)), "discriminator": MaxoutDiscriminator((4,), 2), "image_size": SIZE},

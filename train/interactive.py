@@ -22,16 +22,20 @@ import numpy as np
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.data.dataset import Data
+from dalle2_jax.diffusion import Sampling
+from dalle2_jax.layers.fields import with_fields
 from dalle2_jax.sharding import batch_sharding, make_mesh, put_batch_on_devices
 from train.config.recipe import Task
 from train.config.system import System
 from train.loop.evaluate import PREVIEW_SEED, VALIDATION_SEED
 from train.run.feed import Feed
+from train.run.init_from import initial_parameters
 from train.run.record import stage_record
 from train.step.programs import make_programs
 from train.step.state import abstract_state, create_state
 
-QUICK = "DALLE2_QUICK"  # where this variable is set, a few steps on a few images: to see whether a notebook runs
+# Where this variable is set, a few steps of shallow networks on a few images: to see whether a notebook runs.
+QUICK = "DALLE2_QUICK"
 QUICK_STEPS, QUICK_COUNTS = 2, (64, 16, 16, 3)
 
 
@@ -52,9 +56,12 @@ class Training:
         self._batches = feed.training(task, self._mesh)
         self._frozen = jax.device_put(task.frozen)
         fitted = task.fit(map(self._put, feed.training(task, self._mesh)), self._frozen, self._mesh, feed.log)
-        init_key, _ = jax.random.split(jax.random.key(task.recipe.seed))
-        # By one program, where the training program has one a parameter, so that no device holds all of them.
-        initial = jax.jit(task.init)(init_key)
+        if task.recipe.init_from is not None:
+            initial = initial_parameters(name, task, feed.tokenizer if task.recipe.reads_captions else None, feed.log)
+        else:
+            init_key, _ = jax.random.split(jax.random.key(task.recipe.seed))
+            # By one program, where the training program has one a parameter, so that no device holds all of them.
+            initial = jax.jit(task.init)(init_key)
         self._state = create_state(task, abstract, initial, fitted)
         self.examples = feed.validation(task, self._mesh)[0]
 
@@ -104,7 +111,7 @@ class Training:
             data=self.feed.system.data,
             tokenizer=self.feed.tokenizer.to_json() if self.task.recipe.reads_captions else None,
         )
-        return LoadedStage(self.module, self.params, record)
+        return LoadedStage(self.module, jax.device_get(self.params), record)  # as those of `load_stage`: on no device
 
     def _put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         return put_batch_on_devices(batch, batch_sharding(self._mesh))
@@ -132,7 +139,13 @@ def _quick(system: System, name: str) -> System:
     data: Data = system.data
     if data.name == "captioned_shapes":
         data = dataclasses.replace(data, counts=QUICK_COUNTS)
-    recipe = dataclasses.replace(system.stages[name], steps=QUICK_STEPS, batch_size=8, validation_batches=1)
+    recipe = system.stages[name]
+    changes = {"module": with_fields(recipe.module, depth=1, channel_multipliers=(1,))}
+    if isinstance(getattr(recipe, "sampling", None), Sampling):
+        changes["sampling"] = dataclasses.replace(recipe.sampling, steps="2")
+    if hasattr(recipe, "codec_examples"):
+        changes["codec_examples"] = QUICK_COUNTS[0]
+    recipe = dataclasses.replace(recipe, steps=QUICK_STEPS, batch_size=8, validation_batches=1, **changes)
     return dataclasses.replace(system.with_stage(name, recipe), data=data)
 
 

@@ -229,6 +229,7 @@ def test_images_are_sampled_as_often_as_they_are_probable(guidance_scale, rows):
     assert expected.max() < 0.9, "the case tells something"
 
 
+@pytest.mark.slow
 def test_other_settings_compile_nothing_and_each_key_is_its_own(params):
     tokens, mask, codes = inputs(MODULE, 6)
 

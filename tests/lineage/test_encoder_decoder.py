@@ -56,7 +56,7 @@ def made(**changes):
 # Against others
 
 
-@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("norm_first", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_pytorchs_transformer(norm_first):
     """references/encoder_decoder.npz, written by make_encoder_decoder.py: logits, loss, gradients, attention maps."""
     with np.load(reference_path("encoder_decoder")) as file:

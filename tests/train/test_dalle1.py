@@ -114,6 +114,7 @@ def test_captions_are_dropped_as_often_as_said(dvae, batch):
     assert abs(apart) > 1e-2 and abs(dropped - 0.3 * count) < 4 * np.sqrt(count * 0.3 * 0.7)
 
 
+@pytest.mark.slow
 def test_two_images_are_learned_on_a_mesh(dvae, batch):
     """On two devices: the codes of both captions become certain, and previews are what the dVAE makes of them."""
     task = task_of(

@@ -74,6 +74,7 @@ def test_training_never_sees_what_is_held_out():
     np.testing.assert_array_equal(sequences[0](batch_of(2), jax.random.key(0)).source, one[:2])
 
 
+@pytest.mark.slow
 def test_it_learns_to_copy():
     adam = Optimizer(name="adam", learning_rate=1e-2, warmup_steps=10, beta2=0.98)
     sizes = {"width": 16, "depth": 1, "hidden": 32, "dropout": 0.0}

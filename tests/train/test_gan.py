@@ -238,6 +238,7 @@ def train(folder, recipe, stop=None):
     return result, lines
 
 
+@pytest.mark.slow
 def test_it_goes_on_within_a_cycle(tmp_path):
     """Stopped after two of the discriminator's three steps: what follows is bit-equal."""
     adam = Optimizer(name="adam", learning_rate=1e-2, warmup_steps=2)
@@ -271,6 +272,7 @@ def test_the_user_hears_that_the_discriminator_has_won(tmp_path):
     assert task.remark(recipe.steps // 10, records[-1]) is None  # so early it means nothing
 
 
+@pytest.mark.slow
 def test_it_learns_two_colours_on_a_mesh():
     """Both of them, in about the right shares, but for what a continuous function makes between; on two devices."""
     discriminator = MaxoutDiscriminator((32,), pieces=2, keep_input=1.0, keep_hidden=1.0, init_range=0.3)

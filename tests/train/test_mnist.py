@@ -41,6 +41,7 @@ class LittleDigits(tfds.core.GeneratorBasedBuilder):
             yield i, {"image": file, "label": i % CLASSES}
 
 
+@pytest.mark.slow
 def test_mnists_systems_are_trained_and_sampled_by_class(tmp_path, monkeypatch):
     monkeypatch.setitem(mnist.SETS, "little_digits", mnist.SETS["mnist"])
     full = mnist.system("little_digits")
