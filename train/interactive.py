@@ -23,6 +23,7 @@ import numpy as np
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.data.dataset import Data
 from dalle2_jax.diffusion import Sampling
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.fields import with_fields
 from dalle2_jax.sharding import batch_sharding, make_mesh, put_batch_on_devices
 from train.config.recipe import Task
@@ -42,7 +43,7 @@ QUICK_STEPS, QUICK_COUNTS = 2, (64, 16, 16, 3)
 class Training:
     """A stage, its state, and the numbers of its steps so far.
 
-    Fields:
+    Attributes:
         task: of `train.config.recipe`. step: how many are taken. history: {name of a metric: [(step, value), ...]}.
         examples: held-out examples: "image" uint8 `[b, h, w, 3]`, "captions", and what the task reads of them.
     """
@@ -63,7 +64,13 @@ class Training:
             # By one program, where the training program has one a parameter, so that no device holds all of them.
             initial = jax.jit(task.init)(init_key)
         self._state = create_state(task, abstract, initial, fitted)
-        self.examples = feed.validation(task, self._mesh)[0]
+        held_out = feed.validation(task, self._mesh)
+        if not held_out:
+            data = feed.system.data
+            raise InputError(
+                f"the split {data.validation_split!r} of {data.name} has no images to look at; take another"
+            )
+        self.examples = held_out[0]
 
     @property
     def module(self) -> Any:
