@@ -249,8 +249,6 @@ right = (written == target[:, 1:]).all(axis=1)
 print(f"of {len(tens)} held-out sequences of ten, {right[tens].mean():.3f} are written without a mistake")
 
 # %% [markdown]
-# <!-- CHECK: the four sequences are right, the share of whole sequences close to 1, the share without a cache 1.0000 (or
-# short of it by ties on lengths it never learned) -->
 # ## What looks where
 #
 # The weights are there to be looked at. Each image is one head, its rows the queries and its columns the keys. In
@@ -282,7 +280,6 @@ plt.show()
 # To write the first token the decoder needs the source's last, to write the second the last but one, and so on: a
 # reversed sequence is a diagonal from the top right to the bottom left, and cross-attention finds it.
 #
-# <!-- CHECK: the anti-diagonal is visible in at least one head of "cross layer 1" or "cross layer 2" -->
 # Where to look is a matter of places here. For a sorted sequence it is a matter of what the symbols are: the next to be
 # written is the smallest of those that are not yet written. The network can be the same. Set
 # `sequences=SequenceTask("sort")` in the recipe (with `dataclasses.replace` and `system.with_stage`), and look again.
@@ -303,7 +300,6 @@ plt.show()
 # It has learned to reverse ten symbols, not to reverse: a token that was always at place 10 is looked for at place 10.
 # Sinusoids were hoped to carry over to lengths that were never seen. A Transformer knows what its data show, and so the
 # way on was more data, and larger models.
-# <!-- CHECK: the bar at 10 is near 1, those beside it much lower, and most others near 0 -->
 #
 # The other thing that did not last is the encoder with its cross-attention. If source and target are put one behind the
 # other, a single causal stack can read the one and write the other, and it is a decoder's layer without the middle
