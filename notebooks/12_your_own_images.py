@@ -159,7 +159,8 @@ axes.legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# <!-- CHECK: both fall together at first, then the training loss goes on and the held-out one flattens or rises -->
+# Here both fall, and the held-out one lies below: it is of each image's full caption, while training says only a part in
+# half of the cases ("something red"), which many images of a batch share. So compare their course, not their height.
 #
 # How to read it:
 #
@@ -168,7 +169,7 @@ plt.show()
 #   need more images.
 # - *Both stay high*: captions that do not tell the images apart, or a learning rate too small or too large.
 # - *Training jumps up and stays there*: the learning rate is too large. Halve it (`clip.optimizer.learning_rate=5e-4`).
-# - The held-out curve of ten images is rough. Believe its course and not its steps.
+# - The held-out curve of a dozen images is rough. Believe its course and not its steps.
 #
 # For the decoder's loss the absolute number says little: much of it is noise that nobody could foretell. Look at the
 # previews in `runs/NAME/decoder/samples` as well.
@@ -225,9 +226,7 @@ for run in (base, alone, tuned):
     print(f"{run.name:6s} {(cosines.argmax(1) == np.arange(24)).mean():.2f}   (by chance {1 / 24:.2f})")
 
 # %% [markdown]
-# <!-- CHECK: base some, alone some, tuned best; adjust the words below to what is seen -->
-#
-# *base* has never seen these pairs, *alone* has seen nothing else, *tuned* has both.
+# *base* has never seen these pairs, *alone* has seen nothing else. *tuned* has both, and finds most.
 
 # %%
 temporary = os.getcwd()
