@@ -99,7 +99,6 @@ plt.show()
 # In training the accuracy cannot reach 1: "a circle" fits many images of a batch, and the loss calls all but one of
 # them wrong. Below captions are the full ones.
 #
-# <!-- CHECK: accuracies in training well above 0 and below 1 -->
 # ## Images and captions in one matrix
 #
 # Cosines of held-out images (columns) and captions (rows). The largest of a row should stand on the diagonal, and
@@ -155,7 +154,6 @@ figure.tight_layout()
 plt.show()
 
 # %% [markdown]
-# <!-- CHECK: diagonal; accuracies near 1 up to equal captions -->
 # ## A classifier that was never trained as one
 #
 # To classify an image, write a caption for each class and take the nearest. Several captions a class, averaged, say it
@@ -193,7 +191,9 @@ for name, classes in words.items():
     print(f"{name:10}  of {len(classes)}: seen pairs {right[~is_new].mean():.2f}, new pairs {right[is_new].mean():.2f}")
 
 # %% [markdown]
-# <!-- CHECK: all near 1 for seen pairs; what new pairs lose (shape, probably) -->
+# Colour, size and background are read of pairs that were never seen, too. Their shape is not (a quarter is
+# chance): what it has learned of a colour includes the shapes with which it came.
+#
 # ## The temperature
 #
 # Cosines lie in -1 to 1, and a softmax of such numbers is nearly flat. The inverse temperature $s$ stretches them.
@@ -219,7 +219,6 @@ axes[1].legend(fontsize=7)
 plt.show()
 
 # %% [markdown]
-# <!-- CHECK: the learned one near the minimum of the curve? (it was learned with partial captions, whose best s is lower) -->
 # ## The gap
 #
 # One would think that an image and its caption meet at one point. They do not: the loss only asks that the own caption
@@ -252,7 +251,6 @@ print(f"distance of the means: {np.linalg.norm(gap):.2f}; along it {sides:.0%} o
 # Where the last number is well above a half, a caption's embedding is not one that an image could have, and a decoder
 # of image embeddings has never seen its like. It is one of the reasons for DALL-E 2's prior.
 #
-# <!-- CHECK: distance of the means, share of sides, what the plot shows -->
 # ## What is kept, and what is lost
 #
 # An embedding has 24 numbers, an image 3,072. What survives is what tells captions apart. With a linear map from the
@@ -283,7 +281,6 @@ axes.set(ylabel="$R^2$", ylim=(0, 1))
 plt.show()
 
 # %% [markdown]
-# <!-- CHECK: the first four high, centre and brightness lower -->
 # ## What belongs to what
 #
 # Two objects, each with a shape and a colour. Is a caption told from one in which a colour occurs that is not there?
@@ -339,11 +336,11 @@ told = [
 caption_grid(shown[:6], told, columns=6, cell=150)
 
 # %% [markdown]
-# A colour that is not there is noticed. Which of two shapes has which of two colours is harder. In a batch there is
-# hardly ever a caption with the same words in another order, so the list of what there is wins the game, and the loss
-# asks for no more.
+# A colour that is not there is noticed. Which of two shapes has which of two colours is not known at all, and on which
+# side it stands neither: both are at chance, and the two cosines are the same to two places. In a batch there is hardly
+# ever a caption with the same words in another order, so the list of what there is wins the game, and the loss asks for
+# no more.
 #
-# <!-- CHECK: first bar near 1; "colours exchanged" clearly lower; "the other side" too? The differences of cosines in the sheet -->
 # ## What went wrong, and what comes next
 #
 # CLIP knows what an image and a caption have to do with each other, in a few numbers. Those numbers forget where things
