@@ -73,8 +73,6 @@ latent = encode(model, images, steps=STEPS)
 caption_grid([np.stack(images), reconstruct(model, key, latent).images], captions, labels=("given", "reconstructed"))
 
 # %% [markdown]
-# <!-- CHECK: the reconstructions show the same shape, colour, size and place -->
-#
 # ## Variations (Fig. 3)
 #
 # With $\eta > 0$ new noise comes in on the way, and $x_T$ is forgotten by and by. From the inverted $x_T$ with
@@ -145,8 +143,6 @@ interpolate_grid(model, key, latent, 4, 4).sheet()
 edit(model, key, latent[:1], captions[1], captions[0]).sheet()
 
 # %% [markdown]
-# <!-- CHECK: what the edit shows at theta 0.5 -->
-#
 # ## How many dimensions does an image need? (Fig. 7)
 #
 # The embedding from its first principal components alone, $z_i \approx \mu + \sum_{k \le K} u_k u_k^\top (z_i - \mu)$,
@@ -156,8 +152,6 @@ edit(model, key, latent[:1], captions[1], captions[0]).sheet()
 probe(model, key, images[:2], pca_of_run(model, 500), steps=STEPS).sheet()
 
 # %% [markdown]
-# <!-- CHECK: demo: background and colour first, shape last; right from 9 of 24 on -->
-#
 # With few components only the coarsest of what CLIP sees is there; what is told apart more finely comes later.
 #
 # ## Painting in, and painting on
