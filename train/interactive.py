@@ -56,7 +56,7 @@ class Training:
         self._programs = make_programs(task, self._mesh, abstract)
         self._batches = feed.training(task, self._mesh)
         self._frozen = jax.device_put(task.frozen)
-        fitted = task.fit(map(self._put, feed.training(task, self._mesh)), self._frozen, self._mesh, feed.log)
+        fitted = task.fit(self._fresh_batches(), self._frozen, self._mesh, feed.log)
         if task.recipe.init_from is not None:
             initial = initial_parameters(name, task, feed.tokenizer if task.recipe.reads_captions else None, feed.log)
         else:
@@ -119,6 +119,10 @@ class Training:
             tokenizer=self.feed.tokenizer.to_json() if self.task.recipe.reads_captions else None,
         )
         return LoadedStage(self.module, jax.device_get(self.params), record)  # as those of `load_stage`: on no device
+
+    def _fresh_batches(self) -> Iterator[dict[str, jax.Array]]:
+        """Batches from the first on, of a source that is opened when the first one is asked for."""
+        yield from map(self._put, self.feed.training(self.task, self._mesh))
 
     def _put(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         return put_batch_on_devices(batch, batch_sharding(self._mesh))

@@ -33,6 +33,7 @@ from dalle2_jax.unclip.memory import call_for_one_image, caption_shapes
 Model = DALLE2 | ImageModel
 Figures = dict[str, float]
 REAL = "real images"
+BATCH = 64
 
 
 def data_of(model: Model) -> Data:
@@ -118,12 +119,14 @@ def flops_of_one_image(model: Model) -> int:
 def _timed(model: Model, key: jax.Array, captions: Sequence[str] | None, count: int) -> tuple[np.ndarray, float]:
     """The images, and the seconds that they took once all was compiled."""
 
-    def sample() -> np.ndarray:
-        return model.generate(key, captions) if captions is not None else model.generate(key, count=count)
+    def sample(some: int) -> np.ndarray:
+        if captions is not None:
+            return model.generate(key, captions[:some], batch_size=BATCH)
+        return model.generate(key, count=some, batch_size=BATCH)
 
-    sample()
+    sample(min(count, BATCH))  # every batch is as large
     start = time.perf_counter()
-    images = sample()
+    images = sample(count)
     return images, time.perf_counter() - start
 
 

@@ -114,10 +114,6 @@ class DDPMModel(ImageModel):
                 )
         return np.asarray([int(caption) for caption in captions], np.int32)
 
-    def check_sampling(self, **changes: Any) -> None:
-        super().check_sampling(**changes)
-        sampling_of(self.stage, changes).process(process_of(self.stage))
-
     def call(self, keys: jax.Array, captions: Any = None, **changes: Any) -> Call[jax.Array]:
         is_class = self.stage.module.condition == "class"
         labels, captions = (captions, None) if is_class else (None, captions)

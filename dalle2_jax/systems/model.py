@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,19 +13,19 @@ import numpy as np
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.checkpoint.run import require
 from dalle2_jax.diffusion.sampler import keys_for
-from dalle2_jax.errors import InputError, nearest
-from dalle2_jax.layers.embedding import unit_norm
+from dalle2_jax.errors import InputError
 from dalle2_jax.layers.pixels import to_uint8
 from dalle2_jax.tokenizer import AnyTokenizer
-from dalle2_jax.unclip.embed import embed_captions, embed_images
+from dalle2_jax.unclip.embed import cosines
 from dalle2_jax.unclip.generate import repeat_captions
 from dalle2_jax.unclip.placement import device_batches, shard_batch
 from dalle2_jax.unclip.sample import Call
+from dalle2_jax.unclip.settings import check_names, check_sampling
 
 
 @dataclass(frozen=True, repr=False)
-class ImageModel(ABC):
-    """A trained stage that samples images, with the stages that it needs.
+class StageModel:
+    """A trained stage at work, with the stages that it needs.
 
     Fields:
         stage: its network. others: the stages it works with, by kind. tokenizer: of the run; None: there is none.
@@ -45,9 +44,13 @@ class ImageModel(ABC):
 
     @property
     def stages(self) -> tuple[LoadedStage, ...]:
-        """Those that sample an image, in the order in which they work."""
+        """Those that are at work, in their order."""
         parts = (stage for kind, stage in self.others.items() if kind in self.needs)
         return (*parts, self.stage)
+
+
+class ImageModel(StageModel, ABC):
+    """A stage that samples images."""
 
     @property
     def image_size(self) -> int:
@@ -61,8 +64,7 @@ class ImageModel(ABC):
     def scores(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> jax.Array:
         """Cosines `[images, captions]` of the embeddings of the run's CLIP, as those of `DALLE2.scores`."""
         self.require("clip")
-        clip = self.others["clip"]
-        return unit_norm(embed_images(clip, images)) @ embed_captions(clip, self.tokenizer, captions).T
+        return cosines(self.others["clip"], self.tokenizer, images, captions)
 
     @abstractmethod
     def call(self, keys: jax.Array, captions: Any = None, **changes: Any) -> Call[jax.Array]:
@@ -77,16 +79,12 @@ class ImageModel(ABC):
 
     def check_sampling(self, **changes: Any) -> None:
         """Raises InputError for sampling settings that the stage does not have."""
-        own = None if self.stage.record.sampling is None else self.stage.record.rebuilt("sampling")
-        known = [] if own is None else [entry.name for entry in dataclasses.fields(own)]
-        for name in changes:
-            if not known:
-                raise InputError(f"the stage {self.stage.name} has no sampling settings; leave {name} out")
-            if name not in known:
-                raise InputError(
-                    f"the stage {self.stage.name} has no sampling setting {name!r}; the nearest of "
-                    f"{', '.join(known)} is {nearest(name, known)}"
-                )
+        if self.stage.record.sampling is not None:
+            own = self.stage.record.rebuilt("sampling")
+            check_names(own, changes, f"the stage {self.stage.name} has no sampling setting")
+            check_sampling(self.stage, changes)
+        elif changes:
+            raise InputError(f"the stage {self.stage.name} has no sampling settings; leave {next(iter(changes))} out")
 
     def generate(
         self,

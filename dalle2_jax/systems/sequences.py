@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.errors import InputError
 from dalle2_jax.lineage.encoder_decoder import END, PAD
 from dalle2_jax.lineage.encoder_decoder_sampling import greedy_decode, sample_decode
 from dalle2_jax.lineage.sequence_tasks import FIRST
-from dalle2_jax.tokenizer import AnyTokenizer
+from dalle2_jax.systems.model import StageModel
 
 
 @partial(jax.jit, static_argnames=("module", "length"))
@@ -26,24 +23,10 @@ def _decode(params, source, keys, temperature, *, module, length):
     return sample_decode(keys, module, params, source, length, temperature)
 
 
-@dataclass(frozen=True, repr=False)
-class SequenceModel:
+class SequenceModel(StageModel):
     """A trained encoder-decoder. A sequence is text: its symbols as numbers from 0, such as "3 1 4 1 5"."""
 
-    needs: ClassVar[tuple[str, ...]] = ()
-    takes: ClassVar[tuple[str, ...]] = ()
-    reads_captions: ClassVar[bool] = True
-
-    stage: LoadedStage
-    others: Mapping[str, LoadedStage] = field(default_factory=dict)
-    tokenizer: AnyTokenizer | None = None
-
-    def __repr__(self) -> str:
-        return f"SequenceModel({self.stage.name}: {self.stage.kind})"
-
-    @property
-    def stages(self) -> tuple[LoadedStage, ...]:
-        return (self.stage,)
+    reads_captions = True
 
     def generate(
         self,

@@ -53,6 +53,13 @@ def embed_images(clip: LoadedStage, images: Sequence[np.ndarray]) -> jax.Array:
     return jnp.concatenate([encode_images(clip, shard_batch(jnp.asarray(batch)))() for batch in batches_of(pixels)])
 
 
+def cosines(
+    clip: LoadedStage, tokenizer: AnyTokenizer, images: Sequence[np.ndarray], captions: Sequence[str]
+) -> jax.Array:
+    """Cosines `[images, captions]` of CLIP's embeddings; images: uint8 `[h, w, 3]` each, of any size."""
+    return unit_norm(embed_images(clip, images)) @ embed_captions(clip, tokenizer, captions).T
+
+
 def embed_captions(clip: LoadedStage, tokenizer: AnyTokenizer, captions: Sequence[str]) -> jax.Array:
     """CLIP's embeddings `[b, z]` of captions, of unit norm."""
     encoded = [encode_tokens(clip, *tokenizer.encode(batch)) for batch in batches_of(captions)]

@@ -35,17 +35,20 @@ def sampling_of(stage: LoadedStage, changes: dict[str, Any]) -> Any:
         InputError: for a field that there is not, or a change that would have no effect.
     """
     own = stage.record.rebuilt("sampling")
-    known = [field.name for field in dataclasses.fields(own)]
-    for name in changes:
-        if name not in known:
-            raise InputError(
-                f"sampling has no field {name!r}; the nearest of {', '.join(known)} is {nearest(name, known)}"
-            )
+    check_names(own, changes, "sampling has no field")
     sampling = dataclasses.replace(own, **changes)
     for name, reason in {**sampling.without_effect(), **UNUSED.get(stage.kind, {})}.items():
         if getattr(sampling, name) != getattr(own, name):
             raise InputError(f"{name} has no effect with {reason}")
     return sampling
+
+
+def check_names(own: Any, changes: dict[str, Any], refusal: str) -> None:
+    """Raises InputError, which begins with `refusal`, for a name that is no field of the settings."""
+    known = [field.name for field in dataclasses.fields(own)]
+    for name in changes:
+        if name not in known:
+            raise InputError(f"{refusal} {name!r}; the nearest of {', '.join(known)} is {nearest(name, known)}")
 
 
 def check_sampling(stage: LoadedStage, changes: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from dalle2_jax.clip import classify, zero_shot_weights
 from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.embedding import unit_norm
-from dalle2_jax.unclip.embed import embed_captions, embed_images, empty_caption, encode_tokens, input_size
+from dalle2_jax.unclip.embed import cosines, embed_captions, embed_images, empty_caption, encode_tokens, input_size
 from dalle2_jax.unclip.generate import Generated, Options, generate, repeat_captions
 from dalle2_jax.unclip.load import Stages, load_run
 from dalle2_jax.unclip.placement import shard_batch
@@ -124,7 +124,7 @@ class DALLE2(Stages):
     def scores(self, images: Sequence[np.ndarray], captions: Sequence[str]) -> jax.Array:
         """Cosines `[images, captions]` of CLIP's embeddings; images: uint8 `[h, w, 3]` each, of any size."""
         self.require("clip")
-        return unit_norm(embed_images(self.clip, images)) @ embed_captions(self.clip, self.tokenizer, captions).T
+        return cosines(self.clip, self.tokenizer, images, captions)
 
     def classify(
         self, images: Sequence[np.ndarray], classes: Sequence[str], templates: Sequence[str] = ("a photo of a {}",)
