@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from dalle2_jax.images.files import save_png
     from dalle2_jax.images.resize import resize
     from dalle2_jax.images.sheet import caption_grid
-    from dalle2_jax.systems import load
+    from dalle2_jax.systems import SequenceModel, load
     from dalle2_jax.unclip import DALLE2
 
     if options.join:
@@ -58,6 +58,9 @@ def run(options: argparse.Namespace) -> int:
     if out.is_dir():
         raise InputError(f"--out {out} is a folder; give the beginning of the files' names, such as {out}/comparison")
     models = {name: load(path) for name, path in runs.items()}
+    for name, model in models.items():
+        if isinstance(model, SequenceModel):
+            raise InputError(f"{name} translates sequences and samples no images; leave it out")
     data = data_of(models[names[0]])
     for name, model in models.items():
         own = data_of(model)

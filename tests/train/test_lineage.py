@@ -148,6 +148,8 @@ def test_a_transformer_translates_on_the_command_line(tiny, runs, capsys):
     capsys.readouterr()
     assert cli.main(["generate", str(folder), "3 1 4", "1 5"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"3 1 4 -> {written[0]}", f"1 5 -> {written[1]}"]
+    assert cli.main(["compare", str(folder)]) == 2
+    assert "translates sequences and samples no images; leave it out" in capsys.readouterr().err
     for sequence, sentence in (("3 x", "'x' in the sequence '3 x' is no symbol"), ("1 2 3 4 5", "has 5 symbols")):
         assert cli.main(["generate", str(folder), sequence]) == 2
         assert sentence in capsys.readouterr().err
