@@ -12,6 +12,7 @@ import dataclasses
 
 from configs import shapes
 from dalle2_jax.data.dataset import Data
+from dalle2_jax.decoder import Upsampler
 from dalle2_jax.diffusion import Sampling
 from dalle2_jax.layers.caption_encoder import CaptionEncoder
 from dalle2_jax.layers.transformer import Transformer
@@ -39,6 +40,7 @@ SIZE, GRID, CODES = 32, 8, 128
 
 def system() -> System:
     """One stage a system, in the order of the article."""
+    cascade = shapes.system().stages
     adam = Optimizer(name="adam", learning_rate=1e-3, warmup_steps=50, schedule="cosine", ema_decay=0.99)
     # As published for MNIST, with a layer less for each player and their sizes for colour; two steps are one of each.
     gan = GANRecipe(
@@ -58,57 +60,64 @@ def system() -> System:
         batch_size=100,
         preview_every=4000,
     )
-    players = Optimizer(name="adam", learning_rate=2e-4, warmup_steps=0, beta1=0.5, gradient_clip=0.0, ema_decay=0.99)
+    # A norm would take each image's brightness and contrast from the discriminator, which are most of these images.
+    players = Optimizer(name="adam", learning_rate=1e-3, warmup_steps=0, beta1=0.5, gradient_clip=0.0, ema_decay=0.99)
     gan_conv = GANRecipe(
         module=GAN(
-            ConvGenerator(width=16, groups=8),
-            ConvDiscriminator(width=16, groups=8),
+            ConvGenerator(width=32, groups=8),
+            ConvDiscriminator(width=32, norm="none"),
             64,
             image_size=SIZE,
             channels=3,
             noise="normal",
         ),
         optimizer=players,
-        steps=4000,
-        batch_size=64,
-        preview_every=2000,
+        discriminator_optimizer=dataclasses.replace(players, learning_rate=2e-4),
+        steps=1650,
+        batch_size=32,
+        preview_every=550,
     )
     networks = {"encoder": ConvEncoder((32, 64, 128), "silu"), "decoder": ConvDecoder((128, 64, 32), "silu")}
     latent = {**networks, "latent_size": 12, "image_size": SIZE, "channels": 3}
     autoencoder = AutoencoderRecipe(
-        module=Autoencoder(**latent), optimizer=adam, steps=3000, batch_size=64, preview_every=1500
+        module=Autoencoder(**latent), optimizer=adam, steps=3500, batch_size=64, preview_every=1750
     )
     vae = VAERecipe(
         module=VAE(**latent, likelihood="gaussian", sigma=0.3),
         optimizer=adam,
-        steps=3000,
+        steps=3500,
         batch_size=64,
-        preview_every=1500,
+        preview_every=1750,
     )
     unet = UNet(
         image_size=SIZE,
         out_channels=3,
-        channels=64,
-        channel_multipliers=(1, 2),
+        channels=32,
+        channel_multipliers=(1, 2, 2),
         depth=1,
         attention_resolutions=(4,),
         head_channels=32,
-        patch=4,
+        patch=2,
         groups=8,
     )
     ddpm = DDPMRecipe(
         module=DDPM(unet=unet),
         sampling=Sampling(sampler="ddim", steps="50"),
-        optimizer=dataclasses.replace(adam, ema_decay=0.995),
-        steps=3000,
+        optimizer=dataclasses.replace(adam, learning_rate=2e-3),
+        steps=1300,
         batch_size=32,
-        preview_every=1500,
+        preview_every=650,
     )
     text = CaptionEncoder(shapes.VOCABULARY, shapes.CONTEXT, width=64, depth=2, heads=2, scan_layers=False)
+    # It predicts x_0, as DALL-E 2's decoder here: flat colours take fewer steps than with the paper's epsilon.
     ddpm_captions = dataclasses.replace(
         ddpm,
+        process=cascade["decoder"].process,
+        weighting="min_snr_plus_one",
+        weight_limit=10.0,
         module=DDPM(unet=unet, condition="caption", text=text),
         sampling=Sampling(sampler="ddim", steps="50", guidance_scale=2.0),
+        steps=1050,
     )
     encoder_decoder = EncoderDecoderRecipe(
         module=EncoderDecoder(vocabulary_size=23, width=64, depth=2, heads=4, hidden=128, dropout=0.0, max_length=16),
@@ -121,22 +130,24 @@ def system() -> System:
         preview_every=0,
     )
     # Flat colours would be hit exactly by a likelihood as narrow as the paper's, and nothing else be learned any more.
+    # The KL divergence falls in weight: without it at first, all places agree on a few codes and never part again.
     dvae = DVAERecipe(
         module=DVAE(
             image_size=SIZE,
             codebook_size=CODES,
-            code_width=32,
+            code_width=64,
+            code_scale=1.0,
             width=32,
             multipliers=(1, 2, 2),
             blocks=1,
             least_scale=0.3,
         ),
-        temperature=CosineSchedule(1.0, 1 / 16, 1200),
-        kl_weight=CosineSchedule(0.0, 1.0, 400),
-        optimizer=dataclasses.replace(adam, learning_rate=3e-3),
-        steps=1500,
+        temperature=CosineSchedule(1.0, 1 / 16, 800),
+        kl_weight=CosineSchedule(8.0, 0.3, 800),
+        optimizer=dataclasses.replace(adam, learning_rate=6e-3),
+        steps=900,
         batch_size=32,
-        preview_every=750,
+        preview_every=450,
     )
     dalle1 = DALLE1Recipe(
         module=DALLE1(
@@ -149,11 +160,17 @@ def system() -> System:
         ),
         sampling=DALLE1Sampling(),
         optimizer=adam,
-        steps=1500,
+        steps=600,
         batch_size=32,
-        preview_every=750,
+        preview_every=300,
     )
-    cascade = shapes.system().stages
+    # To 32 pixels, as the others, and not to 64.
+    upsampler = cascade["upsampler"]
+    upsampler = dataclasses.replace(
+        upsampler,
+        module=Upsampler(unet=upsampler.module.unet.clone(image_size=SIZE, patch=2), residual=True),
+        steps=300,
+    )
     stages = {
         "gan": gan,
         "gan_conv": gan_conv,
@@ -166,8 +183,8 @@ def system() -> System:
         "dalle1": dalle1,
         "clip": dataclasses.replace(cascade["clip"], steps=600),
         "prior": dataclasses.replace(cascade["prior"], steps=400),
-        "decoder": dataclasses.replace(cascade["decoder"], steps=2500),
-        "upsampler": dataclasses.replace(cascade["upsampler"], steps=300),
+        "decoder": dataclasses.replace(cascade["decoder"], steps=2200),
+        "upsampler": upsampler,
     }
     return System(
         name="lineage",

@@ -28,6 +28,7 @@ from dalle2_jax.checkpoint import (
     restore_latest,
     store,
     to_json,
+    with_defaults,
     write_record,
 )
 from dalle2_jax.checkpoint.rebuild import public_path
@@ -160,6 +161,15 @@ def test_the_networks_rebuild():
 def test_rebuild_names_what_it_does_not_know(data, named):
     with pytest.raises(CheckpointError, match=named):
         rebuild(data)
+
+
+def test_fields_that_are_newer_than_a_record_have_their_defaults():
+    data = {"module": to_json(Outer(inner=Inner(width=8), other=Inner(dtype="bfloat16")))}
+    older = json.loads(json.dumps(data))
+    del older["module"]["fields"]["inner"]["fields"]["rate"]
+    assert older != data and with_defaults(older) == data
+    foreign = {"class": "os.system", "fields": {}}
+    assert with_defaults(foreign) == foreign
 
 
 def test_what_json_cannot_hold_is_named():

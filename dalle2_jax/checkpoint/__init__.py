@@ -11,7 +11,7 @@ their order. orbax is imported when a checkpoint is read or written, not before.
 
 from dalle2_jax.checkpoint.describe import describe_stage
 from dalle2_jax.checkpoint.errors import CheckpointError
-from dalle2_jax.checkpoint.rebuild import rebuild, to_json
+from dalle2_jax.checkpoint.rebuild import rebuild, to_json, with_defaults
 from dalle2_jax.checkpoint.record import StageRecord, read_record, write_record
 from dalle2_jax.checkpoint.run import Run, StageFolder
 from dalle2_jax.checkpoint.stage import LoadedStage, load_params, load_stage
@@ -34,5 +34,6 @@ __all__ = [
     "rebuild",
     "restore_latest",
     "to_json",
+    "with_defaults",
     "write_record",
 ]

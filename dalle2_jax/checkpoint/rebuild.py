@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dalle2_jax.checkpoint.errors import CheckpointError
-from dalle2_jax.errors import nearest
+from dalle2_jax.errors import InputError, nearest
 from dalle2_jax.layers.fields import field_names
 
 PACKAGE = "dalle2_jax"
@@ -79,6 +79,17 @@ def rebuild(data: Any, allow: Iterable[str] = ()) -> Any:
         return cls(**fields)
     except TypeError as error:
         raise CheckpointError(f"{data['class']} cannot be made from its recorded fields: {error}") from error
+
+
+def with_defaults(data: Any) -> Any:
+    """What `to_json` wrote, with the fields that its classes have had since then, at their defaults.
+
+    A default stands for what was done before there was the field. What this version cannot make stays as it is.
+    """
+    try:
+        return to_json(rebuild(data))
+    except InputError:
+        return data
 
 
 def _find_class(path: str, packages: Iterable[str]) -> type:

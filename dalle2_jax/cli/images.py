@@ -29,10 +29,3 @@ def read_whole_image(path: Path) -> Any:
         return to_rgb(np.asarray(open_image(path.read_bytes())[0]))
     except ImageError as error:
         raise InputError(f"{path} is no image that can be read: {error}") from error
-
-
-def squares_of(images: Sequence[Any], size: int) -> list[Any]:
-    """The central squares of images, uint8 `[size, size, 3]` each, to show them beside what came of them."""
-    from dalle2_jax.images.resize import resize, to_square_rgb
-
-    return [resize(to_square_rgb(image)[None], size)[0] for image in images]

@@ -32,7 +32,8 @@ def run(options: argparse.Namespace) -> int:
     """Encodes, decodes and writes the images."""
     import jax
 
-    from dalle2_jax.cli.images import read_images, squares_of
+    from dalle2_jax.cli.images import read_images
+    from dalle2_jax.images.resize import squares
     from dalle2_jax.manipulate import Series, encode, reconstruct
     from dalle2_jax.systems import load
     from dalle2_jax.unclip import DALLE2
@@ -48,13 +49,13 @@ def run(options: argparse.Namespace) -> int:
     series = reconstruct(model, jax.random.key(options.seed), latent, **settings, **batch)
     names = tuple(Path(name).stem for name in options.image)
     facts = {"sources": "\n".join(Path(name).name for name in options.image), "steps": latent.steps}
-    given = squares_of(images, model.image_size)
+    given = squares(images, model.image_size)
     return write_series(options, Series(series.images, names, series.columns, given), facts)
 
 
 def _by_one_stage(options: argparse.Namespace, model: Any, images: list[Any]) -> int:
     """The same by a system of one stage, which has no settings."""
-    from dalle2_jax.cli.images import squares_of
+    from dalle2_jax.images.resize import squares
     from dalle2_jax.manipulate import Series
 
     if not hasattr(model, "reconstruct"):
@@ -64,5 +65,5 @@ def _by_one_stage(options: argparse.Namespace, model: Any, images: list[Any]) ->
         raise InputError(f"{options.run} encodes an image in one step; leave captions and sampling options out")
     names = tuple(Path(name).stem for name in options.image)
     facts = {"sources": "\n".join(Path(name).name for name in options.image)}
-    given = squares_of(images, model.image_size)
+    given = squares(images, model.image_size)
     return write_series(options, Series(model.reconstruct(images), names, 1, given), facts)

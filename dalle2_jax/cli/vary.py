@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Samples the variations."""
-    from dalle2_jax.cli.images import read_images, squares_of
+    from dalle2_jax.cli.images import read_images
+    from dalle2_jax.images.resize import squares
     from dalle2_jax.unclip import DALLE2
 
     images = read_images(options.image)
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     if options.refinements:
         raise InputError("--refinements is of latents; add --share content, or leave it out")
     model = DALLE2.load(options.run, dtype=options.dtype)
-    out.given = squares_of(images, model.image_size)
+    out.given = squares(images, model.image_size)
 
     def sample_batch(keys, rows):
         chosen = [images[places[row]] for row in rows]
@@ -58,7 +59,7 @@ def _of_latents(
     options: argparse.Namespace, images: list[Any], places: list[int], out: Output
 ) -> Callable[[Any, list[int]], Any]:
     """What `sample_to_files` calls: variations of the images' latents."""
-    from dalle2_jax.cli.images import squares_of
+    from dalle2_jax.images.resize import squares
     from dalle2_jax.manipulate import embed, encode, vary
     from dalle2_jax.unclip import DALLE2
 
@@ -67,7 +68,7 @@ def _of_latents(
     steps, settings = latent_sampling(options, allowed=("eta",))
     eta = settings["decoder"].pop("eta", None)
     model = DALLE2.load(options.run, dtype=options.dtype)
-    out.given = squares_of(images, model.image_size)
+    out.given = squares(images, model.image_size)
     if options.share == "semantics":
         latent = embed(model, images, steps=steps)
     else:

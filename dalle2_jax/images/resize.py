@@ -1,5 +1,7 @@
 """Changes of images on the host: to RGB, to a square, to another size."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 MOST_ELONGATED = 32
@@ -20,6 +22,11 @@ def to_square_rgb(image: np.ndarray) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return to_rgb(image[top : top + side, left : left + side])
+
+
+def squares(images: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The central squares of images as `to_square_rgb` takes them, each of any size, uint8 [batch, size, size, 3]."""
+    return np.concatenate([resize(to_square_rgb(image)[None], size) for image in images])
 
 
 def clip_pixels(image: np.ndarray, size: int) -> np.ndarray:

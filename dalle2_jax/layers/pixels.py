@@ -18,6 +18,11 @@ def to_uint8(images: jax.Array) -> jax.Array:
     return jnp.clip(jnp.round((images.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
+def in_colour(images: jax.Array) -> jax.Array:
+    """Floats `[b, h, w, 1 or 3]` in [-1, 1] to uint8 `[b, h, w, 3]`."""
+    return jnp.broadcast_to(to_uint8(images), (*images.shape[:3], 3))
+
+
 def resize(images: jax.Array, size: int, method: str = "area") -> jax.Array:
     """Square images `[b, h, h, c]` to `[b, size, size, c]` in float32.
 

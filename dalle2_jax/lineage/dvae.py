@@ -87,10 +87,12 @@ class Codebook(nn.Module):
 
     size: int
     channels: int
+    scale: float
     param_dtype: str = "float32"
 
     def setup(self) -> None:
-        self.embedding = self.param("embedding", KERNEL_INIT, (self.size, self.channels), self.param_dtype)
+        init = nn.initializers.normal(self.scale) if self.scale else KERNEL_INIT
+        self.embedding = self.param("embedding", init, (self.size, self.channels), self.param_dtype)
         self.bias = self.param("bias", nn.initializers.zeros, (self.channels,), self.param_dtype)
 
     def __call__(self, weights: jax.Array) -> jax.Array:
@@ -133,6 +135,7 @@ class Decoder(nn.Module):
 
     codebook_size: int
     code_width: int
+    code_scale: float
     channels: int
     width: int
     multipliers: tuple[int, ...]
@@ -144,7 +147,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, codes: jax.Array) -> jax.Array:
         """`[b, h, w, codebook_size]`, or int32 `[b, h, w]`, to float32 `[b, h f, w f, 2 channels]`."""
-        codebook = Codebook(self.codebook_size, self.code_width, self.param_dtype, name="codebook")
+        codebook = Codebook(self.codebook_size, self.code_width, self.code_scale, self.param_dtype, name="codebook")
         x = codebook(codes) if codes.ndim == 4 else codebook.lookup(codes)
         for group, multiplier in enumerate(reversed(self.multipliers)):
             if group:
@@ -180,6 +183,9 @@ class DVAE(nn.Module):
         image_size, channels: of the images, which are square.
         codebook_size: how many codes there are.
         code_width: channels of a code's vector.
+        code_scale: standard deviation of these at the start; 0: 1 / sqrt(codebook_size), as of a convolution's weights
+            in OpenAI's code. With so little the decoder hardly sees its codes at first, and a short training comes to
+            use few of them.
         width: channels of the finest level.
         multipliers: of the width, one a group of blocks, finest first. Between two groups the encoder takes the largest
             of two by two pixels and the decoder repeats each, so that a grid of codes has image_size / 2^(groups - 1)
@@ -199,6 +205,7 @@ class DVAE(nn.Module):
     channels: int = 3
     codebook_size: int = 8192
     code_width: int = 128
+    code_scale: float = 0.0
     width: int = 256
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
     blocks: int = 2
@@ -211,6 +218,8 @@ class DVAE(nn.Module):
         for name in ("image_size", "channels", "codebook_size", "code_width", "width", "blocks"):
             if getattr(self, name) < 1:
                 raise InputError(f"the dVAE's {name} is {getattr(self, name)}; it must be 1 or more")
+        if not self.code_scale >= 0:
+            raise InputError(f"the dVAE's code_scale is {self.code_scale}; it must be 0 or more")
         if not self.least_scale > 0:
             raise InputError(f"the dVAE's least_scale is {self.least_scale}; it must be above 0")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -241,7 +250,7 @@ class DVAE(nn.Module):
         names = ("codebook_size", "width", "multipliers", "blocks", "remat", "dtype", "param_dtype")
         shared = {name: getattr(self, name) for name in names}
         self.encoder = Encoder(**shared)
-        self.decoder = Decoder(**shared, code_width=self.code_width, channels=self.channels)
+        self.decoder = Decoder(**shared, code_width=self.code_width, code_scale=self.code_scale, channels=self.channels)
 
     def logits(self, images: jax.Array) -> jax.Array:
         """Images `[b, h, w, c]` in [-1, 1] to the logits of q(code | image), float32 `[b, grid, grid, k]`."""

@@ -12,9 +12,8 @@ import numpy as np
 
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.errors import InputError
-from dalle2_jax.images.resize import resize as resize_on_host
-from dalle2_jax.images.resize import to_square_rgb
-from dalle2_jax.layers.pixels import to_float, to_uint8
+from dalle2_jax.images.resize import squares
+from dalle2_jax.layers.pixels import in_colour, to_float
 from dalle2_jax.lineage.autoencoder import reconstruct, sample_autoencoder
 from dalle2_jax.lineage.dalle1_sampling import sample_dalle1
 from dalle2_jax.lineage.ddpm import sample_ddpm
@@ -64,12 +63,10 @@ class Reconstructs(ImageModel):
         """Images encoded and decoded, uint8 `[b, h, w, 3]`; images: uint8 `[h, w, 3]` each, of any size, of which the
         central square is seen."""
         size, channels = self.image_size, self.stage.module.channels
-        squares = np.stack([resize_on_host(to_square_rgb(image)[None], size)[0] for image in images])
-        pixels = to_float(jnp.asarray(squares))
+        pixels = to_float(jnp.asarray(squares(images, size)))
         if channels == 1:
             pixels = pixels.mean(-1, keepdims=True)
-        made = np.asarray(to_uint8(_reconstruct(self.stage.params, pixels, module=self.stage.module)))
-        return np.broadcast_to(made, (*made.shape[:3], 3))
+        return np.asarray(in_colour(_reconstruct(self.stage.params, pixels, module=self.stage.module)))
 
 
 class GANModel(ImageModel):

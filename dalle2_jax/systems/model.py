@@ -14,7 +14,7 @@ from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.checkpoint.run import require
 from dalle2_jax.diffusion.sampler import keys_for
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.pixels import to_uint8
+from dalle2_jax.layers.pixels import in_colour
 from dalle2_jax.tokenizer import AnyTokenizer
 from dalle2_jax.unclip.embed import cosines
 from dalle2_jax.unclip.generate import repeat_captions
@@ -116,10 +116,9 @@ class ImageModel(StageModel, ABC):
         parts = []
         for rows, kept in device_batches(count, batch_size):
             part = jax.tree.map(lambda leaf, rows=rows: leaf[rows], (keys, encoded))
-            images = to_uint8(self.call(*shard_batch(part), **changes)())
+            images = in_colour(self.call(*shard_batch(part), **changes)())
             parts.append(np.asarray(images[:kept]))
-        images = np.concatenate(parts)
-        return np.broadcast_to(images, (*images.shape[:3], 3))
+        return np.concatenate(parts)
 
     def checked(self, captions: Sequence[str] | str | None, count: int | None) -> tuple[list[str] | None, int]:
         """The captions, one an image, or None; and how many images these are. Raises InputError as `generate`."""

@@ -397,6 +397,25 @@ def test_timesteps_by_losses_begin_with_the_stage(tiny, tmp_path):
     assert "holds another stage: training.timesteps is 'uniform' there and 'loss' here" in one_sentence(error)
 
 
+def test_a_stage_from_before_a_field_goes_on(tiny, tmp_path):
+    """As if this version were the first whose U-Nets have `patch` and whose data has `seed`."""
+    for name in ("clip", "decoder"):
+        shutil.copytree(tiny.run_dir / name, tmp_path / name)
+    path = tmp_path / "decoder" / "stage.json"
+    record = json.loads(path.read_text())
+    del record["module"]["fields"]["unet"]["fields"]["patch"]
+    del record["data"]["fields"]["seed"]
+    path.write_text(json.dumps(record))
+    result, _ = cascade.train(tiny.system, tmp_path, ["decoder"])
+    assert result.finished
+    path.write_text(json.dumps(record))
+    decoder = tiny.system.stages["decoder"]
+    other = dataclasses.replace(decoder, module=decoder.module.clone(unet=decoder.module.unet.clone(patch=2)))
+    with pytest.raises(ValueError) as error:
+        cascade.train(tiny.system.with_stage("decoder", other), tmp_path, ["decoder"])
+    assert "holds another stage: module.unet.patch is 1 there and 2 here" in one_sentence(error)
+
+
 def test_training_on_fewer_timesteps_is_refused(tiny):
     prior = tiny.system.stages["prior"]
     with pytest.raises(ValueError) as error:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.errors import InputError
-from dalle2_jax.layers.pixels import to_uint8
+from dalle2_jax.layers.pixels import in_colour
 from dalle2_jax.lineage.autoencoder import Autoencoder, autoencoder_loss, latent_moments, reconstruct
 from dalle2_jax.lineage.vae import VAE, active_units, bits_per_dimension, elbo, importance_bound
 from train.config.recipe import Batch, BatchSpec, Parameters, Recipe, Task
@@ -198,8 +198,3 @@ def psnr(images: jax.Array, reference: jax.Array) -> jax.Array:
     """Peak signal-to-noise ratio in dB of images in [-1, 1], over the mean squared error of the whole batch."""
     error = jnp.mean(jnp.square(images - reference))
     return 10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-12))
-
-
-def in_colour(images: jax.Array) -> jax.Array:
-    """Images `[b, h, w, 1 or 3]` in [-1, 1] as previews are: uint8 `[b, h, w, 3]`."""
-    return jnp.broadcast_to(to_uint8(images), (*images.shape[:3], 3))

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.pixels import in_colour
 from dalle2_jax.lineage.dalle1 import DALLE1, TEXT_WEIGHT, Losses, dalle1_loss
 from dalle2_jax.lineage.dalle1_sampling import DALLE1Sampling, sample_dalle1
 from dalle2_jax.lineage.dvae import DVAE
 from train.config.recipe import Batch, BatchSpec, Parameters, Recipe, Task, check_share
 from train.recipes.augment import training_images
-from train.recipes.autoencoder import in_colour
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.diffusion import Process, Sampling, estimated_bound
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.pixels import in_colour
 from dalle2_jax.lineage.ddpm import DDPM, PROCESS, conditions, for_evaluation, sample_ddpm
 from train.config.recipe import Batch, BatchSpec, Parameters, check_share
 from train.recipes.augment import random_flip, training_images
-from train.recipes.autoencoder import in_colour
 from train.recipes.diffusion import DiffusionRecipe, DiffusionTask
 
 

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage
 from dalle2_jax.errors import InputError
+from dalle2_jax.layers.pixels import in_colour
 from dalle2_jax.lineage.autoencoder import to_unit
 from dalle2_jax.lineage.gan import (
     FAILURES,
@@ -32,7 +33,7 @@ from dalle2_jax.lineage.gan import (
 from dalle2_jax.sharding import replicate
 from train.config.optimizer import Optimizer, by_part, in_turn, learning_rate_schedule
 from train.config.recipe import Batch, Parameters
-from train.recipes.autoencoder import LatentRecipe, LatentTask, in_colour
+from train.recipes.autoencoder import LatentRecipe, LatentTask
 
 GENERATOR, DISCRIMINATOR = "generator", "discriminator"
 LEAST_MARGINAL = 1e-7  # of a pixel's mean, so that its logit is finite

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dalle2_jax.checkpoint import CheckpointError, StageRecord, load_stage, read_record
+from dalle2_jax.checkpoint import CheckpointError, StageRecord, load_stage, read_record, with_defaults
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.stacking import stack_layers, unstack_layers
 from dalle2_jax.tokenizer import AnyTokenizer, ClipTokenizer, GlideTokenizer, Tokenizer, tokenizer_from_json
@@ -145,7 +145,7 @@ def check_start(name: str, recipe: Recipe) -> StageRecord:
             f"{name} cannot start from {recipe.init_from}: that network sees what is known of an image and this one "
             f"would not; set {name}.module.inpainting=true"
         )
-    difference = first_difference(_network(record.module), _network(ours.module), "module")
+    difference = first_difference(_network(with_defaults(record.module)), _network(ours.module), "module")
     for field in PROCESS if difference is None else ():
         there, here = ((one.process or {}).get("fields", {}).get(field) for one in (record, ours))
         if there != here:

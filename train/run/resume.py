@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dalle2_jax.checkpoint import StageRecord, checkpoint_steps, read_record
+from dalle2_jax.checkpoint import StageRecord, checkpoint_steps, read_record, with_defaults
 from dalle2_jax.errors import InputError
 
 # What may change between one start and the next; everything else makes it another stage.
@@ -74,7 +74,7 @@ def check_resumable(stage_dir: Path, record: StageRecord, log: Callable[[str], N
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What makes the stage what it is."""
-    result = {key: value for key, value in values.items() if key not in (*CHANGEABLE, *IGNORED)}
+    result = {key: with_defaults(value) for key, value in values.items() if key not in (*CHANGEABLE, *IGNORED)}
     # Timesteps that are sampled by their losses come with a history of these, which a checkpoint has or has not.
     result["training"] = {"timesteps": (values.get("training") or {}).get("timesteps")}
     data = result.get("data")
