@@ -2,10 +2,10 @@
 
     python -m train configs/lineage.py vae
     dalle2 generate runs/lineage/vae --count 16 --grid
-    python -m train configs/lineage.py all                  # every one, and the cascade: an hour on two CPU cores
+    python -m train configs/lineage.py all                  # every one, and the cascade: 45 minutes on one CPU core
 
-Images are 32 px; what each one reaches stands in docs/results/lineage.md. DALL-E 1 is two stages, `dvae` and `dalle1`,
-DALL-E 2 four: those of shapes.py, trained for a shorter time.
+The budget is five minutes of one CPU core; images are 32 px. What each one reaches: docs/results/lineage.md. DALL-E 1
+is two stages, `dvae` and `dalle1`; DALL-E 2 four: those of shapes.py, trained for a shorter time and to 32 px.
 """
 
 import dataclasses

@@ -38,13 +38,13 @@ from train.interactive import show, start
 system, key = lineage.system(), jax.random.key(0)
 
 # %% [markdown]
-# The stage `ddpm` of `configs/lineage.py` is trained further down, with images of 16 px and a narrower U-Net, so that
+# The stage `ddpm` of `configs/lineage.py` is trained further down, with images of 16 px and a smaller U-Net, so that
 # two cores do it in minutes. Until then we look at its data and its process.
 
 # %%
 recipe = system.stages["ddpm"]
-unet = recipe.module.unet.clone(image_size=16, channel_multipliers=(1,), attention_resolutions=())
-recipe = dataclasses.replace(recipe, module=recipe.module.clone(unet=unet), steps=3000)
+unet = recipe.module.unet.clone(image_size=16, channels=64, channel_multipliers=(1, 1), attention_resolutions=())
+recipe = dataclasses.replace(recipe, module=recipe.module.clone(unet=unet), steps=2500)
 training = start(system.with_stage("ddpm", recipe), "ddpm")
 
 
