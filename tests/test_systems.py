@@ -135,7 +135,8 @@ def test_systems_side_by_side(lineage, tiny, tmp_path, capsys):
     """A VAE and the cascade: real images are as valid and as sharp as themselves, and farther from noise than 0."""
     out = tmp_path / "both"
     names = ["VAE", str(tiny.run_dir)]
-    assert cli.main(["compare", f"VAE={lineage / 'vae'}", names[1], "--count", "12", "--out", str(out)]) == 0
+    command = ["compare", f"VAE={lineage / 'vae'}", names[1], "--count", "12", "--judge", str(tiny.run_dir / "clip")]
+    assert cli.main([*command, "--out", str(out)]) == 0
     table = capsys.readouterr().out.splitlines()[-5:]
     assert [line.split(" | ")[0] for line in table[2:]] == [f"| {name}" for name in (*names, "real images")]
     report = json.loads((tmp_path / "both.json").read_text())

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         own = data_of(model)
         if (own.name, own.config, own.folder) != (data.name, data.config, data.folder):
             raise InputError(f"{name} was trained on {own.name} and {names[0]} on {data.name}; compare one data set")
-    judged_by = options.judge or _first_clip(list(runs.values()))
+    judged_by = _run_of(options.judge) if options.judge else _first_clip(list(runs.values()))
     judge = None if judged_by is None else DALLE2.load(judged_by)
     if judge is not None:
         judge.require("clip")
@@ -103,10 +103,15 @@ def _systems_of(files: list[str]) -> list[dict[str, dict[str, float]]]:
     return reports
 
 
+def _run_of(name: str) -> str:
+    """The folder of a run that is named by itself or by one of its stages."""
+    from dalle2_jax.checkpoint.record import has_record
+
+    return str(Path(name).parent) if has_record(name) else name
+
+
 def _first_clip(names: list[str]) -> str | None:
     """The folder of the first run that has a CLIP."""
-    from dalle2_jax.checkpoint.record import has_record
     from dalle2_jax.checkpoint.run import Run, of_kind
 
-    folders = [Path(name).parent if has_record(name) else Path(name) for name in names]
-    return next((str(folder) for folder in folders if of_kind(Run(folder), "clip")), None)
+    return next((folder for folder in map(_run_of, names) if of_kind(Run(folder), "clip")), None)

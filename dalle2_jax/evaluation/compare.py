@@ -82,7 +82,7 @@ def compare(
         images[name], seconds = _timed(model, key, captions, count)
         found[name] = {
             "parameters": float(sum(count_parameters(stage.params) for stage in model.stages)),
-            "gflops": flops_of_one_image(model) / 1e9,
+            "gflops": flops_of_one_image(model, test.captions[0]) / 1e9,
             "milliseconds": 1000 * seconds / count,
             "training_seconds": float(sum(stage.record.seconds or 0.0 for stage in model.stages)),
         }
@@ -105,14 +105,16 @@ def compare(
     return found, images
 
 
-def flops_of_one_image(model: Model) -> int:
-    """Operations of matrix products and convolutions that sampling one image takes, over all stages."""
+def flops_of_one_image(model: Model, caption: str) -> int:
+    """Operations of matrix products and convolutions that sampling one image takes, over all stages.
+
+    caption: any that the system reads, where it reads captions; their number does not depend on it."""
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
     if isinstance(model, DALLE2):
         captions = caption_shapes(model.clip, model.tokenizer.context_length)
         calls = [call_for_one_image(stage, key, captions) for stage in model.stages]
     else:
-        calls = [model.call(key, model.encode([""]) if model.reads_captions else None)]
+        calls = [model.call(key, model.encode([caption]) if model.reads_captions else None)]
     return sum(count_flops(call.trace().jaxpr) for call in calls)
 
 

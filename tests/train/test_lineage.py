@@ -15,6 +15,7 @@ import dalle2_jax
 from dalle2_jax import cli
 from dalle2_jax.checkpoint import CheckpointError, load_params, load_stage, read_record
 from dalle2_jax.errors import InputError
+from dalle2_jax.evaluation.compare import flops_of_one_image
 from tests import cascade
 from tests.tiny_lineage import SIZE, STAGES, STEPS, tiny_lineage
 from tests.train import processes
@@ -98,7 +99,7 @@ def test_sampling_settings_of_a_stage(tiny, runs, tmp_path):
     first, other = (model.generate(jax.random.key(0), CAPTION, steps=steps) for steps in ("3", "2"))
     assert (first == model.generate(jax.random.key(0), CAPTION)).all() and (first != other).any()
     guided = model.generate(jax.random.key(0), CAPTION, guidance_scale=6.0)
-    assert (guided != first).any()
+    assert (guided != first).any() and flops_of_one_image(model, CAPTION) > 0
     assert cli.main(["generate", str(folder), CAPTION, "--steps", "2", "--out", str(tmp_path / "a.png")]) == 0
     for changes, sentence in (
         ({"stepz": "3"}, "has no sampling setting 'stepz'; the nearest of .* is steps"),
@@ -129,6 +130,7 @@ def test_dalle1_works_on_its_dvae_and_reranks_by_a_clip(tiny, runs, tmp_path, ca
     # The run's CLIP finds the image of one caption that is nearest to it.
     shutil.copytree(tiny.run_dir / "clip", tmp_path / "run" / "clip")
     reranked = dalle2_jax.load(tmp_path / "run" / "dalle1")
+    assert flops_of_one_image(reranked, CAPTION) > 0
     keys = jax.numpy.stack([jax.random.key(seed) for seed in range(4)])
     images = reranked.generate(keys, CAPTION, 4)
     best = int(np.argmax(np.asarray(reranked.scores(list(images), [CAPTION]))[:, 0]))
