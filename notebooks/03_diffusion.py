@@ -276,9 +276,9 @@ times = [f"t = {chain.timestep_map[99 - place] + 1}" for place in places]
 caption_grid([shown(row) for row in rows], times, labels=labels)
 
 # %% [markdown]
-# <!-- CHECK: x_0 in mind begins as a blur and becomes sharp -->
-# The image in mind is a blur at first, a mean over all that is possible, as in a VAE. The chain does not stop at it: it
-# goes one small step towards it and asks again. Colours are settled first, edges last.
+# The image in mind begins as noise, where the step to $x_0$ is so long that any error is magnified. Then it is a blur, a
+# mean over all that is possible, as in a VAE. The chain does not stop at it: it goes one small step towards it and asks
+# again. Colours are settled first, edges last.
 #
 # ## Fewer steps
 #
@@ -313,7 +313,6 @@ ways["Alg. 2, 100"] = samples
 caption_grid([shown(images) for images in ways.values()], [""] * 8, labels=list(ways))
 
 # %% [markdown]
-# <!-- CHECK: DDIM rows agree from 10 or 25 steps on; Alg. 2 with 25 steps rougher than DDIM with 25 -->
 # All rows begin with the same noise. DDIM's become the same images as the steps grow in number; those of Algorithm 2 go
 # their own ways, since it adds noise that depends on the steps.
 #
@@ -340,7 +339,6 @@ every = np.exp(np.interp(np.log(np.arange(1, 1001)), np.log(places + 1), np.log(
 print(f"all thousand, read off the curve: {every.sum():.2f} bits a dimension; the first ten: {every[:10].sum():.2f}")
 
 # %% [markdown]
-# <!-- CHECK: bits per dimension, and that the first terms are the largest by far -->
 # A few steps at small $t$ cost most of the bits: they say the last, invisible part of each pixel's value. This is what
 # $L_{simple}$ gives up on, and why likelihood and looks are two different aims.
 #
@@ -407,11 +405,10 @@ plt.show()
 #
 # ## What went wrong, and what comes next
 #
-# <!-- CHECK: sharp and varied samples; a loss that falls without jumps -->
-# Training was quiet, and the samples are both sharp and varied. The price is time: each image takes dozens of passes
-# through the network, or a thousand, where a GAN and a VAE take one, and each pass is over all pixels, four times as
-# many of them for twice the side. And what a caption means has to be learned from scratch, from the captions of these
-# images alone.
+# Training was quiet, and the samples are varied: all colours, backgrounds and sizes are there, though after so short a
+# training few clean shapes. The price is time: each image takes dozens of passes through the network, or a thousand,
+# where a GAN and a VAE take one, and each pass is over all pixels, four times as many of them for twice the side. And
+# what a caption means has to be learned from scratch, from the captions of these images alone.
 #
 # DALL-E 2 answers both. It makes a small image first and lets two more diffusion models enlarge it (**08**), and it
 # takes what language means from a model that was trained for that on its own (**06**). That model, and most of what

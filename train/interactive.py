@@ -44,7 +44,8 @@ class Training:
     """A stage, its state, and the numbers of its steps so far.
 
     Attributes:
-        task: of `train.config.recipe`. step: how many are taken. history: {name of a metric: [(step, value), ...]}.
+        task: of `train.config.recipe`. step: how many are taken.
+        history: {name of a metric: [(step, its mean over the steps since the entry before), ...]}.
         examples: held-out examples: "image" uint8 `[b, h, w, 3]`, "captions", and what the task reads of them.
     """
 
@@ -89,14 +90,18 @@ class Training:
 
     def steps(self, count: int | None = None, every: int = 50) -> Iterator[Training]:
         """Takes `count` steps (None: the recipe's), and comes up after each `every` of them and after the last."""
-        last = self.step + (self.task.recipe.steps if count is None else count)
+        last, reports = self.step + (self.task.recipe.steps if count is None else count), []
         while self.step < last:
             batch = self._put(next(self._batches))
             self._state, report = self._programs.step(self._state, batch, self._frozen)
+            reports.append(report)
             self.step += 1
             if self.step % every == 0 or self.step == last:
-                for name, value in jax.device_get(report).items():
-                    self.history.setdefault(name, []).append((self.step, float(value)))
+                found = jax.device_get(reports)
+                for name in report:
+                    mean = float(np.mean([one[name] for one in found], dtype=np.float64))
+                    self.history.setdefault(name, []).append((self.step, mean))
+                reports = []
                 yield self
 
     def validate(self) -> dict[str, float]:
