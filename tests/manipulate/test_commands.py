@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from dalle2_jax import DALLE2, cli
-from dalle2_jax.cli.images import read_images, squares_of
+from dalle2_jax.cli.images import read_images
+from dalle2_jax.images.resize import squares
 from dalle2_jax.manipulate.series import Series
 from tests.cascade import FINAL_SIZE
 
@@ -92,7 +93,7 @@ def test_an_interpolation_has_the_reconstructions_at_its_ends(run, photos, tmp_p
 
 def test_variations_of_the_latent(run, photos, tmp_path, capsys):
     plain = str(photos / "plain.png")
-    given, shown = squares_of(read_images([plain]), FINAL_SIZE)[0], {}
+    given, shown = squares(read_images([plain]), FINAL_SIZE)[0], {}
     for share in ("content", "semantics"):
         out = str(tmp_path / f"{share}.png")
         assert cli.main(["vary", run, plain, *FAST, "--share", share, "--count", "2", "--grid", "--out", out]) == 0
