@@ -12,7 +12,6 @@ import dataclasses
 
 from configs import shapes
 from dalle2_jax.data.dataset import Data
-from dalle2_jax.decoder import Upsampler
 from dalle2_jax.diffusion import Sampling
 from dalle2_jax.layers.caption_encoder import CaptionEncoder
 from dalle2_jax.layers.transformer import Transformer
@@ -60,8 +59,8 @@ def system() -> System:
         batch_size=100,
         preview_every=4000,
     )
-    # A norm would take each image's brightness and contrast from the discriminator, which are most of these images.
     players = Optimizer(name="adam", learning_rate=1e-3, warmup_steps=0, beta1=0.5, gradient_clip=0.0, ema_decay=0.99)
+    # A norm would take each image's brightness and contrast from the discriminator, which are most of these images.
     gan_conv = GANRecipe(
         module=GAN(
             ConvGenerator(width=32, groups=8),
@@ -113,8 +112,8 @@ def system() -> System:
     ddpm_captions = dataclasses.replace(
         ddpm,
         process=cascade["decoder"].process,
-        weighting="min_snr_plus_one",
-        weight_limit=10.0,
+        weighting=cascade["decoder"].weighting,
+        weight_limit=cascade["decoder"].weight_limit,
         module=DDPM(unet=unet, condition="caption", text=text),
         sampling=Sampling(sampler="ddim", steps="50", guidance_scale=2.0),
         steps=1050,
@@ -168,7 +167,7 @@ def system() -> System:
     upsampler = cascade["upsampler"]
     upsampler = dataclasses.replace(
         upsampler,
-        module=Upsampler(unet=upsampler.module.unet.clone(image_size=SIZE, patch=2), residual=True),
+        module=upsampler.module.clone(unet=upsampler.module.unet.clone(image_size=SIZE, patch=2)),
         steps=300,
     )
     stages = {

@@ -28,6 +28,7 @@ from dalle2_jax.layers.fields import with_fields
 from dalle2_jax.sharding import batch_sharding, make_mesh, put_batch_on_devices
 from train.config.recipe import Task
 from train.config.system import System
+from train.loop.clock import mean_of
 from train.loop.evaluate import PREVIEW_SEED, VALIDATION_SEED
 from train.run.feed import Feed
 from train.run.init_from import initial_parameters
@@ -97,9 +98,7 @@ class Training:
             reports.append(report)
             self.step += 1
             if self.step % every == 0 or self.step == last:
-                found = jax.device_get(reports)
-                for name in report:
-                    mean = float(np.mean([one[name] for one in found], dtype=np.float64))
+                for name, mean in mean_of(jax.device_get(reports)).items():
                     self.history.setdefault(name, []).append((self.step, mean))
                 reports = []
                 yield self

@@ -107,7 +107,8 @@ def _run_of(name: str) -> str:
     """The folder of a run that is named by itself or by one of its stages."""
     from dalle2_jax.checkpoint.record import has_record
 
-    return str(Path(name).parent) if has_record(name) else name
+    path = Path(name)
+    return str(path.parent if has_record(path) else path)
 
 
 def _first_clip(names: list[str]) -> str | None:

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     from dalle2_jax.cli.images import read_whole_image
     from dalle2_jax.diffusion.sampler import keys_for
     from dalle2_jax.images.files import save_png
-    from dalle2_jax.images.resize import resize, to_square_rgb
+    from dalle2_jax.images.resize import squares
     from dalle2_jax.layers.pixels import to_float, to_uint8
     from dalle2_jax.unclip.sample import upsample
 
@@ -47,8 +47,7 @@ def run(options: argparse.Namespace) -> int:
     stage = load_stage(options.stage)
     if not of_kind([stage], "upsampler"):
         raise InputError(f"{options.stage} is a trained {stage.kind}; name an upsampler's folder")
-    image = to_square_rgb(read_whole_image(path))
-    small = resize(image[None], stage.record.low_size)
+    small = squares([read_whole_image(path)], stage.record.low_size)
     keys = keys_for(jax.random.key(options.seed), 1)
     large = upsample(stage, keys, to_float(small), tile=options.tile, **changes["upsampler"])()
     facts = {"source": path.name, "seed": str(options.seed), "software": f"dalle2_jax {__version__}"}

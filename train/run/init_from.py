@@ -145,9 +145,10 @@ def check_start(name: str, recipe: Recipe) -> StageRecord:
             f"{name} cannot start from {recipe.init_from}: that network sees what is known of an image and this one "
             f"would not; set {name}.module.inpainting=true"
         )
-    difference = first_difference(_network(with_defaults(record.module)), _network(ours.module), "module")
+    module, process = with_defaults(record.module), with_defaults(record.process)
+    difference = first_difference(_network(module), _network(ours.module), "module")
     for field in PROCESS if difference is None else ():
-        there, here = ((one.process or {}).get("fields", {}).get(field) for one in (record, ours))
+        there, here = ((one or {}).get("fields", {}).get(field) for one in (process, ours.process))
         if there != here:
             difference = f"process.{field}", there, here
     if difference:

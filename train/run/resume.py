@@ -53,7 +53,8 @@ def check_resumable(stage_dir: Path, record: StageRecord, log: Callable[[str], N
     """
     if not checkpoint_steps(stage_dir):
         return
-    old, new = read_record(stage_dir).values(), record.values()
+    recorded, new = read_record(stage_dir).values(), record.values()
+    old = {key: with_defaults(value) for key, value in recorded.items() if key not in IGNORED}
     difference = first_difference(_identity(old), _identity(new))
     if difference:
         path, before, now = difference
@@ -74,7 +75,7 @@ def check_resumable(stage_dir: Path, record: StageRecord, log: Callable[[str], N
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """What makes the stage what it is."""
-    result = {key: with_defaults(value) for key, value in values.items() if key not in (*CHANGEABLE, *IGNORED)}
+    result = {key: value for key, value in values.items() if key not in (*CHANGEABLE, *IGNORED)}
     # Timesteps that are sampled by their losses come with a history of these, which a checkpoint has or has not.
     result["training"] = {"timesteps": (values.get("training") or {}).get("timesteps")}
     data = result.get("data")
