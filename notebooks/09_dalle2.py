@@ -104,11 +104,9 @@ table(
 )
 
 # %% [markdown]
-# <!-- CHECK: demo: all stages 0.97, no caption 0.96, no prior about 0.94, no embedding about 0.84 -->
-#
-# Without the embedding most is lost; without the caption nearly nothing: the embedding has it all. The prior earns
-# little here. CLIP's space has only 24 dimensions in this run, in which captions and images are not far apart. In the
-# paper images of $z_t$ in place of $z_i$ were clearly worse (an FID of 16.55 for 7.99).
+# Without the embedding one shape in seven is lost; without the caption nearly nothing: the embedding has it all. The
+# prior earns nothing here. CLIP's space has only 24 dimensions in this run, in which captions and images are not far
+# apart. In the paper images of $z_t$ in place of $z_i$ were clearly worse (an FID of 16.55 for 7.99).
 #
 # ## Guidance
 #
@@ -122,6 +120,9 @@ guided = [model.generate(key, captions[:8], guidance_scale=scale, **first) for s
 caption_grid(guided, captions[:8], labels=[f"scale {scale:g}" for scale in scales])
 
 # %% [markdown]
+# Without conditions they are images of something else. Scale 1.25 is the demo's own. At 8 there are speckles on the
+# backgrounds, and the triangle and the cross lose their form: so far beyond both predictions nothing was learned.
+#
 # ## Pairs that no stage has seen
 #
 # Red circles, blue squares, yellow triangles and green crosses are in no training image and no training caption. Each
@@ -139,16 +140,14 @@ table(
 caption_grid([unseen[:16]], unseen_captions[:16])
 
 # %% [markdown]
-# <!-- CHECK: unseen pairs: colour about 0.9, shape about 0.64 -->
-#
 # The colour comes out nearly always, the shape in about two of three: where two words have never met, a more familiar
 # shape of that colour gets in. The third line holds the images of the captions further up against these captions, and
 # so says what can be had by chance.
 #
 # ## The best of several
 #
-# DALL-E 1 drew 512 images of a caption and kept those that CLIP liked best. The same helps here. Of eight images of
-# each of these captions, with CLIP's cosines, the best first:
+# DALL-E 1 drew 512 images of a caption and kept those that CLIP liked best. Does that help here? Of eight images of each
+# of a dozen of these captions, with CLIP's cosines, the best first:
 
 # %%
 few = 2 if COUNT == 8 else 12
@@ -165,9 +164,8 @@ labels = [f"{caption}: {cosine:.2f}" for caption, cosine in zip(best.captions, c
 caption_grid(best.images[:16], labels[:16])
 
 # %% [markdown]
-# <!-- CHECK: best by CLIP above the mean; CLIP itself was not trained on these pairs, so it may be wrong too -->
-#
-# CLIP can only choose what it can tell apart. That leads to the failure.
+# It does not: the images that CLIP likes best are no better than the others. CLIP has not seen these pairs either, and
+# takes a red square for a red circle. It can only choose what it can tell apart. That leads to the failure.
 #
 # ## Where it fails: which colour belongs to which thing
 #
@@ -283,11 +281,10 @@ plt.show()
 {what: round(share, 2) for what, share in accuracy.items()}
 
 # %% [markdown]
-# <!-- CHECK: colour and shape near 1, binding and relation far below; say how far above 0.5 -->
-#
-# This CLIP knows colours and shapes very well, and which colour belongs to which shape much less. Is it the captions
-# that it cannot read, or the images? The same without any caption: how near is an image's embedding to that of a twin
-# in which one thing was changed? The twins are drawn by the program, with everything else in its place.
+# This CLIP knows which colours there are without an error, and which shapes better than by chance. Of which colour
+# belongs to which shape it knows nothing, and nothing of what is above what. Is it the captions that it cannot read, or
+# the images? The same without any caption: how near is an image's embedding to that of a twin in which one thing was
+# changed? The twins are drawn by the program, with everything else in its place.
 
 # %%
 examples = [{"real": true[row], **pairs[row][1]} for row in range(4)]
@@ -301,10 +298,8 @@ for what in twins[1:]:
 print(f"{'another':10s} cosine of two images             {float((z_i * jnp.roll(z_i, 1, axis=0)).sum(-1).mean()):.3f}")
 
 # %% [markdown]
-# <!-- CHECK: the binding twin is nearer than the colour twin, though two objects are changed and not one -->
-#
-# Two objects have changed their colours, and the embedding has moved less than where one object got a new one. A
-# decoder that is given such an embedding cannot know which of the two images was meant.
+# Two objects have changed their colours, and the embedding has hardly moved; where one object got a new colour, it has
+# moved far. A decoder that is given such an embedding cannot know which of the two images was meant.
 #
 # ## What went wrong, and what comes next
 #
