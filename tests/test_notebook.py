@@ -55,8 +55,6 @@ def test_no_output_of_a_run_of_the_users_own_is_committed():
 def test_what_the_story_shows_is_committed(name):
     path = NOTEBOOKS / f"{name}.ipynb"
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    if not any(cell["outputs"] for cell in cells):
-        pytest.skip(f"{path.name} has not been executed: make notebooks NOTEBOOKS={name}")
     assert path.stat().st_size < LARGEST
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "in order, all of them"
     outputs = [output for cell in cells for output in cell["outputs"]]
@@ -89,7 +87,6 @@ def test_quickstart_runs(tiny, monkeypatch, capsys):
     assert f"{tiny.run_dir}: captioned_shapes, 16 px" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 @pytest.mark.parametrize("name", STORY)
 def test_the_story_runs(tiny, monkeypatch, name, tmp_path_factory):

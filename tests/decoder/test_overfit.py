@@ -46,7 +46,7 @@ def projected_task() -> tuple[DecoderRecipe, dict]:
         image_size=SIZE,
         out_channels=3,
         channels=64,
-        channel_multipliers=(1, 1),
+        channel_multipliers=(1,),
         depth=1,
         patch=4,
         groups=8,

@@ -116,6 +116,7 @@ def test_binarised_pixels_are_as_often_white_as_they_are_bright():
     np.testing.assert_allclose(grey[:, 0, 0, 0], levels / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_convolutional_vae_learns_on_a_mesh():
     """Two images over and over, on two devices: the bound falls below that of the best single colour."""
     module = VAE(

@@ -156,6 +156,7 @@ def test_what_is_recorded_and_read(dvae):
     assert task.batch_spec.image_size == 4 and set(task.frozen) == {"dvae"}
 
 
+@pytest.mark.slow
 def test_the_papers_step_is_lowered():
     """12 billion parameters over 1024 images, for a GPU: one layer's program, and no large product in float32 but those
     of the logits, which App. D has in float32."""

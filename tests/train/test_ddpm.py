@@ -63,6 +63,7 @@ def drawn(task):
     return {**params, "unet": {**params["unet"], "conv_out": zeros}}
 
 
+@pytest.mark.slow
 def test_labels_go_from_the_data_to_a_step_on_a_mesh(tmp_path):
     optimizer = Optimizer(name="adam", learning_rate=1e-2, warmup_steps=1)
     recipe = ddpm_recipe("class", {"num_classes": 3}, steps=25, optimizer=optimizer, condition_drop=0.2)

@@ -13,7 +13,14 @@ from PIL import Image
 
 import dalle2_jax
 from dalle2_jax import cli
-from dalle2_jax.checkpoint import CheckpointError, load_params, load_stage, read_record
+from dalle2_jax.checkpoint import (
+    CheckpointError,
+    CheckpointWriter,
+    load_params,
+    load_stage,
+    read_record,
+    write_record,
+)
 from dalle2_jax.errors import InputError
 from dalle2_jax.evaluation.compare import flops_of_one_image
 from tests import cascade
@@ -22,6 +29,7 @@ from tests.train import processes
 from tests.train.processes import finish, wait_for
 from tests.train.test_stages import assert_same_ending, records
 from train.interactive import start
+from train.run.record import stage_record
 
 CAPTION = "a small red circle on a gray background"
 NEEDS = {"dalle1": ["dvae"]}
@@ -37,17 +45,23 @@ def runs(tiny, tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("lineage")
 
 
-def trained(tiny, runs: Path, name: str, seen: bool = True) -> Path:
-    """seen: validated, and with previews, each of which is one more program to compile."""
-    system, run = tiny_lineage(tiny.system.data), runs / ("alone" if seen else "unseen")
-    if not seen:
-        blind = {
-            other: dataclasses.replace(stage, validate_every=0, preview_every=0)
-            for other, stage in system.stages.items()
-        }
-        system = dataclasses.replace(system, stages=blind)
+def trained(tiny, runs: Path, name: str) -> Path:
+    system, run = tiny_lineage(tiny.system.data), runs / "alone"
     result, _ = cascade.train(system, run, [*NEEDS.get(name, []), name])
     assert result.finished
+    return run / name
+
+
+def untrained(tiny, run: Path, name: str) -> Path:
+    """A stage's folder with random parameters, in a moment."""
+    recipe = tiny_lineage(tiny.system.data).stages[name]
+    task = recipe.build({kind: load_stage(run / kind) for kind in recipe.needs})
+    params = with_noise(jax.jit(task.init)(jax.random.key(0)))
+    with CheckpointWriter(run / name) as writer:
+        writer.save(recipe.steps, {"ema": params})
+    read = {"tokenizer": read_record(tiny.run_dir / "clip").tokenizer} if recipe.reads_captions else {}
+    recorded = {"step": recipe.steps, "finished": True, "data": tiny.system.data, **read}
+    write_record(run / name, dataclasses.replace(stage_record(recipe, name), **recorded))
     return run / name
 
 
@@ -85,17 +99,17 @@ def test_a_stage_is_trained_goes_on_and_samples(tiny, runs, name, tmp_path, caps
     assert cli.main(["generate", str(alone), *wrong]) == 2 and sentence in capsys.readouterr().err
 
 
-def with_random_parameters(model):
+def with_noise(params):
     """What a few steps have taught is next to nothing, whatever the settings."""
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + 0.3 * random.normal(size=leaf.shape).astype("f4"), model.stage.params)
-    return dataclasses.replace(model, stage=dataclasses.replace(model.stage, params=params))
+    return jax.tree.map(lambda leaf: leaf + 0.3 * random.normal(size=leaf.shape).astype("f4"), params)
 
 
 @pytest.mark.slow
 def test_sampling_settings_of_a_stage(tiny, runs, tmp_path):
     folder = trained(tiny, runs, "ddpm_captions")
-    model = with_random_parameters(dalle2_jax.load(folder))
+    model = dalle2_jax.load(folder)
+    model = dataclasses.replace(model, stage=dataclasses.replace(model.stage, params=with_noise(model.stage.params)))
     first, other = (model.generate(jax.random.key(0), CAPTION, steps=steps) for steps in ("3", "2"))
     assert (first == model.generate(jax.random.key(0), CAPTION)).all() and (first != other).any()
     guided = model.generate(jax.random.key(0), CAPTION, guidance_scale=6.0)
@@ -110,8 +124,9 @@ def test_sampling_settings_of_a_stage(tiny, runs, tmp_path):
             model.generate(jax.random.key(0), CAPTION, **changes)
 
 
-def test_dalle1_works_on_its_dvae_and_reranks_by_a_clip(tiny, runs, tmp_path, capsys):
-    folder = trained(tiny, runs, "dalle1", seen=False)
+def test_dalle1_works_on_its_dvae_and_reranks_by_a_clip(tiny, tmp_path):
+    untrained(tiny, tmp_path / "first", "dvae")
+    folder = untrained(tiny, tmp_path / "first", "dalle1")
     model = dalle2_jax.load(folder)
     assert repr(model) == "DALLE1Model(dvae: dvae, dalle1: dalle1)" and model.image_size == SIZE
     with pytest.raises(InputError, match="temperature is 0"):
