@@ -1,7 +1,9 @@
 """What is written comes back equal; what was interrupted or damaged is noticed, named and passed over."""
 
 import dataclasses
+import hashlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -380,6 +382,54 @@ def test_an_interrupted_save_does_not_count_and_is_cleared_away(copy):
     assert [path.name for path in (copy / "checkpoints").iterdir()] == ["1"]
 
 
+def test_only_interrupted_saves_are_cleared_away(copy):
+    """Not folders of other names, of the user's or of a later version's, nor anything behind a link."""
+    checkpoints, elsewhere = copy / "checkpoints", copy.parent / "elsewhere"
+    for folder in (checkpoints / "best", checkpoints / "1.damaged", checkpoints / "²", elsewhere):
+        folder.mkdir()
+        (folder / "mine.txt").write_text("kept")
+    (checkpoints / "7").symlink_to(elsewhere)
+    (checkpoints / "6").symlink_to(copy / "nowhere")
+    before = sorted(path.name for path in checkpoints.iterdir())
+    with CheckpointWriter(copy, keep=1) as writer:
+        writer.save(3, state_of(3))
+    left = sorted(path.name for path in checkpoints.iterdir())
+    assert left == sorted({*before, "3"} - {"1", "2"})
+    with CheckpointWriter(copy) as writer, pytest.raises(CheckpointError, match="7 is a symbolic link where"):
+        writer.save(7, state_of(7))
+    for folder in (checkpoints / "best", checkpoints / "1.damaged", checkpoints / "²", elsewhere):
+        assert (folder / "mine.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("linked", ["checkpoints", "stage"])
+def test_nothing_is_removed_behind_a_link(copy, linked):
+    """What was there before stays, under another name where a new one takes its place."""
+    disk = copy.parent / f"disk {linked}"
+    if linked == "checkpoints":
+        (copy / "checkpoints").rename(disk)
+        stage, disk = copy, disk
+        (copy / "checkpoints").symlink_to(disk)
+    else:
+        copy.rename(disk)
+        copy.symlink_to(disk)
+        stage, disk = copy, disk / "checkpoints"
+    (disk / "4").mkdir()
+    (disk / "4" / "some").write_text("kept")
+    with CheckpointWriter(stage, keep=1) as writer:
+        for step in (2, 4, 5, 6):
+            writer.save(step, state_of(step))
+    assert sorted(path.name for path in disk.iterdir()) == ["1", "2.before", "4.before", "6"]
+    assert (disk / "4.before" / "some").read_text() == "kept" and (disk / "2.before" / "CHECKSUMS").is_file()
+    assert restore_latest(stage, abstract(state_of(0))).step == 6
+
+
+def test_a_second_damaged_one_is_set_aside_too(copy):
+    shutil.copytree(copy / "checkpoints" / "2", copy / "checkpoints" / "2.damaged")
+    flip(largest(copy / "checkpoints" / "2"), 0.5)
+    assert restore_latest(copy, abstract(state_of(0))).step == 1
+    assert sorted(path.name for path in (copy / "checkpoints").iterdir()) == ["1", "2-2.damaged", "2.damaged"]
+
+
 def files_of(checkpoint: Path) -> list[str]:
     return sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
 
@@ -423,6 +473,50 @@ def test_every_file_is_covered(saved):
         finally:
             (checkpoint / name).write_bytes(whole)
     verify(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["../../../mine.txt", "/dev/zero", "ema/../../x", ""])
+def test_a_list_of_files_outside(copy, name):
+    """The seal is anybody's to make."""
+    checksums = copy / "checkpoints" / "2" / "CHECKSUMS"
+    lines = "".join(checksums.read_text().splitlines(keepends=True)[:-1]) + f"{'0' * 32} {name}\n"
+    checksums.write_text(lines + hashlib.blake2b(lines.encode(), digest_size=16).hexdigest() + "\n")
+    restored = restore_latest(copy, abstract(state_of(0)))
+    assert restored.step == 1 and f"names {name!r}, which is no file of the checkpoint" in restored.damaged[0]
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "device", "pipe"])
+def test_what_is_no_plain_file_is_not_read(copy, kind):
+    path = largest(copy / "checkpoints" / "2" / "ema")
+    if kind == "folder":
+        path = path.parent
+        path.rename(copy / "elsewhere")
+        path.symlink_to(copy / "elsewhere")
+    else:
+        path.rename(copy / "elsewhere")
+        make = {"link": lambda: path.symlink_to(copy / "elsewhere"), "device": lambda: path.symlink_to("/dev/zero")}
+        make.get(kind, lambda: os.mkfifo(path))()
+    restored = restore_latest(copy, abstract(state_of(0)))
+    assert restored.step == 1 and "is a link or no plain file" in restored.damaged[0]
+    assert_same(load_params(copy), jax.tree.map(np.asarray, state_of(1)["ema"]))
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
+        (lambda path: path.write_text('{"step": ' + "1" * 5000 + "}"), "is damaged"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda path: os.truncate(path, 2**26 + 1), "more than 64 MiB"),
+        (lambda path: (path.unlink(), path.mkdir()), "not a stage's folder"),
+        (lambda path: (path.unlink(), os.mkfifo(path)), "not a stage's folder"),
+    ],
+)
+def test_a_record_that_cannot_be_read(tmp_path, write, sentence):
+    (tmp_path / "stage.json").touch()
+    write(tmp_path / "stage.json")
+    with pytest.raises(CheckpointError, match=sentence):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 0.5])

@@ -8,13 +8,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dalle2_jax import cli
 from dalle2_jax.checkpoint import CheckpointError
 from dalle2_jax.cli import describe
 from dalle2_jax.data.pipeline import _encode
-from dalle2_jax.errors import CaptionTruncated, InputError, nearest, sentence_for_user
+from dalle2_jax.errors import CaptionTruncated, InputError, check_number, nearest, sentence_for_user
 from dalle2_jax.images.read import ImageError
 from dalle2_jax.weights.tensors import WeightsError
 
@@ -124,3 +125,24 @@ def test_only_cut_captions_are_counted_as_cut():
         (DeprecationWarning, "something else"),
         (CaptionTruncated, "1 of 2 captions are longer than 4 tokens and are cut"),
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "sentence"),
+    [
+        (float("nan"), {"at_least": 0}, "size is nan; it must be a finite number, 0 or more"),
+        (float("inf"), {}, "size is inf; it must be a finite number"),
+        (-1, {"at_least": 0, "below": 1}, "size is -1; it must be 0 or more and below 1"),
+        (1, {"at_least": 0, "below": 1}, "size is 1; it must be"),
+        (0, {"above": 0, "at_most": 1}, "size is 0; it must be above 0 and at most 1"),
+        (2.5, {"whole": True}, "size is 2.5; it must be a whole number"),
+        (True, {"at_least": 0}, "size is True; it must be"),
+        ("4", {"at_least": 0}, "size is '4'; it must be"),
+        (None, {}, "size is None; it must be"),
+    ],
+)
+def test_a_number_out_of_its_range(value, bounds, sentence):
+    with pytest.raises(InputError, match="^" + re.escape(sentence)):
+        check_number("size", value, **bounds)
+    for fits in (0, 1, 0.5, np.float32(0.5), np.int64(1)):
+        check_number("size", fits, at_least=0, at_most=1)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dalle2_jax.arguments import Parser
 from dalle2_jax.errors import InputError, sentence_for_user
 from train.config.find import arguments_of, find_config, find_stage, load_config
 from train.loop.profile import profiled_steps
@@ -23,7 +24,7 @@ DEFAULT_RUNS = Path("runs")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    result = argparse.ArgumentParser(
+    result = Parser(
         prog="python -m train",
         description="Trains the stages of a system, or describes it (python -m train describe CONFIG).",
     )
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code. What is wrong with the input is one sentence and code 2."""
-    options = parser().parse_intermixed_args(arguments)
+    options = parser().parse_args(arguments)
     if not is_one_of_several(options):
         return _answer(options, _run)
     from train.machine import hosts

@@ -1,5 +1,6 @@
 """A few lines to read about a trained stage, from its folder alone and without loading its parameters."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,10 @@ def _checkpoints(directory: Path) -> str:
     found = [f"step {step} ({_size(checkpoint_path(directory, step))})" for step in checkpoint_steps(directory)]
     parent = directory / "checkpoints"
     others = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-    found += [f"{name} (set aside)" for name in others if name.endswith(".damaged")]
-    found += [f"step {name} (unfinished)" for name in others if name.isdigit() and not _whole(parent / name)]
+    found += [f"{name} (set aside)" for name in others if re.fullmatch(r"[0-9]+(-[0-9]+)?\.(damaged|before)", name)]
+    found += [
+        f"step {name} (unfinished)" for name in others if re.fullmatch("[0-9]+", name) and not _whole(parent / name)
+    ]
     return ", ".join(found) or "none"
 
 

@@ -1,4 +1,4 @@
-"""Small files that are either whole or not there, and the list of checksums that proves a checkpoint whole.
+"""JSON of a run's folder, and the list of checksums that proves a checkpoint whole.
 
 orbax loads an array file with a flipped bit without a word, so each finished checkpoint carries a file CHECKSUMS: one
 line `<blake2b> <path>` a file, and a last line over the lines before it. It is written after everything else, so a
@@ -8,45 +8,32 @@ checkpoint without it was never finished.
 import hashlib
 import json
 import os
-import tempfile
-from pathlib import Path
+import stat
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dalle2_jax.checkpoint.errors import CheckpointError
+from dalle2_jax.files import write_atomically
 
 CHECKSUMS = "CHECKSUMS"
+
+LARGEST_JSON = 2**26  # bytes
 
 _CHUNK = 2**22
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` beside `path`, flushes it to the disk and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; CheckpointError if it is missing or not JSON."""
+    """The JSON in `path`; CheckpointError if it is missing, no JSON, or larger than any that is written here."""
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is no file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise CheckpointError(f"{path} is damaged (it has more than {LARGEST_JSON >> 20} MiB)")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path} is damaged (it is nested too deeply)") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error})") from error
 
@@ -72,7 +59,7 @@ def _seal(lines: str) -> str:
 
 
 def read_checksums(directory: Path) -> dict[str, str]:
-    """{path: checksum} of a checkpoint; CheckpointError if the list itself is damaged."""
+    """{path: checksum} of a checkpoint; CheckpointError if the list is damaged or names a file outside of it."""
     path = directory / CHECKSUMS
     try:
         lines = path.read_bytes().decode().splitlines(keepends=True)
@@ -80,15 +67,27 @@ def read_checksums(directory: Path) -> dict[str, str]:
         raise CheckpointError(f"its {CHECKSUMS} cannot be read ({error})") from error
     if not lines or lines[-1] != _seal("".join(lines[:-1])):
         raise CheckpointError(f"its {CHECKSUMS} is damaged")
-    return {name: checksum for checksum, name in (line.rstrip("\n").split(" ", 1) for line in lines[:-1])}
+    found = {}
+    for line in lines[:-1]:
+        checksum, _, name = line.rstrip("\n").partition(" ")
+        inside = PurePosixPath(name)
+        if not inside.parts or inside.is_absolute() or ".." in inside.parts:
+            raise CheckpointError(f"its {CHECKSUMS} names {name!r}, which is no file of the checkpoint")
+        found[name] = checksum
+    return found
 
 
 def verify(directory: Path, only: tuple[str, ...] | None = None) -> None:
     """Compares every file of a checkpoint with its checksum; `only` names the top-level parts to look at.
 
     Raises:
-        CheckpointError: naming the first file that is missing, truncated or changed.
+        CheckpointError: naming the first file that is missing, truncated or changed, or that is no plain file: a
+            checkpoint has none of them, and behind a link or a device there may be anything.
     """
+    for folder, folders, files in os.walk(directory):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+                raise CheckpointError(f"its {path.relative_to(directory)} is a link or no plain file")
     for name, checksum in read_checksums(directory).items():
         if only is not None and "/" in name and name.split("/", 1)[0] not in only:
             continue

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax.checkpoint.errors import CheckpointError
-from dalle2_jax.checkpoint.files import read_json, write_atomically
+from dalle2_jax.checkpoint.files import read_json
 from dalle2_jax.checkpoint.rebuild import rebuild, to_json
+from dalle2_jax.files import write_atomically
 
 STAGE_FILE = "stage.json"
 FORMAT = 1

@@ -7,6 +7,8 @@ its own on disk, so that a later stage reads the EMA alone; its bare arrays (`st
 
 import json
 import logging
+import os
+import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ import jax
 import numpy as np
 
 from dalle2_jax.checkpoint.errors import CheckpointError
-from dalle2_jax.checkpoint.files import CHECKSUMS, read_json, verify, write_atomically, write_checksums
+from dalle2_jax.checkpoint.files import CHECKSUMS, read_json, verify, write_checksums
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import numbered, write_atomically
 from dalle2_jax.sharding import processes
 
 logger = logging.getLogger(__name__)
@@ -26,6 +29,10 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 EXTRAS = "extras.json"
 PROGRESS = "progress"
+
+_STEP = re.compile("[0-9]+")
+# Without checksums: what a save that was interrupted leaves, of ours or of orbax's.
+_UNFINISHED = re.compile(r"[0-9]+(\.orbax-checkpoint-tmp.*)?")
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ def checkpoint_steps(stage_dir: str | Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(
-        int(path.name) for path in directory.iterdir() if path.name.isdigit() and (path / CHECKSUMS).is_file()
+        int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and (path / CHECKSUMS).is_file()
     )
 
 
@@ -64,6 +71,9 @@ class CheckpointWriter:
 
     `save` returns as soon as the arrays are copied from the devices, so the state may be donated to the next step at
     once.
+
+    Checkpoints beyond `keep` and saves that were interrupted are removed, and nothing else. Where the stage's folder or
+    its `checkpoints` is a symbolic link, it is followed, and nothing that was there before is removed.
     """
 
     def __init__(self, stage_dir: str | Path, keep: int = 2, write_bytes: int | None = None):
@@ -77,6 +87,8 @@ class CheckpointWriter:
         self.stage_dir, self.keep, self._write_bytes = Path(stage_dir).resolve(), keep, write_bytes
         self.directory = self.stage_dir / CHECKPOINTS
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._is_linked = Path(stage_dir).is_symlink() or self.directory.is_symlink()
+        self._written: set[Path] = set()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
         if jax.process_index() == 0:
@@ -84,9 +96,28 @@ class CheckpointWriter:
 
     def _remove_unfinished(self) -> None:
         for path in sorted(self.directory.iterdir()):
-            if path.is_dir() and not (path / CHECKSUMS).is_file() and not path.name.endswith(".damaged"):
+            if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+                continue
+            if (path / CHECKSUMS).is_file():
+                continue
+            if self._is_linked:
+                logger.warning("%s is a save that was interrupted, behind a symbolic link: it stays there", path)
+            else:
                 logger.warning("removing %s, a save that was interrupted", path)
                 shutil.rmtree(path)
+
+    def _make_room(self, path: Path) -> None:
+        """For a checkpoint at `path`: what is there is removed, or renamed behind a symbolic link."""
+        if path.is_symlink():
+            raise CheckpointError(f"{path} is a symbolic link where a checkpoint is to be written; remove the link")
+        if path.exists():
+            if self._may_remove(path):
+                _remove(path)
+            else:
+                path.rename(_free(path.with_name(f"{path.name}.before")))
+
+    def _may_remove(self, path: Path) -> bool:
+        return not path.is_symlink() and (path in self._written or not self._is_linked)
 
     def save(
         self, step: int, state: dict[str, Any], iterator: Any = None, metadata: dict[str, Any] | None = None
@@ -103,8 +134,9 @@ class CheckpointWriter:
 
         self.wait()
         path = self.directory / str(step)
-        if jax.process_index() == 0 and path.exists():
-            _remove(path)
+        if jax.process_index() == 0:
+            self._make_room(path)
+            self._written.add(path)
         iterators = processes.gather(iterator)  # and so no process writes before the old folder is gone
         if any(other != iterators[0] for other in iterators):
             raise CheckpointError(f"the processes stand at different batches before the checkpoint of step {step}")
@@ -121,8 +153,9 @@ class CheckpointWriter:
             return
         write_atomically(path / EXTRAS, json.dumps(extras))
         write_checksums(path)
-        for step in checkpoint_steps(self.stage_dir)[: -self.keep]:
-            _remove(self.directory / str(step))
+        paths = [self.directory / str(step) for step in checkpoint_steps(self.stage_dir)[: -self.keep]]
+        for path in filter(self._may_remove, paths):
+            _remove(path)
 
     def wait(self) -> None:
         """Returns when the last save is whole on the disk; raises what it raised."""
@@ -152,6 +185,10 @@ def _remove(path: Path) -> None:
     # Without its checksums it counts as unfinished, whatever interrupts the rest.
     (path / CHECKSUMS).unlink(missing_ok=True)
     shutil.rmtree(path)
+
+
+def _free(path: Path) -> Path:
+    return next(name for name in numbered(path) if not os.path.lexists(name))
 
 
 def _is_tree(value: Any) -> bool:
@@ -219,10 +256,7 @@ def _position(path: Path, extras: dict[str, Any]) -> Any:
 
 def _set_aside(damaged: dict[str, str]) -> None:
     for path in map(Path, damaged):
-        target = path.with_name(f"{path.name}.damaged")
-        if target.exists():
-            shutil.rmtree(target)
-        path.rename(target)
+        path.rename(_free(path.with_name(f"{path.name}.damaged")))
 
 
 def _load_parts(path: Path, abstract: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dalle2_jax._version import __version__
+from dalle2_jax.arguments import Parser
 from dalle2_jax.cli import (
     ablate,
     clip,
@@ -30,7 +31,7 @@ from dalle2_jax.cli import (
     upsample,
     vary,
 )
-from dalle2_jax.errors import InputError, sentence_for_user
+from dalle2_jax.errors import InputError, check_number, sentence_for_user
 
 COMMANDS = {
     "generate": generate,
@@ -53,11 +54,13 @@ COMMANDS = {
     "data": data,
 }
 LARGEST_SEED = 2**32 - 1
+MOST_IMAGES = 10**6  # of one command, each of which has its key and its name in memory
+LARGEST_SIDE = 2**16  # pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="dalle2", description="Sample from, measure and describe trained runs.")
+    parser = Parser(prog="dalle2", description="Sample from, measure and describe trained runs.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
@@ -82,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    for name in ("count", "batch_size", "tile"):
+    for name, most in (("count", MOST_IMAGES), ("batch_size", MOST_IMAGES), ("tile", LARGEST_SIDE)):
         value = getattr(options, name, None)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be 1 or more")
+        if value is not None:
+            check_number(f"--{name.replace('_', '-')}", value, at_least=1, at_most=most, whole=True)
     seed = getattr(options, "seed", 0)
     if not 0 <= seed <= LARGEST_SEED:
         raise InputError(f"--seed is {seed}; it must lie in 0 to {LARGEST_SEED}")

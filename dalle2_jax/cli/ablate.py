@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures each run, writes RUN/ablation.json, prints the table over all."""
-    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.checkpoint.run import Run, of_kind
     from dalle2_jax.evaluation.ablation import ablate_priors, format_ablation
+    from dalle2_jax.files import write_atomically
     from dalle2_jax.unclip import DALLE2
     from dalle2_jax.unclip.placement import put_stage_on_devices
 

@@ -16,8 +16,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError: where nothing is left to train on.
     """
+    from dalle2_jax.cli.output import write_image
     from dalle2_jax.data.sources.folder import FolderRecords, read_folder
-    from dalle2_jax.images.files import save_png
     from dalle2_jax.images.read import read_image
     from dalle2_jax.images.resize import resize
     from dalle2_jax.images.sheet import caption_grid
@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = folder.images[::step][:SHEET]
     records = FolderRecords(folder.root, chosen).__getitems__(range(len(chosen)))
     images = [resize(read_image(record["image"])[None], 96)[0] for record in records]
-    save_png(sheet, caption_grid([images], [image.captions[0] for image in chosen]))
+    write_image(sheet, caption_grid([images], [image.captions[0] for image in chosen]), {}, True)
     print(f"wrote {sheet}: {len(chosen)} of the images, as training sees them")
     return 0
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from dalle2_jax._version import __version__
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import read_bytes
 
 HELP = "systems of any kind side by side: what they sample, what they cost, how long they trained"
 USES_JAX = True
+LARGEST_JSON = 2**26  # bytes of a comparison
 SHOWN = 8  # images of each system on the sheet
 
 
@@ -35,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Samples, measures, writes the three files, prints the table."""
-    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.compare import REAL, compare, data_of, format_comparison
+    from dalle2_jax.files import write_atomically
     from dalle2_jax.images.files import save_png
     from dalle2_jax.images.resize import resize
     from dalle2_jax.images.sheet import caption_grid
@@ -95,10 +97,10 @@ def _systems_of(files: list[str]) -> list[dict[str, dict[str, float]]]:
     reports = []
     for name in files:
         try:
-            reports.append(json.loads(Path(name).read_text(encoding="utf-8"))["systems"])
+            reports.append(json.loads(read_bytes(name, LARGEST_JSON))["systems"])
         except OSError as error:
             raise InputError(f"--join {name} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(f"--join {name} is no comparison; name a .json that dalle2 compare wrote") from error
     return reports
 

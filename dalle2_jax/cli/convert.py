@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import check_new_folder
 
 HELP = "public weights as a run that generate, vary and training read"
 USES_JAX = False
@@ -49,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Converts and writes the run."""
     from dalle2_jax.weights.conversion import settings_of
-    from dalle2_jax.weights.run import check_new, write_run
+    from dalle2_jax.weights.run import write_run
 
-    check_new(options.run)
+    check_new_folder(Path(options.run))
     for option, takers in (("clip", ("karlo",)), ("vocabulary", ("open_clip", "glide"))):
         if getattr(options, option) is not None and options.source not in takers:
             raise InputError(f"--{option} goes with {' and '.join(takers)}, not with {options.source}")

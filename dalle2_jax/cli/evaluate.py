@@ -37,10 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measures, writes both files, prints the report."""
-    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.captioned import evaluate_images
     from dalle2_jax.evaluation.report import format_images_report, format_report
     from dalle2_jax.evaluation.shapes import evaluate
+    from dalle2_jax.files import write_atomically
     from dalle2_jax.unclip import DALLE2
 
     folder = Path(options.run)
@@ -79,8 +79,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _measure_latent(model: Any, options: argparse.Namespace) -> int:
-    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.manipulations import format_latent, measure_latent
+    from dalle2_jax.files import write_atomically
 
     for name in ("judge", "split"):
         if getattr(options, name):

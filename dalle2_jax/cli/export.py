@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
-from dalle2_jax.errors import InputError
+from dalle2_jax.files import check_new_folder, folder_written_whole
 
 CHUNK = 256
 
@@ -24,22 +23,17 @@ def run(options: argparse.Namespace) -> int:
     from dalle2_jax.images.files import save_png
 
     folder = Path(options.folder)
-    if folder.exists():
-        raise InputError(f"{folder} exists already; name a folder to make")
     name, _, config = options.name.partition("/")
+    check_new_folder(folder)
     source = open_source(Data(name=name, config=config or None, cache=False), options.split)
     count = min(options.count or len(source), len(source))
     chosen = np.linspace(0, len(source), count, endpoint=False).astype(int)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-        whole = Path(place) / folder.name
-        whole.mkdir()
+    with folder_written_whole(folder) as whole:
         for start in range(0, count, CHUNK):
             images, captions = source.examples(chosen[start : start + CHUNK])
             for number, (image, said) in enumerate(zip(images, captions, strict=True), start):
                 base = f"{number:0{len(str(count - 1))}d}_{slug(said[0])}"
                 save_png(whole / f"{base}.png", image)
                 (whole / f"{base}.txt").write_text("\n".join(said) + "\n", encoding="utf-8")
-        whole.rename(folder)
     print(f"wrote {count} images with captions to {folder}")
     return 0

@@ -6,15 +6,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dalle2_jax.cli.output import INTERRUPTED, Output, Progress, add_output_arguments, plan, sample_to_files
 from dalle2_jax.cli.sampling_options import add_prior_argument, read_sampling
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import read_bytes
 
 HELP = "images, of captions where the run reads them"
 USES_JAX = True
+MOST_PROMPTS = 2**26  # bytes of a file of captions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -176,13 +177,15 @@ def read_prompts(name: str, option: str = "--prompts", what: str = "caption") ->
         InputError: if there is no such file, it is not UTF-8, or no caption is in it.
     """
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        data = sys.stdin.buffer.read(MOST_PROMPTS + 1) if name == "-" else read_bytes(name, MOST_PROMPTS)
         lines = data.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"{option} {name} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(f"{option} {name} is not UTF-8 in line {line}; save it as UTF-8") from error
+    if len(data) > MOST_PROMPTS:
+        raise InputError(f"{option} {name} has more than {MOST_PROMPTS >> 20} MiB; give it in parts")
     prompts = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not prompts:
         raise InputError(f"{option} {name} holds no {what}; write one a line")

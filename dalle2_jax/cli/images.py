@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import read_bytes
 
 
 def read_images(names: Sequence[str]) -> list[Any]:
@@ -22,10 +23,10 @@ def read_whole_image(path: Path) -> Any:
     """uint8 `[h, w, 3]`; raises as `read_images`."""
     import numpy as np
 
-    from dalle2_jax.images.read import ImageError, open_image
+    from dalle2_jax.images.read import MOST_BYTES, ImageError, open_image
     from dalle2_jax.images.resize import to_rgb
 
     try:
-        return to_rgb(np.asarray(open_image(path.read_bytes())[0]))
+        return to_rgb(np.asarray(open_image(read_bytes(path, MOST_BYTES))[0]))
     except ImageError as error:
         raise InputError(f"{path} is no image that can be read: {error}") from error

@@ -10,6 +10,7 @@ from typing import Any
 from dalle2_jax.cli.output import add_output_arguments, plan, sample_to_files
 from dalle2_jax.cli.sampling_options import read_sampling
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import read_bytes
 
 HELP = "paint a part of an image anew"
 USES_JAX = True
@@ -80,10 +81,10 @@ def read_mask(path: Path) -> Any:
     """
     import numpy as np
 
-    from dalle2_jax.images.read import ImageError, open_image
+    from dalle2_jax.images.read import MOST_BYTES, ImageError, open_image
 
     try:
-        image = open_image(path.read_bytes())[0].convert("LA")
+        image = open_image(read_bytes(path, MOST_BYTES))[0].convert("LA")
     except ImageError as error:
         raise InputError(f"{path} is no image that can be read: {error}") from error
     level, alpha = np.moveaxis(np.asarray(image).astype(int), -1, 0)

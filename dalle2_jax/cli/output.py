@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from dalle2_jax._version import __version__
 from dalle2_jax.cli.sampling_options import add_sampling_arguments
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import numbered, written_whole
 
 INTERRUPTED = 130
 
@@ -97,23 +99,21 @@ class Output:
         return self.path / f"{index // self.count:03d}_{slug(self.captions[index])}_{self.seeds[index]}.png"
 
     def write(self, part: slice, generated: Any) -> None:
-        from dalle2_jax.images.files import save_png
-
         if self.grid:
             self.shown.extend(generated.images[: part.stop - part.start])
             return
         for row, path in enumerate(map(self.path_of, range(part.start, part.stop))):
             facts = {self.fact: self.captions[part][row], "seed": str(self.seeds[part][row])}
             facts["software"] = f"dalle2_jax {__version__}"
-            save_png(path, generated.images[row], facts)
+            path = write_image(path, generated.images[row], facts, path == self.path)
             if self.stages and generated.upsampled:
-                save_png(path.with_name(f"{path.stem}_decoder.png"), generated.decoded[row], facts)
-                for number, images in enumerate(generated.upsampled[:-1]):
-                    save_png(path.with_name(f"{path.stem}_upsampler{number}.png"), images[row], facts)
+                parts = {"decoder": generated.decoded}
+                parts |= {f"upsampler{number}": images for number, images in enumerate(generated.upsampled[:-1])}
+                for name, images in parts.items():
+                    write_image(path.with_name(f"{path.stem}_{name}.png"), images[row], facts)
             print(path, flush=True)
 
     def close(self, done: int) -> None:
-        from dalle2_jax.images.files import save_png
         from dalle2_jax.images.sheet import caption_grid
 
         if not self.grid or not done:
@@ -127,8 +127,7 @@ class Output:
         columns = self.count + bool(len(self.given)) if self.count > 1 else 8
         sheet = caption_grid([images], captions, columns=min(columns, 12))
         facts = {f"{self.fact}s": "\n".join(dict.fromkeys(self.captions[:done])), "seed": str(self.seeds[0])}
-        save_png(self.path, sheet, {**facts, "software": f"dalle2_jax {__version__}"})
-        print(self.path, flush=True)
+        print(write_image(self.path, sheet, {**facts, "software": f"dalle2_jax {__version__}"}, True), flush=True)
 
 
 def checked_out(options: argparse.Namespace, count: int) -> Path:
@@ -142,6 +141,28 @@ def checked_out(options: argparse.Namespace, count: int) -> Path:
     if out.exists() and (out.is_dir() if single else not out.is_dir()):
         raise InputError(f"--out {out} is {'a folder' if single else 'a file'}; give another name")
     return out
+
+
+def write_image(path: Path, pixels: Any, facts: dict[str, str], is_named: bool = False) -> Path:
+    """Writes a PNG, and returns where.
+
+    Another image that is there already is replaced where the user has named the file, and this is said; else it stays,
+    and the name gets a number: the same prompt and seed under other settings give another image.
+    """
+    from dalle2_jax.images.files import encode_png
+
+    content = encode_png(pixels, facts)
+    for place in numbered(path):
+        if os.path.lexists(place):
+            if place.is_file() and place.stat().st_size == len(content) and place.read_bytes() == content:
+                return place
+            if not is_named:
+                continue
+            print(f"dalle2: {place} was there, and is replaced", file=sys.stderr, flush=True)
+        with written_whole(place) as file:
+            file.write(content)
+        return place
+    raise AssertionError("there is always another number")
 
 
 class Progress:

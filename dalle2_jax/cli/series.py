@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dalle2_jax._version import __version__
-from dalle2_jax.cli.output import checked_out, slug
+from dalle2_jax.cli.output import checked_out, slug, write_image
 from dalle2_jax.cli.sampling_options import add_sampling_arguments, read_sampling
 from dalle2_jax.errors import InputError
 
@@ -72,16 +72,12 @@ def labelled(series: Any, names: Sequence[str]) -> Any:
 
 def write_series(options: argparse.Namespace, series: Any, facts: dict[str, str]) -> int:
     """Writes a Series as `--out` and `--grid` say; facts are each PNG's text, beside its label and seed."""
-    from dalle2_jax.images.files import save_png
-
     out = checked_out(options, len(series))
     facts = {**facts, "seed": str(options.seed), "software": f"dalle2_jax {__version__}"}
     if options.grid:
-        save_png(out, series.sheet(), {**facts, "labels": "\n".join(series.labels)})
-        print(out, flush=True)
+        print(write_image(out, series.sheet(), {**facts, "labels": "\n".join(series.labels)}, True), flush=True)
         return 0
     for number, (image, label) in enumerate(zip(series.images, series.labels, strict=True)):
         path = out if out.suffix.lower() == ".png" else out / f"{number:03d}_{slug(label)}_{options.seed}.png"
-        save_png(path, image, {**facts, "label": label})
-        print(path, flush=True)
+        print(write_image(path, image, {**facts, "label": label}, path == out), flush=True)
     return 0

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Samples all combinations; writes a JSON file and a plot."""
-    from dalle2_jax.checkpoint.files import write_atomically
     from dalle2_jax.evaluation.sweep import format_row, header, plot, sweep
+    from dalle2_jax.files import write_atomically
     from dalle2_jax.unclip import DALLE2
 
     try:

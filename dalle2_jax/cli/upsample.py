@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
     from dalle2_jax.checkpoint import load_stage
     from dalle2_jax.checkpoint.run import of_kind
     from dalle2_jax.cli.images import read_whole_image
+    from dalle2_jax.cli.output import write_image
     from dalle2_jax.diffusion.sampler import keys_for
-    from dalle2_jax.images.files import save_png
     from dalle2_jax.images.resize import squares
     from dalle2_jax.layers.pixels import to_float, to_uint8
     from dalle2_jax.unclip.sample import upsample
@@ -51,6 +51,5 @@ def run(options: argparse.Namespace) -> int:
     keys = keys_for(jax.random.key(options.seed), 1)
     large = upsample(stage, keys, to_float(small), tile=options.tile, **changes["upsampler"])()
     facts = {"source": path.name, "seed": str(options.seed), "software": f"dalle2_jax {__version__}"}
-    save_png(out, np.asarray(to_uint8(large))[0], facts)
-    print(out)
+    print(write_image(out, np.asarray(to_uint8(large))[0], facts, options.out is not None))
     return 0

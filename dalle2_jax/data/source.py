@@ -7,7 +7,7 @@ import numpy as np
 
 from dalle2_jax.data.sources.scene import Scene
 from dalle2_jax.errors import InputError
-from dalle2_jax.images.read import ImageError, read_square
+from dalle2_jax.images.read import ImageError, open_square
 from dalle2_jax.images.resize import scaled, shrink
 
 AT_ONCE = 32  # undecoded records in memory: photographs are large
@@ -47,15 +47,17 @@ class Source:
     def __len__(self) -> int:
         return len(self._records)
 
-    def _decode(self, index: int, record):
-        """The image of a record as a square `PIL.Image`, at `image_size`."""
+    def _decode(self, index: int, record, at_most: int | None) -> tuple[np.ndarray, int]:
+        """The image of a record as a square uint8 [s, s, 3] no larger than `at_most`, and its side before that."""
         try:
-            image = read_square(record[self._image])
+            with open_square(record[self._image]) as image:
+                image = image if self.image_size is None else scaled(image, self.image_size)
+                small = at_most is not None and at_most < image.width
+                return np.asarray(scaled(image, at_most) if small else image), image.width
         except ImageError as error:
             which = f"image {index} of {self.name} ({self.split})"
             which = which if self._files is None else f"{self._files[index]} in {self.name}"
             raise InputError(f"{which} cannot be used: {error}; mend it or take it out") from error
-        return image if self.image_size is None else scaled(image, self.image_size)
 
     def _texts(self, record) -> tuple[str, ...]:
         value = record[self._caption]
@@ -77,10 +79,9 @@ class Source:
         for start in range(0, len(indices), AT_ONCE):
             some = [int(i) for i in indices[start : start + AT_ONCE]]
             for index, record in zip(some, self._fetch(some), strict=True):
-                image = self._decode(index, record)
-                sizes.add(image.width)
-                small = at_most is not None and at_most < image.width
-                images.append(np.asarray(scaled(image, at_most) if small else image))
+                image, side = self._decode(index, record, at_most)
+                sizes.add(side)
+                images.append(image)
                 captions.append(self._texts(record))
                 labels.append(-1 if self.class_names is None else int(record[LABEL]))
         if len(sizes) > 1:

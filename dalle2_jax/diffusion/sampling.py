@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from dalle2_jax.diffusion.guidance import is_guided
 from dalle2_jax.diffusion.process import VARIANCES, Process
 from dalle2_jax.diffusion.sampler import SAMPLERS, Denoiser
-from dalle2_jax.errors import InputError
+from dalle2_jax.errors import InputError, check_number
 
 THRESHOLDS = ("none", "static", "dynamic")
 # Fields that one sampler alone reads.
 SAMPLER_OF = {"variance": "ddpm", "eta": "ddim", "clamped_epsilon": "ddim"}
 
+MOST_CANDIDATES = 2**16  # for one caption
 TRACED = ("guidance_scale", "guidance_interval", "eta")
 SETTLED = ("sampler", "steps", "candidates", "variance", "threshold", "percentile", "clamped_epsilon")
 
@@ -67,8 +68,10 @@ class Sampling:
             raise InputError(f"steps is {self.steps!r}; it is a number, or text such as '10,10,3,2,2'")
         if isinstance(self.eta, int | float) and not 0 <= self.eta <= 1:
             raise InputError(f"eta is {self.eta}; it must lie in 0 to 1")
-        if self.candidates < 1:
-            raise InputError(f"candidates is {self.candidates}; at least one is needed")
+        if isinstance(self.guidance_scale, int | float):
+            check_number("guidance_scale", self.guidance_scale)
+        check_number("candidates", self.candidates, at_least=1, at_most=MOST_CANDIDATES, whole=True)
+        check_number("percentile", self.percentile, above=0, at_most=1)
         if self.variance not in (None, *VARIANCES):
             raise InputError(f"there is no variance {self.variance!r}; the variances are {', '.join(VARIANCES)}")
         if self.threshold not in (None, *THRESHOLDS):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from dalle2_jax.diffusion.guidance import is_guided
 from dalle2_jax.diffusion.sampler import fold_in
-from dalle2_jax.errors import InputError
+from dalle2_jax.errors import InputError, check_number
 
 if TYPE_CHECKING:
     from typing import Self
@@ -38,8 +38,10 @@ class TokenSampling:
     guidance_scale: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.temperature, int | float) and self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}; it must be 0 or more")
+        if isinstance(self.temperature, int | float):
+            check_number("temperature", self.temperature, at_least=0)
+        if isinstance(self.guidance_scale, int | float):
+            check_number("guidance_scale", self.guidance_scale)
         check_fraction("top_p", self.top_p)
         if isinstance(self.top_k, int) and self.top_k < 1:
             raise InputError(f"top_k is {self.top_k}; it must be 1 or more, or None for all codes")

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dalle2_jax.errors import InputError
+from dalle2_jax.files import written_whole
 
 
-def save_png(path: Path, pixels: Any, facts: Mapping[str, str] | None = None) -> None:
-    """Writes a PIL image or uint8 `[h, w, 3]` as PNG, whole or not at all; `facts` become its text metadata."""
+def encode_png(pixels: Any, facts: Mapping[str, str] | None = None) -> bytes:
+    """A PIL image or uint8 `[h, w, 3]` as PNG; `facts` become its text metadata."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -21,14 +22,15 @@ def save_png(path: Path, pixels: Any, facts: Mapping[str, str] | None = None) ->
     for name, value in (facts or {}).items():
         information.add_itxt(name, value)
     image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        image.save(partial, format="PNG", pnginfo=information)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=information)
+    return file.getvalue()
+
+
+def save_png(path: Path, pixels: Any, facts: Mapping[str, str] | None = None) -> None:
+    """Writes what `encode_png` makes, whole or not at all, in place of what is there."""
+    with written_whole(path) as file:
+        file.write(encode_png(pixels, facts))
 
 
 def save_figure(path: str | Path, draw: Callable[[Any], None], size: tuple[float, float]) -> None:

@@ -5,14 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 MOST_ELONGATED = 32
+STRIP = 2**20  # pixels that are computed with at once, in float32
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
     """uint8 [h, w] or [h, w, 1, 3 or 4] to uint8 [h, w, 3]; what is transparent turns white."""
     image = image[..., None] if image.ndim == 2 else image
     if image.shape[-1] == 4:
-        alpha = image[..., 3:].astype(np.float32) / 255
-        image = np.rint(image[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+        white = np.empty((*image.shape[:2], 3), np.uint8)
+        rows = max(1, STRIP // max(image.shape[1], 1))
+        for top in range(0, len(image), rows):
+            strip = image[top : top + rows]
+            alpha = strip[..., 3:].astype(np.float32) / 255
+            white[top : top + rows] = np.rint(strip[..., :3] * alpha + 255 * (1 - alpha))
+        image = white
     return image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
 
 

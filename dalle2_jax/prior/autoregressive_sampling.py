@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from dalle2_jax.captions import EncodedCaptions
 from dalle2_jax.diffusion.sampler import split_each
+from dalle2_jax.diffusion.sampling import MOST_CANDIDATES
 from dalle2_jax.diffusion.token_sampling import TokenSampling, check_fraction, sample_sequence
-from dalle2_jax.errors import InputError
+from dalle2_jax.errors import check_number
 from dalle2_jax.prior.condition import caption_condition
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ class AutoregressiveSampling(TokenSampling):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fraction("top_similarity", self.top_similarity)
-        if self.candidates < 1:
-            raise InputError(f"candidates is {self.candidates}; at least one is needed")
+        check_number("candidates", self.candidates, at_least=1, at_most=MOST_CANDIDATES, whole=True)
 
 
 def draw_similarity(keys: jax.Array, buckets: int, share: jax.Array | float) -> jax.Array:

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from dalle2_jax.diffusion.sampler import keys_for
-from dalle2_jax.errors import InputError
+from dalle2_jax.diffusion.sampling import MOST_CANDIDATES
+from dalle2_jax.errors import InputError, check_number
 from dalle2_jax.unclip.generate import Generated
 
 if TYPE_CHECKING:
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 
 def check_candidates(candidates: int, keep: int) -> None:
     """Raises InputError where not so many images can be kept of the candidates."""
-    if candidates < 1:
-        raise InputError(f"candidates is {candidates}; at least one image has to be sampled")
+    check_number("candidates", candidates, at_least=1, at_most=MOST_CANDIDATES, whole=True)
     if not 1 <= keep <= candidates:
         raise InputError(f"{keep} images are to be kept of {candidates} candidates; keep 1 to {candidates}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +11,14 @@ import jax
 from dalle2_jax._version import __version__
 from dalle2_jax.checkpoint import CheckpointWriter, StageRecord, write_record
 from dalle2_jax.checkpoint.stage import stage_version
+from dalle2_jax.files import check_new_folder, folder_written_whole
 from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.weights.conversion import Conversion, settings_of
 from dalle2_jax.weights.table import Table
-from dalle2_jax.weights.tensors import Tensors, WeightsError
+from dalle2_jax.weights.tensors import Tensors
 
 WRITTEN_AT_ONCE = 256 * 2**20  # bytes, or the largest array's
-
-
-def check_new(run: str | Path) -> Path:
-    """Raises WeightsError if there is something at `run` already."""
-    run = Path(run)
-    if run.exists():
-        raise WeightsError(f"{run} exists already; name a run to make")
-    return run
 
 
 def _on_host(table: Table, tensors: Tensors, shapes: Any, dtype: str) -> Any:
@@ -55,18 +47,17 @@ def write_run(
     source: what the weights are ("name"), where they came "from" and their "licence", recorded in every stage.
 
     Raises:
-        WeightsError: if the folder exists, a module cannot be built by its settings, or a table does not fit its
+        InputError: if the folder exists, a module cannot be built by its settings, or a table does not fit its
             tensors, before anything is written.
     """
-    run = check_new(run)
+    run = Path(run)
+    check_new_folder(run)
     for conversion in conversions:
         with settings_of(source.get("from", conversion.tensors.where)):
             shapes = conversion.shapes
         conversion.table.check(conversion.tensors, shapes)
-    partial = run.with_name(f".{run.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     versions: dict[str, str] = {}
-    try:
+    with folder_written_whole(run) as partial:
         for conversion in conversions:
             shape = conversion.shapes
             directory = partial / conversion.name
@@ -90,8 +81,4 @@ def write_run(
             versions.setdefault(conversion.kind, stage_version(directory, 0))
             for line in conversion.parameter_counts():
                 log(line)
-        partial.rename(run)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     log(f"wrote {run}; licence of the weights: {source['licence']}")

@@ -111,6 +111,11 @@ def test_the_path_of_a_sample(sampler):
     [
         ({"sampler": "euler"}, "no sampler 'euler'; the samplers are ddim, ddpm, dpmpp_2m"),
         ({"candidates": 0}, "candidates is 0"),
+        ({"candidates": 10**9}, "candidates is 1000000000; it must be 1 or more and at most 65536"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
+        ({"guidance_scale": float("inf")}, "guidance_scale is inf; it must be a finite number"),
+        ({"percentile": float("nan")}, "percentile is nan; it must be a finite number, above 0 and at most 1"),
+        ({"percentile": 0.0}, "percentile is 0.0; it must be above 0 and at most 1"),
         ({"variance": "large"}, "no variance 'large'"),
         ({"threshold": "soft"}, "no threshold 'soft'; the thresholds are none, static, dynamic"),
         ({"guidance_interval": (0.5, 0.2)}, "two shares from 0 to 1, the smaller first"),

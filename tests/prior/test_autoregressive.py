@@ -239,7 +239,9 @@ def test_other_settings_compile_nothing_and_each_key_is_its_own(by_tokens, capti
         ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
         ({"top_similarity": 1.5}, "top_similarity is 1.5; it must be above 0 and at most 1"),
         ({"top_k": 0}, "top_k is 0; it must be 1 or more"),
-        ({"candidates": 0}, "candidates is 0; at least one is needed"),
+        ({"candidates": 0}, "candidates is 0; it must be 1 or more and at most 65536"),
+        ({"guidance_scale": float("nan")}, "guidance_scale is nan; it must be a finite number"),
+        ({"temperature": float("inf")}, "temperature is inf; it must be a finite number"),
     ],
 )
 def test_refused_settings(changes, sentence):

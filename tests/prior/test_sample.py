@@ -136,5 +136,5 @@ def test_one_key_serves_all_and_vmaps(inputs):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="no sampler 'euler'; the samplers are ddim, ddpm"):
         Sampling(sampler="euler")
-    with pytest.raises(ValueError, match="candidates is 0; at least one"):
+    with pytest.raises(ValueError, match="candidates is 0; it must be 1 or more"):
         dataclasses.replace(Sampling(), candidates=0)

@@ -1,11 +1,15 @@
 """Rates, decay, clipping, accumulation and the average, each against its formula."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from dalle2_jax.errors import InputError
 from train.config.optimizer import Optimizer, by_part, decay_mask, in_turn, learning_rate_schedule
 from train.step.optimizer import accumulated_gradient, update_ema
 
@@ -212,6 +216,31 @@ def test_out_of_turn_nothing_changes(settings):
         last = sum(place <= number for place in own)
         if last:
             np.testing.assert_allclose(found[number]["w"], expected[last - 1]["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learning_rate", (-1.0, math.nan, math.inf)),
+        ("warmup_steps", (-5, 2.5, True)),
+        ("decay_rate", (0.0, 1.1, math.nan)),
+        ("least_learning_rate", (-1e-9, math.nan)),
+        ("momentum", (1.0, -0.1, math.nan)),
+        ("momentum_final", (1.0, math.nan)),
+        ("beta1", (1.0, -0.5, math.nan, "0.9")),
+        ("beta2", (1.0, 2, math.nan)),
+        ("epsilon", (0.0, -1e-8, math.nan)),
+        ("weight_decay", (-0.1, math.nan, math.inf)),
+        ("gradient_clip", (-1.0, math.nan, math.inf)),
+        ("accumulation", (0, -1, 1.5, None)),
+        ("ema_decay", (1.0, 2.0, -1, math.nan)),
+    ],
+)
+def test_fields_out_of_range(name, values):
+    """With any of them training would go on, and train nothing or NaN."""
+    for value in values:
+        with pytest.raises(InputError, match=f"^optimizer.{name} is {re.escape(repr(value))}; it must be "):
+            Optimizer(**{name: value})
 
 
 def test_adam_is_adamw_without_decay():

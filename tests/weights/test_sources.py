@@ -266,7 +266,7 @@ def test_what_is_no_such_source(sources, tmp_path, capsys, arguments, words):
 def test_a_run_that_is_there_stays(sources, karlo_run, capsys):
     before = (karlo_run / "clip" / "stage.json").read_text()
     assert main(["convert", "clip", str(sources["clip"]), str(karlo_run)]) == 2
-    assert "exists already; name a run to make" in capsys.readouterr().err
+    assert "exists already; name a folder to make" in capsys.readouterr().err
     assert (karlo_run / "clip" / "stage.json").read_text() == before
     assert json.loads(before)["source"]["name"] == "karlo"
 

@@ -11,12 +11,32 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dalle2_jax.errors import InputError
+from dalle2_jax.errors import InputError, check_number
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 SCHEDULES = ("constant", "cosine", "inverse_sqrt", "exponential")
 # Scanned stacks give biases and scales a leading axis, so what decays goes by name and not by rank.
 DECAYED = ("kernel", "embedding")
+
+# With a moment that never forgets, or an average that never moves, nothing is trained; and whatever is not finite is
+# in all parameters after the first step.
+_AVERAGE = {"at_least": 0, "below": 1}
+_RANGES: dict[str, dict[str, Any]] = {
+    "learning_rate": {"at_least": 0},
+    "warmup_steps": {"at_least": 0, "whole": True},
+    "decay_rate": {"above": 0, "at_most": 1},
+    "least_learning_rate": {"at_least": 0},
+    "momentum": _AVERAGE,
+    "momentum_final": _AVERAGE,
+    "momentum_ramp_steps": {"at_least": 0, "whole": True},
+    "beta1": _AVERAGE,
+    "beta2": _AVERAGE,
+    "epsilon": {"above": 0},
+    "weight_decay": {"at_least": 0},
+    "gradient_clip": {"at_least": 0},
+    "accumulation": {"at_least": 1, "whole": True},
+    "ema_decay": _AVERAGE,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +81,10 @@ class Optimizer:
             )
         if self.schedule not in SCHEDULES:
             raise InputError(f"optimizer.schedule is {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
-        if not 0 < self.decay_rate <= 1:
-            raise InputError(f"optimizer.decay_rate is {self.decay_rate}; it must be above 0 and at most 1")
+        for name, range_ in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None or name != "momentum_final":
+                check_number(f"optimizer.{name}", value, **range_)
         if self.momentum_final is not None and self.name != "sgd":
             raise InputError(f"optimizer.momentum_final is {self.momentum_final} with {self.name}; take sgd, or None")
         if self.momentum_final is not None and self.momentum_ramp_steps < 1:

@@ -15,14 +15,15 @@ import optax
 from jax.sharding import Mesh
 
 from dalle2_jax.checkpoint import LoadedStage
-from dalle2_jax.errors import InputError
+from dalle2_jax.errors import InputError, check_number
 from dalle2_jax.layers.fields import module_fields
 from train.config.optimizer import Optimizer
 
 Batch = Mapping[str, jax.Array]
 Parameters = Any
 
-DTYPES = ("float32", "bfloat16", "float16")
+# Not float16, whose small gradients would need a scaled loss to be other than 0.
+DTYPES = ("float32", "bfloat16")
 
 
 def check_share(path: str, value: float) -> None:
@@ -62,8 +63,10 @@ class Recipe(ABC):
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "preview_count"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{self.kind}.{name} is {getattr(self, name)}; it must be 1 or more")
+            check_number(f"{self.kind}.{name}", getattr(self, name), at_least=1, whole=True)
+        for name in ("validate_every", "validation_batches", "preview_every", "checkpoint_every"):
+            check_number(f"{self.kind}.{name}", getattr(self, name), at_least=0, whole=True)
+        check_number(f"{self.kind}.seed", self.seed, at_least=0, below=2**32, whole=True)
         for path, own, value in module_fields(self.module, f"{self.kind}.module"):
             if own.name in ("dtype", "param_dtype") and value not in DTYPES:
                 raise InputError(f"{path} is {value!r}; it must be one of {', '.join(DTYPES)}")

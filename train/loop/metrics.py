@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dalle2_jax.checkpoint.files import write_atomically
 from dalle2_jax.checkpoint.log import METRICS_FILE, read_records
+from dalle2_jax.files import write_atomically
 
 SPEED_FILE = "speed.jsonl"
 

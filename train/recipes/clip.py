@@ -38,6 +38,11 @@ class ClipRecipe(Recipe):
         super().__post_init__()
         check_share("clip.grayscale", self.grayscale)
         micro = self.batch_size // self.optimizer.accumulation
+        if micro < 2:
+            raise InputError(
+                f"clip.batch_size is {self.batch_size} in {self.optimizer.accumulation} micro-batches: of {micro}, in "
+                "which there is no other caption to tell an image's from; they must have 2 examples or more"
+            )
         if self.chunk is not None and (self.chunk < 1 or micro % self.chunk):
             raise InputError(f"clip.chunk is {self.chunk}, which does not divide a (micro-)batch of {micro}")
 

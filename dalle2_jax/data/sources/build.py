@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -43,9 +44,12 @@ def _alone(folder: Path):
     except ImportError:
         yield
         return
-    with open(folder / ".prepare.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    handle = os.open(folder / ".prepare.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dalle2_jax.errors import InputError
-from dalle2_jax.images.read import ImageError, open_image
+from dalle2_jax.files import read_bytes, write_atomically
+from dalle2_jax.images.read import MOST_BYTES, ImageError, open_image
 
 SPLITS = ("train", "validation", "test")
 EXTENSIONS = (
@@ -25,6 +26,7 @@ EXTENSIONS = (
     *(".avif", ".heic", ".heif"),  # named where this Pillow cannot read them
 )
 SMALLEST_SIDE = 16  # pixels; what is narrower leaves nothing in its central square
+MOST_CAPTIONS, MOST_METADATA = 2**20, 2**30  # bytes of a file
 METADATA = ("metadata.jsonl", "metadata.csv")
 
 
@@ -253,12 +255,16 @@ def _lines(root: Path, name: str, inside: Path, problems: _Problems) -> list[str
         problems.add(name, "links", reason)
         return []
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, MOST_CAPTIONS).decode("utf-8-sig")
     except UnicodeDecodeError:
         problems.add(name, "captions that are not UTF-8", "save it as UTF-8")
         return []
     except OSError as error:
         problems.add(name, "without a caption", f"it cannot be read ({error.strerror})")
+        return []
+    except InputError:
+        reason = f"it is no file of captions, or has more than {MOST_CAPTIONS >> 20} MiB"
+        problems.add(name, "without a caption", reason)
         return []
     lines = [line.strip() for line in text.split("\n")]
     if not any(lines):
@@ -269,7 +275,7 @@ def _lines(root: Path, name: str, inside: Path, problems: _Problems) -> list[str
 def _metadata(path: Path, problems: _Problems) -> Iterator[tuple[str, str, list[str]]]:
     """(where, file name, captions) of each line of a metadata file that says both."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, MOST_METADATA).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8; save it as UTF-8") from None
     for number, row, problem in _csv_rows(path, text) if path.suffix == ".csv" else _json_rows(text):
@@ -320,6 +326,8 @@ def _facts(path: Path, known: dict | None) -> dict:
     """What the file is: size, mode and the stamp it was read at; or the problem with it."""
     status = path.stat()
     stamp = [status.st_size, status.st_mtime_ns]
+    if not path.is_file():
+        return {"stamp": stamp, "problem": "it is no file"}
     if known is not None and known.get("stamp") == stamp:
         return known
     try:
@@ -349,11 +357,7 @@ def _read_cache(root: Path, cache_dir: str | Path | None) -> dict[str, dict]:
 def _write_cache(root: Path, cache_dir: str | Path | None, found: dict[str, dict]) -> None:
     if cache_dir is None:
         return
-    path = _cache_path(root, cache_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(found), encoding="utf-8")
-    partial.replace(path)
+    write_atomically(_cache_path(root, cache_dir), json.dumps(found))
 
 
 class FolderRecords:
@@ -367,4 +371,6 @@ class FolderRecords:
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         chosen = [self._images[i] for i in indices]
-        return [{"image": (self._root / one.name).read_bytes(), "captions": list(one.captions)} for one in chosen]
+        return [
+            {"image": read_bytes(self._root / one.name, MOST_BYTES), "captions": list(one.captions)} for one in chosen
+        ]
