@@ -26,6 +26,7 @@ from dalle2_jax.diffusion import Sampling
 from dalle2_jax.errors import InputError
 from dalle2_jax.layers.fields import with_fields
 from dalle2_jax.sharding import batch_sharding, make_mesh, put_batch_on_devices
+from train.config.optimizer import Optimizer
 from train.config.recipe import Task
 from train.config.system import System
 from train.loop.clock import mean_of
@@ -36,7 +37,8 @@ from train.run.record import stage_record
 from train.step.programs import make_programs
 from train.step.state import abstract_state, create_state
 
-# Where this variable is set, a few steps of shallow networks on a few images: to see whether a notebook runs.
+# Where this variable is set, a few steps of plain gradient descent of shallow networks on a few images: to see whether a
+# notebook runs.
 QUICK = "DALLE2_QUICK"
 QUICK_STEPS, QUICK_COUNTS = 2, (64, 16, 16, 3)
 
@@ -160,6 +162,9 @@ def _quick(system: System, name: str) -> System:
         changes["sampling"] = dataclasses.replace(recipe.sampling, steps="2")
     if hasattr(recipe, "codec_examples"):
         changes["codec_examples"] = QUICK_COUNTS[0]
+    if hasattr(recipe, "discriminator_optimizer"):
+        changes["discriminator_optimizer"] = None
+    changes["optimizer"] = Optimizer(name="sgd", learning_rate=1e-3, momentum=0.0, gradient_clip=0.0)
     recipe = dataclasses.replace(recipe, steps=QUICK_STEPS, batch_size=8, validation_batches=1, **changes)
     return dataclasses.replace(system.with_stage(name, recipe), data=data)
 
