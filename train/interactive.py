@@ -37,8 +37,8 @@ from train.run.record import stage_record
 from train.step.programs import make_programs
 from train.step.state import abstract_state, create_state
 
-# Where this variable is set, a few steps of plain gradient descent of shallow networks on a few images: to see whether a
-# notebook runs.
+# Where this variable is set, a few steps of plain gradient descent of shallow networks on a few images, to see whether
+# a notebook runs.
 QUICK = "DALLE2_QUICK"
 QUICK_STEPS, QUICK_COUNTS = 2, (64, 16, 16, 3)
 
