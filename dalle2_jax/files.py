@@ -54,8 +54,6 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -64,9 +62,11 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """`written_whole` of a text."""
+    """`written_whole` of a text, which is on the disk before it takes its place."""
     with written_whole(path) as file:
         file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def check_new_folder(folder: Path) -> None:

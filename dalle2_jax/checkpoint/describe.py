@@ -1,12 +1,11 @@
 """A few lines to read about a trained stage, from its folder alone and without loading its parameters."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 from dalle2_jax.checkpoint.files import CHECKSUMS
 from dalle2_jax.checkpoint.record import StageRecord, read_record
-from dalle2_jax.checkpoint.store import checkpoint_path, checkpoint_steps
+from dalle2_jax.checkpoint.store import SET_ASIDE, STEP, checkpoint_path, checkpoint_steps
 
 _WIDTH = 100  # of a line of fields, before it is broken
 _INDENT = 15  # of what follows a line's title
@@ -65,10 +64,8 @@ def _checkpoints(directory: Path) -> str:
     found = [f"step {step} ({_size(checkpoint_path(directory, step))})" for step in checkpoint_steps(directory)]
     parent = directory / "checkpoints"
     others = sorted(path.name for path in parent.iterdir() if path.is_dir()) if parent.is_dir() else []
-    found += [f"{name} (set aside)" for name in others if re.fullmatch(r"[0-9]+(-[0-9]+)?\.(damaged|before)", name)]
-    found += [
-        f"step {name} (unfinished)" for name in others if re.fullmatch("[0-9]+", name) and not _whole(parent / name)
-    ]
+    found += [f"{name} (set aside)" for name in others if SET_ASIDE.fullmatch(name)]
+    found += [f"step {name} (unfinished)" for name in others if STEP.fullmatch(name) and not _whole(parent / name)]
     return ", ".join(found) or "none"
 
 

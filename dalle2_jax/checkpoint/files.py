@@ -8,16 +8,15 @@ checkpoint without it was never finished.
 import hashlib
 import json
 import os
-import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dalle2_jax.checkpoint.errors import CheckpointError
-from dalle2_jax.files import write_atomically
+from dalle2_jax.files import read_bytes, write_atomically
 
 CHECKSUMS = "CHECKSUMS"
 
-LARGEST_JSON = 2**26  # bytes
+LARGEST_JSON = 2**26  # bytes, as of a list of checksums
 
 _CHUNK = 2**22
 
@@ -25,11 +24,7 @@ _CHUNK = 2**22
 def read_json(path: Path) -> Any:
     """The JSON in `path`; CheckpointError if it is missing, no JSON, or larger than any that is written here."""
     try:
-        if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is no file")
-        if path.stat().st_size > LARGEST_JSON:
-            raise CheckpointError(f"{path} is damaged (it has more than {LARGEST_JSON >> 20} MiB)")
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_bytes(path, LARGEST_JSON).decode())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist") from error
     except RecursionError as error:
@@ -62,8 +57,8 @@ def read_checksums(directory: Path) -> dict[str, str]:
     """{path: checksum} of a checkpoint; CheckpointError if the list is damaged or names a file outside of it."""
     path = directory / CHECKSUMS
     try:
-        lines = path.read_bytes().decode().splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path, LARGEST_JSON).decode().splitlines(keepends=True)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"its {CHECKSUMS} cannot be read ({error})") from error
     if not lines or lines[-1] != _seal("".join(lines[:-1])):
         raise CheckpointError(f"its {CHECKSUMS} is damaged")
@@ -86,7 +81,7 @@ def verify(directory: Path, only: tuple[str, ...] | None = None) -> None:
     """
     for folder, folders, files in os.walk(directory):
         for path in (Path(folder, name) for name in (*folders, *files)):
-            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise CheckpointError(f"its {path.relative_to(directory)} is a link or no plain file")
     for name, checksum in read_checksums(directory).items():
         if only is not None and "/" in name and name.split("/", 1)[0] not in only:

@@ -30,7 +30,9 @@ CHECKPOINTS = "checkpoints"
 EXTRAS = "extras.json"
 PROGRESS = "progress"
 
-_STEP = re.compile("[0-9]+")
+STEP = re.compile("[0-9]+")
+# What is renamed, since a save or a whole checkpoint takes its place.
+SET_ASIDE = re.compile(r"[0-9]+(-[0-9]+)?\.(damaged|before)")
 # Without checksums: what a save that was interrupted leaves, of ours or of orbax's.
 _UNFINISHED = re.compile(r"[0-9]+(\.orbax-checkpoint-tmp.*)?")
 
@@ -52,7 +54,7 @@ def checkpoint_steps(stage_dir: str | Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(
-        int(path.name) for path in directory.iterdir() if _STEP.fullmatch(path.name) and (path / CHECKSUMS).is_file()
+        int(path.name) for path in directory.iterdir() if STEP.fullmatch(path.name) and (path / CHECKSUMS).is_file()
     )
 
 
@@ -96,9 +98,8 @@ class CheckpointWriter:
 
     def _remove_unfinished(self) -> None:
         for path in sorted(self.directory.iterdir()):
-            if not _UNFINISHED.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
-                continue
-            if (path / CHECKSUMS).is_file():
+            is_ours = _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+            if not is_ours or (path / CHECKSUMS).is_file():
                 continue
             if self._is_linked:
                 logger.warning("%s is a save that was interrupted, behind a symbolic link: it stays there", path)

@@ -15,7 +15,6 @@ from dalle2_jax.files import read_bytes
 
 HELP = "systems of any kind side by side: what they sample, what they cost, how long they trained"
 USES_JAX = True
-LARGEST_JSON = 2**26  # bytes of a comparison
 SHOWN = 8  # images of each system on the sheet
 
 
@@ -94,6 +93,8 @@ def _named(text: str) -> tuple[str, str]:
 
 def _systems_of(files: list[str]) -> list[dict[str, dict[str, float]]]:
     """The figures in files that this command wrote; InputError where one is none."""
+    from dalle2_jax.checkpoint.files import LARGEST_JSON
+
     reports = []
     for name in files:
         try:

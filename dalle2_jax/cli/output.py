@@ -152,17 +152,19 @@ def write_image(path: Path, pixels: Any, facts: dict[str, str], is_named: bool =
     from dalle2_jax.images.files import encode_png
 
     content = encode_png(pixels, facts)
-    for place in numbered(path):
-        if os.path.lexists(place):
-            if place.is_file() and place.stat().st_size == len(content) and place.read_bytes() == content:
-                return place
-            if not is_named:
-                continue
-            print(f"dalle2: {place} was there, and is replaced", file=sys.stderr, flush=True)
-        with written_whole(place) as file:
-            file.write(content)
-        return place
-    raise AssertionError("there is always another number")
+
+    def holds_it(place: Path) -> bool:
+        return place.is_file() and place.stat().st_size == len(content) and place.read_bytes() == content
+
+    if not is_named:
+        path = next(place for place in numbered(path) if not os.path.lexists(place) or holds_it(place))
+    if holds_it(path):
+        return path
+    if os.path.lexists(path):
+        print(f"dalle2: {path} was there, and is replaced", file=sys.stderr, flush=True)
+    with written_whole(path) as file:
+        file.write(content)
+    return path
 
 
 class Progress:

@@ -63,8 +63,8 @@ class TokenSampling:
 
 def check_fraction(name: str, value: jax.Array | float) -> None:
     """Raises InputError for a number, where it is known, that is not above 0 and at most 1."""
-    if isinstance(value, int | float) and not 0 < value <= 1:
-        raise InputError(f"{name} is {value}; it must be above 0 and at most 1")
+    if isinstance(value, int | float):
+        check_number(name, value, above=0, at_most=1)
 
 
 def restrict(logits: jax.Array, sampling: TokenSampling) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 from dalle2_jax._version import __version__
 from dalle2_jax.checkpoint import CheckpointWriter, StageRecord, write_record
 from dalle2_jax.checkpoint.stage import stage_version
-from dalle2_jax.files import check_new_folder, folder_written_whole
+from dalle2_jax.files import folder_written_whole
 from dalle2_jax.layers.fields import count_parameters
 from dalle2_jax.layers.precision import with_dtype
 from dalle2_jax.weights.conversion import Conversion, settings_of
@@ -51,7 +51,6 @@ def write_run(
             tensors, before anything is written.
     """
     run = Path(run)
-    check_new_folder(run)
     for conversion in conversions:
         with settings_of(source.get("from", conversion.tensors.where)):
             shapes = conversion.shapes

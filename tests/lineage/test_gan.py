@@ -200,7 +200,7 @@ def test_the_players_against_pytorch(name):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), gradients, tree("gradients/"))
 
 
-@pytest.mark.parametrize("size", [4, 8, 16])
+@pytest.mark.parametrize("size", [4, 8, 32])
 def test_convolutional_players_of_any_size(size):
     """Every pixel is made of the noise and counts in the logit, those at the borders too."""
     module = GAN(ConvGenerator(4, groups=4), ConvDiscriminator(4, norm="none"), 3, size, 2)
